@@ -166,6 +166,11 @@ def adams_weights(process: Process, prediction: str, variable: str, ts: Array, d
     return weights
 
 
+def increments(process: Process, variable: str, ts: Array) -> Array:
+    """(N,) φ(ts[i+1]) − φ(ts[i]) of a grid, to full relative precision: the integral of dφ/dt, not a difference."""
+    return _intervals(process, "eps", variable, ts)[2]
+
+
 def check_finite(process: Process, prediction: str, variable: str, times: Array) -> None:
     """Raise a ValueError that names the first time at which the step's κ, γ or φ is infinite or γ is zero."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,0 +1,134 @@
+"""What `run` needs from an array library: cast, check, combine. NumPy is imported; torch and JAX are met as they come."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+Combination = Callable[[list[tuple[float, Any]]], Any]
+
+
+def is_torch(x: Any) -> bool:
+    """Whether ``x`` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """``x`` in another dtype, ``x`` itself where it has it."""
+    if x.dtype == dtype:
+        return x
+    return x.to(dtype) if is_torch(x) else x.astype(dtype)
+
+
+def like(values: Any, x: Any) -> Any:
+    """``values`` as an array of the library, dtype and device of ``x``."""
+    if is_torch(x):
+        return sys.modules["torch"].as_tensor(values, dtype=x.dtype, device=x.device)
+    if isinstance(x, np.ndarray):
+        return np.asarray(values, dtype=x.dtype)
+    return cast(sys.modules["jax"].numpy.asarray(values), x.dtype)
+
+
+def floating(name: str, x: Any) -> Any:
+    """``x`` as an array of floating dtype and finite entries; ValueError otherwise."""
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    kind = x.dtype.is_floating_point if is_torch(x) else "float" in str(x.dtype)
+    if not kind:
+        raise ValueError(f"{name} has dtype {x.dtype}; allowed: a floating dtype (float32, float64, bfloat16 …)")
+    if not _traced(x) and not _all_finite(x):
+        raise ValueError(f"{name} must be finite; it holds NaN or infinity")
+    return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def _traced(x: Any) -> bool:
+    return "Tracer" in type(x).__name__
+
+
+def _all_finite(x: Any) -> bool:
+    total = float(x.detach().sum()) if is_torch(x) else float(x.sum())
+    if math.isfinite(total):
+        return True
+    if is_torch(x):  # a sum may overflow where no entry does
+        return bool(sys.modules["torch"].isfinite(x).all())
+    return bool(np.isfinite(np.asarray(x, dtype=np.float64)).all())
+
+
+class guarded:  # noqa: N801 - reads as the verb it is
+    """A model behind its door: input cast, output shape, dtype and finiteness checked, calls counted."""
+
+    def __init__(self, model: Callable[[Any, float], Any], x: Any, model_dtype: Any, check: bool) -> None:
+        self.model, self.model_dtype, self.shape, self.dtype = model, model_dtype, x.shape, x.dtype
+        on_host = not is_torch(x) or x.device.type == "cpu"
+        self.at_once = check and on_host and (is_torch(x) or isinstance(x, np.ndarray))
+        self.later = check and not self.at_once and not _traced(x)
+        self.sums: list[tuple[float, Any]] = []  # kept on the device, so that checking does not stall it
+        self.calls = 0
+
+    def __call__(self, x: Any, t: float) -> Any:
+        self.calls += 1
+        p = self.model(x if self.model_dtype is None else cast(x, self.model_dtype), t)
+        if getattr(p, "shape", None) != self.shape or is_torch(p) != is_torch(x):
+            shape = f"{type(p).__name__} of shape {tuple(p.shape)}" if hasattr(p, "shape") else type(p).__name__
+            raise ValueError(
+                f"model returned {shape} at call {self.calls}, t={t!r}; allowed: the kind and shape of x, {tuple(self.shape)}"
+            )
+        if p.dtype != self.dtype:
+            p = cast(p, self.dtype)
+        if self.at_once and not _all_finite(p):
+            raise ValueError(f"model returned NaN or infinity at call {self.calls}, t={t!r}")
+        if self.later:
+            self.sums.append((t, p.detach().sum() if is_torch(p) else p.sum()))
+        return p
+
+    def finish(self) -> None:
+        """Report what was to be checked after the run."""
+        for call, (t, total) in enumerate(self.sums, 1):
+            if not math.isfinite(float(total)):
+                raise ValueError(f"model returned NaN or infinity (or overflowed in sum) at call {call}, t={t!r}")
+
+
+def combination(x: Any) -> Combination:
+    """A function that returns Σ c·a as a new array, in place after the first term where the library allows."""
+    if is_torch(x):
+        return _combine_torch
+    if isinstance(x, np.ndarray) and x.ndim > 0:
+        return _combine_numpy
+    return _combine
+
+
+def _combine(parts: list[tuple[float, Any]]) -> Any:
+    total = parts[0][0] * parts[0][1]
+    for c, a in parts[1:]:
+        total = total + c * a
+    return total
+
+
+def _combine_torch(parts: list[tuple[float, Any]]) -> Any:
+    total = parts[0][1] * parts[0][0]
+    for c, a in parts[1:]:
+        total.add_(a, alpha=c)
+    return total
+
+
+def _combine_numpy(parts: list[tuple[float, Any]]) -> Any:
+    total = parts[0][1] * parts[0][0]
+    scratch = np.empty_like(total)
+    for c, a in parts[1:]:
+        np.multiply(a, c, out=scratch)
+        total += scratch
+    return total
+
+
+def tracked(rows: list[Any], name: str, progress: bool) -> Iterable[Any]:
+    """``rows``, behind a progress bar if asked."""
+    if not progress:
+        return rows
+    from rich.progress import track
+
+    return track(rows, description=name or "sampling")

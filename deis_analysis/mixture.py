@@ -1,0 +1,394 @@
+r"""Gaussian mixtures under a forward process: exact density, predictions and flow; data sets as mixtures.
+
+If x₀ has density Σ w_k N(m_k, C_k), then x_t = α x₀ + (1−α) μ + σ ε has density Σ w_k N(α m_k + (1−α) μ, V_k) with
+V_k = α² C_k + σ² I (μ = 0 but for `MeanReverting`).  With responsibilities r_k ∝ w_k N(x; …),
+
+.. math:: ε = σ \sum_k r_k V_k^{-1} (x - α m_k) , \qquad x_0 = \sum_k r_k \bigl(m_k + α C_k V_k^{-1} (x - α m_k)\bigr) .
+
+Neither divides a small difference by σ.  The exact flow: a 1-D probability flow keeps quantiles,
+x_s = F_s^{-1}(F_t(x_t)); products of 1-D mixtures flow coordinate by coordinate; one Gaussian scales each principal axis
+by √((α_s² λ + σ_s²)/(α_t² λ + σ_t²)).  Arrays are NumPy or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from deis_analysis import backend
+from deis_analysis.process import PREDICTIONS, Array, Process, choose, positive_int
+
+Model = Callable[[Any, float], Any]
+_WEIGHT_SLACK = 1e-9
+
+
+def _logsumexp(xp: Any, a: Any) -> Any:
+    top = xp.max(a, axis=-1, keepdims=True)
+    return xp.log(xp.sum(xp.exp(a - top), axis=-1)) + top[..., 0]
+
+
+class _Mixture:
+    """What both kinds of mixture share: predictions from (log density, −score, denoised)."""
+
+    dimension: int
+
+    def _terms(self, x: Any, alpha: float, sigma: float, centre: Any, denoise: bool) -> tuple[Any, Any, Any]:
+        """(log p, V⁻¹(x − αm) averaged over components, posterior mean of x₀ or None)."""
+        raise NotImplementedError
+
+    def model(self, process: Process, prediction: str) -> Model:
+        """The exact ``model(x, t)`` for a prediction; x of shape (…) if 1-D, (…, d) otherwise."""
+        choose("prediction", prediction, PREDICTIONS)
+
+        def exact(x: Any, t: float) -> Any:
+            alpha, sigma, centre = _levels(process, t)
+            part_x0, part_eps = (float(c) for c in process.prediction_parts(prediction, t))
+            x = self._checked(x)
+            _, pulled, denoised = self._terms(x, alpha, sigma, centre, part_x0 != 0)
+            if part_x0 == 0:
+                return (part_eps * sigma) * pulled
+            return part_x0 * denoised + (part_eps * sigma) * pulled if part_eps else part_x0 * denoised
+
+        return exact
+
+    def eps(self, process: Process) -> Model:
+        """Exact noise prediction E[ε | x_t]."""
+        return self.model(process, "eps")
+
+    def x0(self, process: Process) -> Model:
+        """Exact data prediction E[x₀ | x_t]."""
+        return self.model(process, "x0")
+
+    def v(self, process: Process) -> Model:
+        """Exact v prediction; see `process` for what v is on which process."""
+        return self.model(process, "v")
+
+    def score(self, process: Process) -> Model:
+        """Exact score ∇ log p_t."""
+        return self.model(process, "score")
+
+    def log_prob(self, x: Any, process: Process | None = None, t: float | None = None) -> Any:
+        """Log density at time ``t`` of ``process``, of the data if both are None; one value per sample."""
+        if (process is None) != (t is None):
+            raise ValueError(f"process={process!r} and t={t!r} must be given together")
+        alpha, sigma, centre = (1.0, 0.0, 0.0) if process is None else _levels(process, t)
+        return self._terms(self._checked(x), alpha, sigma, centre, False)[0]
+
+    def _checked(self, x: Any) -> Any:
+        x = x if hasattr(x, "dtype") else np.asarray(x, dtype=np.float64)
+        if self.dimension > 1 and (x.ndim == 0 or x.shape[-1] != self.dimension):
+            raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., {self.dimension})")
+        return x
+
+
+def _levels(process: Process, t: Any) -> tuple[float, float, Any]:
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    return alpha, sigma, 0.0 if process.mean is None else (1.0 - alpha) * np.asarray(process.mean)
+
+
+def _check_weights(weights: Any) -> Array:
+    w = np.array(weights, dtype=np.float64)
+    if w.ndim != 1 or w.size == 0:
+        raise ValueError(f"weights has shape {w.shape}; allowed: (K,), K >= 1")
+    if not np.all(np.isfinite(w)) or np.any(w < 0) or abs(w.sum() - 1) > _WEIGHT_SLACK:
+        raise ValueError(f"weights={w.tolist()} must be non-negative and sum to 1; the sum is {w.sum():.12g}")
+    return w / w.sum()
+
+
+class _Scalar(_Mixture):
+    """1-D mixtures, applied to every entry of x; parameters (K,), or (d, K) for one mixture per coordinate."""
+
+    def __init__(self, log_weights: Array, means: Array, variances: Array) -> None:
+        self._log_weights, self._means, self._variances = log_weights, means, variances
+
+    def _at(self, x: Any, alpha: float, sigma: float, centre: Any) -> tuple[Any, Any, Any, Any]:
+        log_w, means, variances = (backend.like(a, x) for a in (self._log_weights, self._means, self._variances))
+        if not isinstance(centre, float):
+            centre = backend.like(centre, x)[..., None]
+        return log_w, means, variances, (x - 0.0)[..., None] - (alpha * means + centre)
+
+    def _terms(self, x: Any, alpha: float, sigma: float, centre: Any, denoise: bool) -> tuple[Any, Any, Any]:
+        xp = array_namespace(x)
+        log_w, means, variances, gap = self._at(x, alpha, sigma, centre)
+        total = alpha * alpha * variances + sigma * sigma
+        pulled = gap / total
+        log_terms = log_w - 0.5 * (gap * pulled + xp.log(2 * np.pi * total))
+        log_p = _logsumexp(xp, log_terms)
+        share = xp.exp(log_terms - log_p[..., None])
+        denoised = xp.sum(share * (means + alpha * variances * pulled), axis=-1) if denoise else None
+        return log_p, xp.sum(share * pulled, axis=-1), denoised
+
+    def flow(self, process: Process, x: Any, t_from: float, t_to: float) -> Any:
+        """Exact probability flow of ``x`` from ``t_from`` to ``t_to``, by quantiles; the kind and shape of ``x``."""
+        x = self._checked(x)
+        values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
+        return backend.like(self._quantile_flow(process, values, float(t_from), float(t_to)), x)
+
+    def _quantile_flow(self, process: Process, x: Array, t_from: float, t_to: float) -> Array:
+        (a, s, centre), (a_to, s_to, centre_to) = _levels(process, t_from), _levels(process, t_to)
+        shape = np.broadcast_shapes(x.shape, np.shape(centre), self._means.shape[:-1])
+        means = a * self._means + np.asarray(centre)[..., None]
+        scale = np.sqrt(a * a * self._variances + s * s)
+        means_to = a_to * self._means + np.asarray(centre_to)[..., None]
+        scale_to = np.sqrt(a_to * a_to * self._variances + s_to * s_to)
+        if self._means.shape[-1] == 1:
+            return (means_to + (x[..., None] - means) * (scale_to / scale))[..., 0]
+        return _match_quantiles(x, self._log_weights, (means, scale), (means_to, scale_to), shape)
+
+
+def _match_quantiles(x: Array, log_w: Array, source: Any, target: Any, shape: tuple[int, ...]) -> Array:
+    """y with F_target(y) = F_source(x), in the logarithm of whichever tail is smaller, to rounding."""
+    from scipy.optimize.elementwise import find_root
+    from scipy.special import log_ndtr, ndtri_exp
+
+    full = (*shape, log_w.shape[-1])
+    log_w = np.broadcast_to(log_w, full).reshape(-1, full[-1])
+    (m, s), (m_to, s_to) = (tuple(np.broadcast_to(p, full).reshape(-1, full[-1]) for p in q) for q in (source, target))
+    x = np.broadcast_to(x, shape).reshape(-1)
+
+    def tail(y: Array, means: Array, scale: Array, side: Array) -> Array:
+        terms = log_w + log_ndtr(side[..., None] * (y[..., None] - means) / scale)
+        return _logsumexp(np, terms)
+
+    lower = tail(x, m, s, np.ones_like(x))
+    side = np.where(lower <= np.log(0.5), 1.0, -1.0)
+    level = tail(x, m, s, side)
+    ends = m_to + s_to * (side * ndtri_exp(np.minimum(level, -1e-300)))[:, None]
+    room = 1e-9 * (np.max(s_to, axis=-1) + np.abs(ends).max(axis=-1))
+    active = np.where(np.isneginf(log_w), np.nan, ends)
+    low, high = np.nanmin(active, axis=-1) - room, np.nanmax(active, axis=-1) + room
+    index = np.arange(x.size)
+
+    def mismatch(y: Array, i: Array) -> Array:
+        terms = log_w[i] + log_ndtr(side[i][..., None] * (y[..., None] - m_to[i]) / s_to[i])
+        return side[i] * (_logsumexp(np, terms) - level[i])
+
+    y = np.asarray(find_root(mismatch, (low, high), args=(index,)).x)
+    for _ in range(2):  # Newton in the log tail polishes the last digits: dy = (log F − level) F/f
+        log_f = _logsumexp(np, log_w - 0.5 * (((y[:, None] - m_to) / s_to) ** 2 + np.log(2 * np.pi * s_to**2)))
+        log_tail = tail(y, m_to, s_to, side)
+        step = side * (log_tail - level) * np.exp(np.minimum(log_tail - log_f, 700.0))
+        y = np.clip(y - step, low, high)
+    return np.asarray(y.reshape(shape))
+
+
+class GaussianMixture(_Scalar):
+    """A mixture of K Gaussians.
+
+    Args:
+        weights: (K,) non-negative, summing to 1.
+        means: (K,) for a 1-D mixture, which acts on every entry of x; (K, d) for a d-dimensional one, x of shape (…, d).
+        covariances: 1-D: (K,) variances.  d-D: (K,) isotropic variances, (K, d) diagonals, or (K, d, d) matrices.
+
+    Raises:
+        ValueError: weights that are negative or do not sum to 1, shapes that do not match, a covariance that is not
+            symmetric positive definite.
+    """
+
+    def __init__(self, weights: Any, means: Any, covariances: Any) -> None:
+        w = _check_weights(weights)
+        m, c = np.array(means, dtype=np.float64), np.array(covariances, dtype=np.float64)
+        k = w.size
+        if m.ndim not in (1, 2) or m.shape[0] != k or (m.ndim == 2 and m.shape[1] == 0):
+            raise ValueError(f"means has shape {m.shape}; allowed: ({k},) or ({k}, d), one row per weight")
+        allowed = [(k,)] if m.ndim == 1 else [(k,), m.shape, (*m.shape, m.shape[1])]
+        if c.shape not in allowed:
+            raise ValueError(f"covariances has shape {c.shape}; allowed: {' or '.join(map(str, allowed))}")
+        if not (np.all(np.isfinite(m)) and np.all(np.isfinite(c))):
+            raise ValueError("means and covariances must be finite")
+        self.weights, self.means, self.covariances = w, m, c
+        self.dimension = 1 if m.ndim == 1 else m.shape[1]
+        self._axes: Array | None = None
+        if c.ndim == 3:
+            if not np.allclose(c, np.swapaxes(c, 1, 2), rtol=1e-10, atol=0):
+                raise ValueError("covariances must be symmetric")
+            spectrum, self._axes = np.linalg.eigh(0.5 * (c + np.swapaxes(c, 1, 2)))
+        else:
+            spectrum = c if c.ndim == m.ndim else np.repeat(c[:, None], m.shape[1], axis=1)
+        if np.any(spectrum <= 0):
+            raise ValueError(f"covariances must be positive definite; the smallest eigenvalue is {spectrum.min():.6g}")
+        self._spectrum = spectrum
+        with np.errstate(divide="ignore"):
+            super().__init__(np.log(w), m, spectrum)
+
+    def __repr__(self) -> str:
+        return f"GaussianMixture({self.weights.size} components in {self.dimension}-D)"
+
+    def _terms(self, x: Any, alpha: float, sigma: float, centre: Any, denoise: bool) -> tuple[Any, Any, Any]:
+        if self.means.ndim == 1:
+            return super()._terms(x, alpha, sigma, centre, denoise)
+        xp = array_namespace(x)
+        log_w, means, spectrum = (backend.like(a, x) for a in (self._log_weights, self._means, self._spectrum))
+        gap = (x if isinstance(centre, float) else x - backend.like(centre, x))[..., None, :] - alpha * means
+        total = alpha * alpha * spectrum + sigma * sigma
+        rotated = self._rotate(gap, x, transpose=False)
+        scaled = rotated / total
+        log_terms = log_w - 0.5 * xp.sum(rotated * scaled + xp.log(2 * np.pi * total), axis=-1)
+        log_p = _logsumexp(xp, log_terms)
+        share = xp.exp(log_terms - log_p[..., None])[..., None]
+        pulled = xp.sum(share * self._rotate(scaled, x, transpose=True), axis=-2)
+        if not denoise:
+            return log_p, pulled, None
+        toward = means + alpha * self._rotate(spectrum * scaled, x, transpose=True)
+        return log_p, pulled, xp.sum(share * toward, axis=-2)
+
+    def _rotate(self, vectors: Any, x: Any, *, transpose: bool) -> Any:
+        """(…, K, d) vectors into the principal axes of each component, or back."""
+        if self._axes is None:
+            return vectors
+        axes = backend.like(np.swapaxes(self._axes, 1, 2) if transpose else self._axes, x)
+        return (vectors[..., None, :] @ axes)[..., 0, :]
+
+    def sample(self, n: int, seed: int | np.random.Generator = 0, process: Process | None = None, t: float = 0.0) -> Array:
+        """(n,) or (n, d) draws of x₀, or of x_t if a process is given; ``seed`` is an integer or a Generator."""
+        n, rng = positive_int("n", n), np.random.default_rng(seed)
+        k = rng.choice(self.weights.size, size=n, p=self.weights)
+        z = rng.standard_normal((n, *self.means.shape[1:])) * np.sqrt(self._spectrum[k])
+        x = self.means[k] + (z if self._axes is None else np.einsum("nij,nj->ni", self._axes[k], z))
+        if process is None:
+            return x
+        alpha, sigma, centre = _levels(process, t)
+        return alpha * x + centre + sigma * rng.standard_normal(x.shape)
+
+    def flow(self, process: Process, x: Any, t_from: float, t_to: float) -> Any:
+        """Exact probability flow of ``x`` from ``t_from`` to ``t_to``; the kind, dtype and shape of ``x``.
+
+        Raises:
+            ValueError: more than one component in more than one dimension, where no closed form is known.
+        """
+        if self.means.ndim == 1:
+            return super().flow(process, x, t_from, t_to)
+        if self.weights.size > 1:
+            raise ValueError(
+                f"{self!r} has no closed-form flow; allowed: 1-D mixtures, ProductMixture, one Gaussian "
+                "(for others use reference_solution)"
+            )
+        x = self._checked(x)
+        (a, s, centre), (a_to, s_to, centre_to) = _levels(process, t_from), _levels(process, t_to)
+        ratio = np.sqrt((a_to**2 * self._spectrum + s_to**2) / (a**2 * self._spectrum + s**2))
+        middle, middle_to = (backend.like(al * self.means[0] + c, x) for al, c in ((a, centre), (a_to, centre_to)))
+        rotated = self._rotate((x - middle)[..., None, :], x, transpose=False) * backend.like(ratio, x)
+        return middle_to + self._rotate(rotated, x, transpose=True)[..., 0, :]
+
+
+class ProductMixture(_Scalar):
+    """Independent coordinates, each a 1-D `GaussianMixture`: a d-dimensional density with an exact flow.
+
+    Args:
+        marginals: d one-dimensional mixtures; x has shape (…, d).
+    """
+
+    def __init__(self, marginals: Sequence[GaussianMixture]) -> None:
+        self.marginals = tuple(marginals)
+        if not self.marginals or any(not isinstance(m, GaussianMixture) or m.means.ndim != 1 for m in self.marginals):
+            raise ValueError("marginals must be one-dimensional GaussianMixture objects, at least one")
+        self.dimension, most = len(self.marginals), max(m.weights.size for m in self.marginals)
+        log_w, means, variances = np.full((self.dimension, most), -np.inf), *np.ones((2, self.dimension, most))
+        for row, m in enumerate(self.marginals):
+            k = m.weights.size
+            log_w[row, :k], means[row, :k], variances[row, :k] = m._log_weights, m.means, m.covariances
+        super().__init__(log_w, means, variances)
+
+    def __repr__(self) -> str:
+        return f"ProductMixture({self.dimension}-D)"
+
+    def _checked(self, x: Any) -> Any:
+        x = x if hasattr(x, "dtype") else np.asarray(x, dtype=np.float64)
+        if x.ndim == 0 or x.shape[-1] != self.dimension:
+            raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., {self.dimension})")
+        return x
+
+    def log_prob(self, x: Any, process: Process | None = None, t: float | None = None) -> Any:
+        """Log density, one value per sample: the sum over coordinates."""
+        per_coordinate = super().log_prob(x, process, t)
+        return array_namespace(per_coordinate).sum(per_coordinate, axis=-1)
+
+    def sample(self, n: int, seed: int | np.random.Generator = 0, process: Process | None = None, t: float = 0.0) -> Array:
+        """(n, d) draws of x₀, or of x_t if a process is given."""
+        rng = np.random.default_rng(seed)
+        x = np.stack([m.sample(n, rng) for m in self.marginals], axis=-1)
+        if process is None:
+            return x
+        alpha, sigma, centre = _levels(process, t)
+        return alpha * x + centre + sigma * rng.standard_normal(x.shape)
+
+
+class IdealDenoiser:
+    """The ε model of a data set seen as a mixture of Gaussians of standard deviation ``std`` at its points."""
+
+    _BLOCK_ENTRIES = 2**23  # entries of a block of data: 64 MiB in float64
+
+    def __init__(self, data: Any, process: Process, std: float) -> None:
+        self.data, self.process, self.std = data, process, std
+        self.count, self.shape = data.shape[0], tuple(data.shape[1:])
+        self._flat = data.reshape(self.count, -1)
+        self._block = max(1, min(self.count, self._BLOCK_ENTRIES // self._flat.shape[1]))
+        self._norms = self._squared_norms()
+
+    def _squared_norms(self) -> Any:
+        xp = array_namespace(self._flat)
+        blocks = (self._flat[i : i + self._block] for i in range(0, self.count, self._block))
+        return xp.concat([xp.sum(backend.cast(b, xp.float64) ** 2, axis=1) for b in blocks])
+
+    def __call__(self, x: Any, t: float) -> Any:
+        """ε for x of shape (batch, *data.shape[1:]), computed in the dtype of ``x``."""
+        if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1:
+            raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (batch, {', '.join(map(str, self.shape))})")
+        if backend.is_torch(x) != backend.is_torch(self._flat):
+            raise ValueError("x and data must be of one library; convert the data once, before ideal_denoiser")
+        alpha, sigma, centre = _levels(self.process, t)
+        variance = (alpha * self.std) ** 2 + sigma**2
+        y = x if isinstance(centre, float) else x - backend.like(centre, x)
+        flat = y.reshape(x.shape[0], -1)
+        mean = self._posterior_mean(flat, alpha, variance)
+        return ((flat - alpha * mean) * (sigma / variance)).reshape(x.shape)
+
+    def _posterior_mean(self, x: Any, alpha: float, variance: float) -> Any:
+        """Σ softmax(−|x − αm|²/2v) m over all data points m, block by block with a running maximum."""
+        xp = array_namespace(x)
+        query = x * (alpha / variance)
+        top = total = mean = None
+        for i in range(0, self.count, self._block):
+            points = backend.cast(self._flat[i : i + self._block], x.dtype)
+            offset = backend.cast(self._norms[i : i + self._block] * (0.5 * alpha * alpha / variance), x.dtype)
+            logits = query @ points.T
+            logits -= offset  # −|x|²/2v is common to all points and drops out
+            peak = xp.max(logits, axis=1, keepdims=True)
+            if top is not None:
+                peak = xp.maximum(peak, top)
+            logits -= peak
+            share = _exp_in_place(xp, logits)
+            part, weight = share @ points, xp.sum(share, axis=1, keepdims=True)
+            if top is None:
+                mean, total = part, weight
+            else:
+                rescale = xp.exp(top - peak)
+                mean, total = mean * rescale + part, total * rescale + weight
+            top = peak
+        return mean / total
+
+
+def _exp_in_place(xp: Any, a: Any) -> Any:
+    return a.exp_() if backend.is_torch(a) and not a.requires_grad else xp.exp(a)
+
+
+def ideal_denoiser(data: Any, process: Process, std: float = 0.0) -> IdealDenoiser:
+    """The exact ε model of the empirical distribution of ``data``, smoothed by ``std``.
+
+    Blocks of 64 MiB stream through the softmax, so beside the data itself only a block and (batch, d) arrays are held.
+
+    Args:
+        data: (n, …) NumPy or torch array of floating dtype, not copied; x then has shape (batch, …).
+        process: the forward process. std: standard deviation of the Gaussian at each point, ≥ 0.
+
+    Source: Karras et al. 2022, eq. 57 (app. B.3).
+    """
+    data = backend.floating("data", data)
+    if data.ndim < 2 or data.shape[0] == 0:
+        raise ValueError(f"data has shape {tuple(data.shape)}; allowed: (n, ...) with n >= 1 points of at least 1 dimension")
+    if not (np.isfinite(std) and std >= 0):
+        raise ValueError(f"std={std!r} must be finite and >= 0")
+    return IdealDenoiser(data, process, float(std))

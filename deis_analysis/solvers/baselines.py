@@ -1,0 +1,53 @@
+r"""The two methods that DEIS starts from: naive Euler in t, and the exponential integrator with a frozen score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.process import Process, check_grid
+from deis_analysis.solvers.exponential_adams import adams
+from deis_analysis.solvers.registry import Solver, assemble, register
+from deis_analysis.tableau import Tableau
+
+
+def euler(process: Process, ts: Any) -> Tableau:
+    r"""Euler's method on the probability flow in t, linear part included:
+
+    .. math:: x_s = x_t + (s - t) \Bigl( f_t x_t + \frac{g_t^2}{2σ_t} ε(x_t, t) \Bigr) .
+
+    It is not exact even for constant ε, as the linear part is not integrated.
+
+    Args:
+        ts: (N + 1,) descending times.
+
+    Source: Zhang & Chen 2023, eq. 7; Song et al. 2021 (arXiv 2011.13456), eq. 13.
+    """  # noqa: D400, D415
+    ts = check_grid(process, ts)
+    step, now = np.diff(ts), ts[:-1]
+    states = np.diag(1.0 + step * process.drift(now), -1)
+    outputs = np.diag(step * process.sigma(now) * process.log_rho_rate(now), -1)  # g²/(2σ) = σL
+    return assemble(process, ts, states, outputs, "eps", "euler")
+
+
+def ei_score(process: Process, ts: Any) -> Tableau:
+    r"""Exponential integrator with the score s = −ε/σ frozen over the step, as a table in ε.
+
+    On variance-preserving processes
+
+    .. math:: x_s = Ψ x_t + (Ψ - 1)\, s(x_t, t) , \qquad Ψ = α_s/α_t ,
+
+    the method that DEIS shows to be worse than Euler: the score grows like 1/σ as t → 0.
+
+    Args:
+        ts: (N + 1,) descending times.
+
+    Source: Zhang & Chen 2023, eq. 8.
+    """
+    return adams(process, ts, 0, prediction="score", name="ei_score").in_terms_of(process, "eps")
+
+
+_DEIS = "Zhang & Chen 2023 (arXiv 2204.13902)"
+register(Solver("euler", euler, "baselines", 1, 1, -1, f"{_DEIS}, eq. 7"))
+register(Solver("ei_score", ei_score, "baselines", 1, 1, 0, f"{_DEIS}, eq. 8", prediction="score"))

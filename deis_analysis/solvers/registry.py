@@ -1,0 +1,92 @@
+"""The registry: one row per sampler, with what its author claims. Tests measure every claim and demand equality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process, check_grid, choose
+from deis_analysis.tableau import Tableau
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A registry row. NFE, history and noise are read off the table; the rest is declared here and measured by tests.
+
+    Attributes:
+        name: registry name.
+        build: (process, ts) → `Tableau`, ts a descending grid.
+        family: the file's method family.
+        order: global order of convergence with the method's own start.
+        order_exact_start: global order when the first ``starting_steps`` states are exact.
+        degree: largest d such that a step after the start-up is exact whenever ``prediction`` is a polynomial of degree
+            d in ``variable`` along the solution; −1 if not even constants are integrated exactly.
+        prediction, variable: where ``degree`` is measured.
+        stages: model calls per step.
+        starting_steps: steps before the method runs at its full degree.
+        source: paper and equation.
+    """
+
+    name: str
+    build: Callable[[Process, Array], Tableau]
+    family: str
+    order: int
+    order_exact_start: int
+    degree: int
+    source: str
+    prediction: str = "eps"
+    variable: str = "t"
+    stages: int = 1
+    starting_steps: int = 0
+
+    def __post_init__(self) -> None:
+        choose("prediction", self.prediction, PREDICTIONS)
+        choose("variable", self.variable, VARIABLES)
+
+
+SOLVERS: dict[str, Solver] = {}
+
+
+def register(row: Solver) -> Solver:
+    """Add a row; ValueError if the name is taken."""
+    if row.name in SOLVERS:
+        raise ValueError(f"name={row.name!r} is already registered, by {SOLVERS[row.name].source}")
+    SOLVERS[row.name] = row
+    return row
+
+
+def build(name: str, process: Process, ts: Any) -> Tableau:
+    """The table of the registered sampler ``name`` for ``process`` on the descending grid ``ts`` (N + 1 times).
+
+    Raises:
+        ValueError: unknown name (with the nearest ones); a grid that is not descending, finite and in range.
+    """
+    return SOLVERS[choose("name", name, SOLVERS)].build(process, check_grid(process, ts))
+
+
+def assemble(
+    process: Process,
+    times: Array,
+    states: Array,
+    outputs: Array,
+    prediction: str,
+    name: str,
+    grid_nodes: tuple[int, ...] = (),
+    labels: tuple[str, ...] = (),
+) -> Tableau:
+    """A table for ``process``, shifted by the mean that the process reverts to."""
+    shift = None if process.mean is None else np.asarray(process.prediction_parts(prediction, times)[0])
+    return Tableau(
+        times=times,
+        states=states,
+        outputs=outputs,
+        prediction=prediction,
+        name=name,
+        grid_nodes=grid_nodes,
+        labels=labels,
+        mean=process.mean,
+        mean_outputs=shift,
+    )
