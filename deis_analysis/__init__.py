@@ -14,6 +14,7 @@ from deis_analysis.analysis import (
     exactness_degree,
     measure,
     observed_order,
+    order_problem,
     transfer,
 )
 from deis_analysis.error import extrapolation_error, global_error, local_errors, transported_errors
@@ -90,6 +91,7 @@ __all__ = [
     "local_errors",
     "measure",
     "observed_order",
+    "order_problem",
     "phi",
     "quadrature_weights",
     "reference_solution",

@@ -1,4 +1,4 @@
-"""What `run` needs from an array library: cast, check, combine. NumPy is imported; torch and JAX are met as they come."""
+"""What `run` needs from an array library: cast, check, combine. Only NumPy is imported; others are met as they come."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _all_finite(x: Any) -> bool:
     return bool(np.isfinite(np.asarray(x, dtype=np.float64)).all())
 
 
-class guarded:  # noqa: N801 - reads as the verb it is
+class guarded:
     """A model behind its door: input cast, output shape, dtype and finiteness checked, calls counted."""
 
     def __init__(self, model: Callable[[Any, float], Any], x: Any, model_dtype: Any, check: bool) -> None:
@@ -71,12 +71,14 @@ class guarded:  # noqa: N801 - reads as the verb it is
         self.calls = 0
 
     def __call__(self, x: Any, t: float) -> Any:
+        """The model output at (x, t), in the dtype of the state."""
         self.calls += 1
         p = self.model(x if self.model_dtype is None else cast(x, self.model_dtype), t)
         if getattr(p, "shape", None) != self.shape or is_torch(p) != is_torch(x):
             shape = f"{type(p).__name__} of shape {tuple(p.shape)}" if hasattr(p, "shape") else type(p).__name__
             raise ValueError(
-                f"model returned {shape} at call {self.calls}, t={t!r}; allowed: the kind and shape of x, {tuple(self.shape)}"
+                f"model returned {shape} at call {self.calls}, t={t!r}; "
+                f"allowed: the kind and shape of x, {tuple(self.shape)}"
             )
         if p.dtype != self.dtype:
             p = cast(p, self.dtype)

@@ -1,7 +1,7 @@
 r"""Where the error of a run comes from: per step, transported to the end, and in the prediction itself.
 
-With u_i the numerical states and E the exact flow, :math:`g_i = E_{t_i → t_N}(u_i)` hands step i over to the exact flow.
-Then g_N is the result, g_0 the exact answer, and the transported local errors g_{i+1} − g_i sum to the global error.
+With u_i the numerical states and E the exact flow, :math:`g_i = E_{t_i → t_N}(u_i)` hands step i over to the
+exact flow. Then g_N is the result, g_0 the exact answer, and the transported local errors g_{i+1} − g_i sum to the global error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 from deis_analysis.analysis import Exact, walk
 from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process, check_grid, choose, positive_int
 from deis_analysis.tableau import Model, Tableau, run
-from deis_analysis.weights import quadrature_weights
 
 
 def _grid_times(tableau: Tableau) -> Array:
@@ -30,7 +29,10 @@ def global_error(tableau: Tableau, process: Process, mix: Exact, x: Array) -> Ar
 def local_errors(tableau: Tableau, process: Process, mix: Exact, x: Array) -> Array:
     """(N, *x.shape) error of each step taken from exact history (exact earlier states and model outputs)."""
     ts = _grid_times(tableau)
-    exact = {k: mix.flow(process, x, ts[0], t) if i else x for i, (k, t) in enumerate(zip(tableau.grid_nodes, ts, strict=True))}
+    exact = {
+        k: mix.flow(process, x, ts[0], t) if i else x
+        for i, (k, t) in enumerate(zip(tableau.grid_nodes, ts, strict=True))
+    }
     computed = walk(tableau, mix.model(process, tableau.prediction), exact)
     return np.array([computed[k] - exact[k] for k in tableau.grid_nodes[1:]])
 
@@ -72,8 +74,8 @@ def extrapolation_error(
 
     Args:
         model: predicts ``prediction``; path: the exact state x_τ at a time τ, NumPy.
-        ts: (N + 1,) descending times. unit: the prediction to measure in, e.g. prediction="eps", unit="score" is Δ_s of a
-            method that freezes ε.
+        ts: (N + 1,) descending times. unit: the prediction to measure in: prediction="eps",
+            unit="score" is the Δ_s of a method that freezes ε.
         points: times per step at which Δ is evaluated, the step's end included.
 
     Returns:
@@ -103,6 +105,11 @@ def extrapolation_error(
 
 def _basis(process: Process, variable: str, nodes: Array, tau: float) -> Array:
     """Lagrange basis at tau, from differences of φ."""
-    clock = {"t": np.asarray, "rho": process.rho, "lam": process.lam, "inv_rho": lambda t: 1.0 / process.rho(t)}[variable]
-    at, z = clock(nodes), clock(tau)
+    clocks: dict[str, Callable[[Any], Array]] = {
+        "t": np.asarray,
+        "rho": process.rho,
+        "lam": process.lam,
+        "inv_rho": lambda t: 1.0 / process.rho(t),
+    }
+    at, z = clocks[variable](nodes), clocks[variable](tau)
     return np.array([np.prod(np.delete((z - at) / (at[j] - at + (at == at[j])), j)) for j in range(nodes.size)])

@@ -6,8 +6,8 @@ V_k = α² C_k + σ² I (μ = 0 but for `MeanReverting`).  With responsibilities
 .. math:: ε = σ \sum_k r_k V_k^{-1} (x - α m_k) , \qquad x_0 = \sum_k r_k \bigl(m_k + α C_k V_k^{-1} (x - α m_k)\bigr) .
 
 Neither divides a small difference by σ.  The exact flow: a 1-D probability flow keeps quantiles,
-x_s = F_s^{-1}(F_t(x_t)); products of 1-D mixtures flow coordinate by coordinate; one Gaussian scales each principal axis
-by √((α_s² λ + σ_s²)/(α_t² λ + σ_t²)).  Arrays are NumPy or torch.
+x_s = F_s^{-1}(F_t(x_t)); products of 1-D mixtures flow coordinate by coordinate; one Gaussian scales each principal
+axis by √((α_s² λ + σ_s²)/(α_t² λ + σ_t²)).  Arrays are NumPy or torch.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ class GaussianMixture(_Scalar):
 
     Args:
         weights: (K,) non-negative, summing to 1.
-        means: (K,) for a 1-D mixture, which acts on every entry of x; (K, d) for a d-dimensional one, x of shape (…, d).
+        means: (K,) for a 1-D mixture, which acts on every entry of x; (K, d) for a d-dimensional one, x of shape
+            (…, d).
         covariances: 1-D: (K,) variances.  d-D: (K,) isotropic variances, (K, d) diagonals, or (K, d, d) matrices.
 
     Raises:
@@ -242,7 +243,9 @@ class GaussianMixture(_Scalar):
         axes = backend.like(np.swapaxes(self._axes, 1, 2) if transpose else self._axes, x)
         return (vectors[..., None, :] @ axes)[..., 0, :]
 
-    def sample(self, n: int, seed: int | np.random.Generator = 0, process: Process | None = None, t: float = 0.0) -> Array:
+    def sample(
+        self, n: int, seed: int | np.random.Generator = 0, process: Process | None = None, t: float = 0.0
+    ) -> Array:
         """(n,) or (n, d) draws of x₀, or of x_t if a process is given; ``seed`` is an integer or a Generator."""
         n, rng = positive_int("n", n), np.random.default_rng(seed)
         k = rng.choice(self.weights.size, size=n, p=self.weights)
@@ -306,7 +309,9 @@ class ProductMixture(_Scalar):
         per_coordinate = super().log_prob(x, process, t)
         return array_namespace(per_coordinate).sum(per_coordinate, axis=-1)
 
-    def sample(self, n: int, seed: int | np.random.Generator = 0, process: Process | None = None, t: float = 0.0) -> Array:
+    def sample(
+        self, n: int, seed: int | np.random.Generator = 0, process: Process | None = None, t: float = 0.0
+    ) -> Array:
         """(n, d) draws of x₀, or of x_t if a process is given."""
         rng = np.random.default_rng(seed)
         x = np.stack([m.sample(n, rng) for m in self.marginals], axis=-1)
@@ -341,6 +346,8 @@ class IdealDenoiser:
             raise ValueError("x and data must be of one library; convert the data once, before ideal_denoiser")
         alpha, sigma, centre = _levels(self.process, t)
         variance = (alpha * self.std) ** 2 + sigma**2
+        if variance == 0:
+            raise ValueError(f"t={t!r}: σ=0 there, where the distribution of a data set has no density; allowed: σ > 0")
         y = x if isinstance(centre, float) else x - backend.like(centre, x)
         flat = y.reshape(x.shape[0], -1)
         mean = self._posterior_mean(flat, alpha, variance)
@@ -350,7 +357,9 @@ class IdealDenoiser:
         """Σ softmax(−|x − αm|²/2v) m over all data points m, block by block with a running maximum."""
         xp = array_namespace(x)
         query = x * (alpha / variance)
-        top = total = mean = None
+        top: Any = None
+        total: Any = None
+        mean: Any = None
         for i in range(0, self.count, self._block):
             points = backend.cast(self._flat[i : i + self._block], x.dtype)
             offset = backend.cast(self._norms[i : i + self._block] * (0.5 * alpha * alpha / variance), x.dtype)
@@ -388,7 +397,9 @@ def ideal_denoiser(data: Any, process: Process, std: float = 0.0) -> IdealDenois
     """
     data = backend.floating("data", data)
     if data.ndim < 2 or data.shape[0] == 0:
-        raise ValueError(f"data has shape {tuple(data.shape)}; allowed: (n, ...) with n >= 1 points of at least 1 dimension")
+        raise ValueError(
+            f"data has shape {tuple(data.shape)}; allowed: (n, ...) with n >= 1 points of at least 1 dimension"
+        )
     if not (np.isfinite(std) and std >= 0):
         raise ValueError(f"std={std!r} must be finite and >= 0")
     return IdealDenoiser(data, process, float(std))

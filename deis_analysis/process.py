@@ -69,7 +69,7 @@ def positive_int(name: str, value: Any, minimum: int = 1) -> int:
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not (np.isscalar(value) and np.isreal(value) and math.isfinite(value) and value > 0):
+        if not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be a positive finite number")
 
 
@@ -90,6 +90,7 @@ class Process:
 
     @property
     def breakpoints(self) -> Array:
+        """Times at which a derivative jumps."""
         return np.empty(0)
 
     @property
@@ -179,7 +180,7 @@ class Process:
         """The time at which σ/α equals ``rho``; ValueError outside [ρ(t_min), ρ(t_max)]."""
         values = np.asarray(rho, dtype=np.float64)
         with np.errstate(divide="ignore"):
-            low, high = (float(self._rho(np.float64(t))) for t in (self.t_min, self.t_max))
+            low, high = (float(self._rho(np.asarray(t))) for t in (self.t_min, self.t_max))
         good = (values >= low * (1 - _SLACK)) & (values <= high * (1 + _SLACK)) & np.isfinite(values)
         if not good.all():
             bad = float(values[~good].flat[0]) if values.ndim else float(values)
@@ -308,6 +309,7 @@ class VPLinear(_VariancePreserving):
 
     @property
     def sampling_range(self) -> tuple[float, float]:
+        """Default (t_start, t_end) of a grid."""
         return 1.0, 1e-3
 
     def _integral(self, t: Array) -> Array:
@@ -363,7 +365,7 @@ class VPCosine(_VariancePreserving):
     r"""Variance-preserving process with α_t = cos(a + u)/cos a, a = (π/2) s/(1+s), u = (π/2) t/(1+s).
 
     The normalised form of Nichol & Dhariwal (2021, eq. 17), so that α₀ = 1; the released DEIS code leaves out the
-    division by cos a.  t ∈ [0, t_max] with t_max = 0.9946 as in DPM-Solver (Lu et al. 2022, app. D): α vanishes at t = 1.
+    division by cos a.  t ∈ [0, t_max], t_max = 0.9946 as in DPM-Solver (Lu et al. 2022, app. D): α vanishes at t = 1.
     """
 
     s: float = 0.008
@@ -377,6 +379,7 @@ class VPCosine(_VariancePreserving):
 
     @property
     def sampling_range(self) -> tuple[float, float]:
+        """Default (t_start, t_end) of a grid."""
         return self.t_max, 1e-3
 
     @property
@@ -453,6 +456,7 @@ class VPDiscrete(_VariancePreserving):
 
     @property
     def breakpoints(self) -> Array:
+        """Times at which a derivative jumps."""
         return np.arange(1.0, self.t_max)
 
     def _piece(self, t: Array) -> Array:
@@ -542,10 +546,12 @@ class EDM(_VarianceExploding):
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
+        """First time: sigma_min."""
         return self.sigma_min
 
     @property
     def t_max(self) -> float:  # type: ignore[override]
+        """Last time: sigma_max."""
         return self.sigma_max
 
     def _sigma(self, t: Array) -> Array:
@@ -576,6 +582,7 @@ class RectifiedFlow(Process):
 
     @property
     def sampling_range(self) -> tuple[float, float]:
+        """Default (t_start, t_end) of a grid."""
         return 1.0 - 1e-3, 1e-3
 
     def _alpha(self, t: Array) -> Array:
@@ -637,10 +644,12 @@ class MeanReverting(Process):
 
     @property
     def breakpoints(self) -> Array:
+        """Times at which a derivative jumps."""
         return self.process.breakpoints
 
     @property
     def sampling_range(self) -> tuple[float, float]:
+        """Default (t_start, t_end) of a grid."""
         return self.process.sampling_range
 
 
@@ -651,8 +660,8 @@ def grid(
 
     Args:
         steps: number of steps, an integer ≥ 1.
-        kind: ``"t1"``, ``"t2"``, ``"t3"`` … power k in t; ``"rho7"`` … power k in ρ (the k-th roots are equidistant, any
-            positive exponent, ``"rho5"``, ``"t1.5"``); ``"logrho"`` uniform in log ρ, the log-SNR.
+        kind: ``"t1"``, ``"t2"``, ``"t3"`` … power k in t; ``"rho7"`` … power k in ρ (the k-th roots are equidistant,
+            any positive exponent, ``"rho5"``, ``"t1.5"``); ``"logrho"`` uniform in log ρ, the log-SNR.
         t_start, t_end: first and last time, in process time; default ``process.sampling_range``.
 
     Raises:
@@ -667,7 +676,9 @@ def grid(
     if not end < start:
         raise ValueError(f"t_end={end!r} must be below t_start={start!r}: sampling runs from noise to data")
     if not np.isfinite(process.lam(end)):
-        raise ValueError(f"t_end={end!r}: λ is infinite there on {process!r}; stop earlier, e.g. at t_end={process.sampling_range[1]:g}")
+        raise ValueError(
+            f"t_end={end!r}: λ is infinite there on {process!r}; stop earlier, e.g. at {process.sampling_range[1]:g}"
+        )
     ts = _unit_grid(process, np.linspace(0.0, 1.0, steps + 1), kind, start, end)
     ts[0], ts[-1] = start, end
     if not np.all(np.diff(ts) < 0):
@@ -700,7 +711,7 @@ def _finite_start(process: Process, start: float, kind: str) -> None:
 
 
 def check_grid(process: Process, ts: Any) -> Array:
-    """Return ``ts`` as a float64 array; raise a ValueError unless it is 1-D, ≥ 2 points, finite, descending, in range."""
+    """Return ``ts`` as a float64 array; ValueError unless it is 1-D, ≥ 2 points, finite, descending, in range."""
     times = np.array(ts, dtype=np.float64)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"ts has shape {times.shape}; allowed: one dimension, at least 2 times")

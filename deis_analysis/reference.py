@@ -39,7 +39,7 @@ class Reference:
 def reference_solution(
     model: Model,
     process: Process,
-    x_T: Any,  # noqa: N803 - the field's name
+    x_T: Any,
     t_end: float | None = None,
     rtol: float = 1e-8,
     atol: float = 1e-8,
@@ -99,7 +99,9 @@ class _Flow:
         shifted = x if self.mean is None else x + self.mean
         p = torch.as_tensor(self.model(shifted.numpy() if self.numpy else shifted, t)).to(x.dtype)
         if p.shape != x.shape:
-            raise ValueError(f"model returned shape {tuple(p.shape)} at call {self.nfe}, t={t!r}; allowed: {tuple(x.shape)}")
+            raise ValueError(
+                f"model returned shape {tuple(p.shape)} at call {self.nfe}, t={t!r}; allowed: {tuple(x.shape)}"
+            )
         if not bool(torch.isfinite(p).all()):
             raise ValueError(f"model returned NaN or infinity at call {self.nfe}, t={t!r}")
         if self.mean is not None:

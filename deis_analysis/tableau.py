@@ -11,8 +11,6 @@ method on a grid iff their Butcher forms are equal.  Number of model calls, hist
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis import backend
+from deis_analysis import backend, printing
+from deis_analysis.brownian import BrownianPath
+from deis_analysis.liveness import Row, make_plan, peak_memory
 from deis_analysis.process import PREDICTIONS, Array, Process, choose
 
 Model = Callable[[Any, float], Any]
@@ -80,14 +80,14 @@ class Tableau:
     times: Array
     states: Array
     outputs: Array
-    noise: Array | None = None
+    noise: Array = None  # type: ignore[assignment]
     prediction: str = "eps"
     name: str = ""
     labels: tuple[str, ...] = ()
-    intervals: Array | None = None
+    intervals: Array = None  # type: ignore[assignment]
     grid_nodes: tuple[int, ...] = ()
     mean: Any = field(default=None, repr=False)
-    mean_outputs: Array | None = field(default=None, repr=False)
+    mean_outputs: Array = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         n = np.size(self.times)
@@ -102,7 +102,9 @@ class Tableau:
             "outputs": _frozen("outputs", self.outputs, (n, n)),
             "noise": _frozen("noise", noise, (n, columns)),
             "intervals": _frozen("intervals", np.zeros((0, 2)) if columns == 0 else self.intervals, (columns, 2)),
-            "mean_outputs": _frozen("mean_outputs", np.zeros(n) if self.mean_outputs is None else self.mean_outputs, (n,)),
+            "mean_outputs": _frozen(
+                "mean_outputs", np.zeros(n) if self.mean_outputs is None else self.mean_outputs, (n,)
+            ),
         }
         for name in ("states", "outputs"):
             if np.any(np.triu(arrays[name])):
@@ -140,23 +142,13 @@ class Tableau:
         return int(np.max(np.count_nonzero(self.outputs, axis=1)))
 
     @cached_property
-    def _plan(self) -> list[_Row]:
-        return _make_plan(self)
+    def _plan(self) -> list[Row]:
+        return make_plan(self)
 
     @cached_property
     def memory(self) -> int:
         """Arrays of the state's size alive at once, the one being computed included (DDIM: 3)."""
-        live, peak = 1, 1
-        for row in self._plan:
-            if row.node > 0:
-                live += 1
-                peak = max(peak, live + (1 if row.noises else 0))
-            live -= len(row.drop_states) + len(row.drop_outputs)
-            if row.evaluate:
-                live += 1
-                peak = max(peak, live)
-                live -= len(row.drop_after_call)
-        return peak
+        return peak_memory(self._plan)
 
     @cached_property
     def _butcher(self) -> Butcher:
@@ -189,7 +181,9 @@ class Tableau:
         if other.prediction != self.prediction:
             raise ValueError(f"other predicts {other.prediction!r}; allowed: {self.prediction!r}, see in_terms_of")
         if abs(other.times[0] - self.times[-1]) > _NODE_SLACK * max(1.0, abs(self.times[-1])):
-            raise ValueError(f"other starts at t={other.times[0]:.17g}; allowed: {self.times[-1]:.17g}, where this table ends")
+            raise ValueError(
+                f"other starts at t={other.times[0]:.17g}; allowed: {self.times[-1]:.17g}, where this table ends"
+            )
         if (self.mean is None) != (other.mean is None) or (self.mean is not None and np.any(self.mean != other.mean)):
             raise ValueError("other reverts to another mean than this table")
         first, size = self.times.size - 1, self.times.size - 1 + other.times.size
@@ -237,150 +231,23 @@ class Tableau:
 
     # -- reading and writing ----------------------------------------------------------------------
     def to_json(self) -> str:
-        """Text that `from_json` restores bit for bit; matrices as [row, column, value] of their non-zero entries."""
-        sparse = {
-            name: [[int(k), int(j), float(matrix[k, j])] for k, j in np.argwhere(matrix)]
-            for name, matrix in (("states", self.states), ("outputs", self.outputs), ("noise", self.noise))
-        }
-        mean = None if self.mean is None else np.asarray(self.mean, dtype=np.float64).tolist()
-        return json.dumps(
-            {
-                "format": "deis_analysis.Tableau/1",
-                "name": self.name,
-                "prediction": self.prediction,
-                "times": self.times.tolist(),
-                **sparse,
-                "intervals": self.intervals.tolist(),
-                "labels": list(self.labels),
-                "grid_nodes": list(self.grid_nodes),
-                "mean": mean,
-                "mean_outputs": self.mean_outputs.tolist(),
-            }
-        )
+        """Text that `from_json` restores bit for bit."""
+        return printing.to_json(self)
 
     @staticmethod
     def from_json(text: str) -> Tableau:
         """The table that `to_json` wrote; ValueError if ``text`` is not one."""
-        try:
-            data = json.loads(text)
-            if data["format"] != "deis_analysis.Tableau/1":
-                raise ValueError(f"text has format {data['format']!r}; allowed: 'deis_analysis.Tableau/1'")
-            n, columns = len(data["times"]), len(data["intervals"])
-            matrices = {"states": (n, n), "outputs": (n, n), "noise": (n, columns)}
-            dense = {name: _dense(data[name], shape) for name, shape in matrices.items()}
-            return Tableau(
-                times=data["times"],
-                **dense,
-                prediction=data["prediction"],
-                name=data["name"],
-                labels=tuple(data["labels"]),
-                intervals=np.array(data["intervals"]).reshape(columns, 2),
-                grid_nodes=tuple(data["grid_nodes"]),
-                mean=None if data["mean"] is None else np.array(data["mean"]),
-                mean_outputs=data["mean_outputs"],
-            )
-        except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
-            raise ValueError(f"text is not a tableau written by to_json: {error!r}") from error
+        return Tableau(**printing.parse(text))
 
     def __str__(self) -> str:
-        return draw(self)
+        return printing.draw(self)
 
     def latex(self, digits: int = 4, limit: int = 12) -> str:
         """The Butcher form as a LaTeX array, at most ``limit`` calls wide (the middle ones elided)."""
-        form = self.butcher()
-        m = form.times.size
-        shown: list[int | None] = list(range(m)) if m <= limit else [*range(limit // 2), None, *range(m - limit // 2, m)]
-        head = " & ".join(r"\cdots" if j is None else f"p_{{{j}}}" for j in shown)
-        lines = [rf"\begin{{array}}{{c|c|{'c' * len(shown)}}}", rf"t & x_T & {head} \\ \hline"]
-        for k in [*shown, m]:
-            if k is None:
-                lines.append(r"\vdots & \vdots & " + " & ".join("" for _ in shown) + r" \\")
-                continue
-            if k == m:
-                lines.append(r"\hline")
-            cells = [r"\cdots" if j is None else _number(form.weights[k, j], digits, "") for j in shown]
-            time = "" if k == m else f"{form.times[k]:.{digits}g}"
-            lines.append(" & ".join([time, _number(form.start[k], digits, "0"), *cells]) + r" \\")
-        return "\n".join([*lines, r"\end{array}"])
-
-
-def _number(value: float, digits: int, zero: str) -> str:
-    if value == 0:
-        return zero
-    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
-    return rf"{mantissa}\cdot10^{{{int(exponent)}}}" if exponent else mantissa
-
-
-def _dense(entries: list[list[float]], shape: tuple[int, int]) -> Array:
-    matrix = np.zeros(shape)
-    for k, j, value in entries:
-        matrix[int(k), int(j)] = value
-    return matrix
-
-
-def draw(tableau: Tableau, limit: int = 24) -> str:
-    """The table as text: one equation per node, at most ``limit`` of them (the middle ones elided)."""
-    n = tableau.times.size
-    kind = f"{tableau.noise.shape[1]} noises" if tableau.stochastic else "deterministic"
-    lines = [
-        f"{tableau.name or 'tableau'}: {tableau.nfe} calls of {tableau.prediction}, {n} nodes, {kind}, "
-        f"{tableau.memory} arrays in memory"
-    ]
-    rows = range(n) if n <= limit else [*range(limit // 2), -1, *range(n - limit // 2, n)]
-    width = max(len(label) for label in tableau.labels)
-    for k in rows:
-        if k < 0:
-            lines.append("  …")
-            continue
-        terms = [(tableau.states[k, j], tableau.labels[j]) for j in np.flatnonzero(tableau.states[k])]
-        terms += [(tableau.outputs[k, j], f"p({tableau.labels[j]})") for j in np.flatnonzero(tableau.outputs[k])]
-        terms += [(tableau.noise[k, j], f"z{j}") for j in np.flatnonzero(tableau.noise[k])]
-        text = "x_T" if k == 0 else " ".join(f"{value:+.6g} {symbol}" for value, symbol in terms)
-        lines.append(f"  t = {tableau.times[k]:<10.6g} {tableau.labels[k]:>{width}} = {text or '0'}")
-    return "\n".join(lines)
+        return printing.latex(self, digits, limit)
 
 
 # -- running --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Row:
-    """What `run` does at one node: combine, forget what no later row uses, call the model."""
-
-    node: int
-    time: float
-    states: tuple[tuple[float, int], ...]
-    outputs: tuple[tuple[float, int], ...]
-    noises: tuple[tuple[float, int], ...]
-    evaluate: bool
-    drop_states: tuple[int, ...]
-    drop_outputs: tuple[int, ...]
-    drop_after_call: tuple[int, ...]  # the node's own state, where only the model needed it
-
-
-def _make_plan(tableau: Tableau) -> list[_Row]:
-    n, calls = tableau.times.size, set(tableau.evaluated)
-    last_state = [int(np.max(np.flatnonzero(tableau.states[:, j]), initial=j)) for j in range(n)]
-    last_output = [int(np.max(np.flatnonzero(tableau.outputs[:, j]), initial=-1)) for j in range(n)]
-    last_state[-1] = n  # the result outlives the loop
-
-    def terms(row: Array) -> tuple[tuple[float, int], ...]:
-        return tuple((float(row[j]), int(j)) for j in np.flatnonzero(row))
-
-    return [
-        _Row(
-            node=k,
-            time=float(tableau.times[k]),
-            states=terms(tableau.states[k]),
-            outputs=terms(tableau.outputs[k]),
-            noises=terms(tableau.noise[k]),
-            evaluate=k in calls,
-            drop_states=tuple(j for j in range(k) if last_state[j] == k),
-            drop_outputs=tuple(j for j in calls if last_output[j] == k),
-            drop_after_call=(k,) if last_state[k] == k else (),
-        )
-        for k in range(n)
-    ]
-
-
 @dataclass(frozen=True)
 class Trajectory:
     """States and model outputs by node, as asked for by ``keep``."""
@@ -471,7 +338,9 @@ def _noise_source(tableau: Tableau, noise: Any, x: Any) -> Callable[[int], Any]:
     if count == 0:
         return lambda _: None
     if noise is None:
-        raise ValueError(f"noise=None, but {tableau.name or 'the table'} draws {count} noises; give a seed or a BrownianPath")
+        raise ValueError(
+            f"noise=None, but {tableau.name or 'the table'} draws {count} noises; give a seed or a BrownianPath"
+        )
     if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
         noise = BrownianPath(tuple(x.shape), int(noise))
     if isinstance(noise, BrownianPath):
@@ -485,66 +354,6 @@ def _noise_source(tableau: Tableau, noise: Any, x: Any) -> Callable[[int], Any]:
         return lambda j: noise[j]
     if callable(noise):
         return noise
-    raise ValueError(f"noise={noise!r} must be a seed, a BrownianPath, a sequence of {count} arrays, or a function of l")
-
-
-class BrownianPath:
-    """One Brownian path W in the ρ² clock, the same for every grid that asks: W(u) depends on (seed, u) alone.
-
-    A virtual Brownian tree: W is bridged down a fixed binary tree in log u, each node with its own counter-based
-    random stream, so that no query depends on earlier ones.  [Li et al. 2020, arXiv 2001.01328, alg. 3]
-
-    Args:
-        shape: the shape of one sample batch.
-        seed: an integer ≥ 0.
-    """
-
-    _LOW, _HIGH, _DEPTH = -28.0, 28.0, 20  # the tree spans ρ² in [e^-28, e^28]
-
-    def __init__(self, shape: tuple[int, ...], seed: int = 0) -> None:
-        if int(seed) != seed or seed < 0:
-            raise ValueError(f"seed={seed!r} must be an integer >= 0")
-        self.shape, self.seed = tuple(shape), int(seed)
-        self._memo: dict[int, Array] = {}
-
-    def _draw(self, kind: int, index: int) -> Array:
-        bits = np.random.Philox(key=self.seed, counter=[0, kind, index, 0])
-        return np.random.Generator(bits).standard_normal(self.shape)
-
-    @staticmethod
-    def _bridge(a: float, w_a: Array, b: float, w_b: Array, u: float, z: Array) -> Array:
-        share = (u - a) / (b - a)
-        return (1 - share) * w_a + share * w_b + math.sqrt((u - a) * (1 - share)) * z
-
-    def __call__(self, u: float) -> Array:
-        """W(u), shape ``shape``; W(0) = 0; ValueError outside [0, e^28]."""
-        low, high = self._LOW, self._HIGH
-        if not 0 <= u <= math.exp(high):
-            raise ValueError(f"u={u!r} must lie in [0, {math.exp(high):.3g}], in the ρ² clock")
-        if u == 0:
-            return np.zeros(self.shape)
-        a, b = math.exp(low), math.exp(high)
-        w_a = math.sqrt(a) * self._draw(0, 0)
-        w_b = w_a + math.sqrt(b - a) * self._draw(0, 1)
-        if u <= a:
-            return w_a if u == a else self._bridge(0.0, np.zeros(self.shape), a, w_a, u, self._leaf(u))
-        index = 1
-        for _ in range(self._DEPTH):
-            middle = 0.5 * (low + high)
-            m = math.exp(middle)
-            if index not in self._memo:
-                self._memo[index] = self._bridge(a, w_a, b, w_b, m, self._draw(1, index))
-            if u < m:
-                high, b, w_b, index = middle, m, self._memo[index], 2 * index
-            else:
-                low, a, w_a, index = middle, m, self._memo[index], 2 * index + 1
-        return w_a if u == a else self._bridge(a, w_a, b, w_b, u, self._leaf(u))
-
-    def _leaf(self, u: float) -> Array:
-        return self._draw(2, int(np.float64(u).view(np.uint64)))
-
-    def normal(self, start: float, stop: float) -> Array:
-        """The increment over an interval of the ρ² clock, as a standard normal: (W(start) − W(stop))/√|start − stop|."""
-        if start == stop:
-            raise ValueError(f"the interval [{start!r}, {stop!r}] is empty")
-        return (self(float(start)) - self(float(stop))) / math.sqrt(abs(start - stop))
+    raise ValueError(
+        f"noise={noise!r} must be a seed, a BrownianPath, a sequence of {count} arrays, or a function of l"
+    )

@@ -85,7 +85,7 @@ def _intervals(process: Process, prediction: str, variable: str, points: Array) 
 
 
 def _pairwise(increments: Array) -> Array:
-    """(…, n, n) signed distances φ_j − φ_k of n ordered nodes from the n−1 increments between them, without subtraction."""
+    """(…, n, n) distances φ_j − φ_k of n ordered nodes, added up from the n − 1 increments between them."""
     n = increments.shape[-1] + 1
     distance = np.zeros((*increments.shape[:-1], n, n))
     for j in range(n):

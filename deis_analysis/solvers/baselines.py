@@ -23,7 +23,7 @@ def euler(process: Process, ts: Any) -> Tableau:
         ts: (N + 1,) descending times.
 
     Source: Zhang & Chen 2023, eq. 7; Song et al. 2021 (arXiv 2011.13456), eq. 13.
-    """  # noqa: D400, D415
+    """
     ts = check_grid(process, ts)
     step, now = np.diff(ts), ts[:-1]
     states = np.diag(1.0 + step * process.drift(now), -1)

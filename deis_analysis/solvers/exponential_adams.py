@@ -21,7 +21,8 @@ def adams(
 ) -> Tableau:
     r"""Exponential Adams–Bashforth: interpolate the prediction, integrate the interpolant exactly.
 
-    With x_t = γ_t y_t the flow is dy = p(x_t, t) dκ_t, so with ℓ_j the Lagrange basis at the latest ``degree`` + 1 times
+    With x_t = γ_t y_t the flow is dy = p(x_t, t) dκ_t, so with ℓ_j the Lagrange basis at the latest
+    ``degree`` + 1 times
 
     .. math:: x_s = \frac{γ_s}{γ_t} x_t + γ_s \sum_j p_j \int_t^s ℓ_j(φ_u)\, dκ_u .
 

@@ -78,7 +78,7 @@ def assemble(
     labels: tuple[str, ...] = (),
 ) -> Tableau:
     """A table for ``process``, shifted by the mean that the process reverts to."""
-    shift = None if process.mean is None else np.asarray(process.prediction_parts(prediction, times)[0])
+    shift = np.zeros_like(times) if process.mean is None else process.prediction_parts(prediction, times)[0]
     return Tableau(
         times=times,
         states=states,

@@ -1,0 +1,225 @@
+"""The ``deis-analysis`` command: the registry with its claims measured, tables, derivations, orders."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import deis_analysis as da
+from deis_analysis.process import choose
+
+PROCESSES: dict[str, Callable[..., da.Process]] = {
+    cls.__name__: cls for cls in (da.VPLinear, da.VPCosine, da.SubVP, da.VE, da.EDM, da.RectifiedFlow)
+}
+
+
+def _clear_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Show a ValueError of the library as a usage error, not as a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+    return wrapped
+
+
+class ProcessType(click.ParamType):
+    """``NAME`` or ``NAME:key=value,key=value``."""
+
+    name = "process"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> da.Process:
+        """Build the process; a usage error names what is wrong."""
+        if isinstance(value, da.Process):
+            return value
+        name, _, options = value.partition(":")
+        try:
+            pairs = [item.split("=") for item in options.split(",") if item]
+            if any(len(pair) != 2 for pair in pairs):
+                raise ValueError(f"{value!r} must look like VPLinear or VPLinear:beta_min=0.1,beta_max=20")
+            return PROCESSES[choose("process", name, PROCESSES)](**{key: float(number) for key, number in pairs})
+        except (ValueError, TypeError) as error:
+            self.fail(str(error), param, ctx)
+
+
+class Counts(click.ParamType):
+    """Step counts, ``20,40,80``."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse the list."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(item) for item in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be integers separated by commas, such as 20,40,80", param, ctx)
+
+
+def _grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--t-end", type=float, default=None, help="Last time (default: the process's)."),
+        click.option("--t-start", type=float, default=None, help="First time (default: the process's)."),
+        click.option("--kind", default="t2", show_default=True, help="Grid: t1 t2 t3 rho7 logrho."),
+        click.option(
+            "--process",
+            type=ProcessType(),
+            default="VPLinear",
+            show_default=True,
+            help=f"{', '.join(PROCESSES)}; parameters after a colon: VE:sigma_min=0.01,sigma_max=50.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+@click.version_option(da.__version__, prog_name="deis-analysis")
+def main() -> None:
+    """Measure the samplers of diffusion models: order, exactness, tables and the formulas behind them."""
+
+
+def _row(solver: da.Solver, measured: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": solver.name,
+        "family": solver.family,
+        "order": solver.order,
+        "order_exact_start": solver.order_exact_start,
+        "degree": solver.degree,
+        "prediction": solver.prediction,
+        "variable": solver.variable,
+        "nfe": _rule(solver.stages),
+        "source": solver.source,
+    }
+    if measured:
+        found = da.measure(solver)
+        row |= {
+            "observed_order": round(found.order.slope, 3),
+            "observed_order_exact_start": round(found.order_exact_start.slope, 3),
+            "observed_degree": found.degree,
+            "observed_nfe": _rule(found.stages),
+            "stochastic": found.stochastic,
+        }
+    return row
+
+
+def _rule(stages: int) -> str:
+    return "irregular" if stages < 1 else "N" if stages == 1 else f"{stages}N"
+
+
+@main.command()
+@json_option
+@click.option("--declared", is_flag=True, help="Do not measure; print what is declared.")
+@_clear_errors
+def solvers(as_json: bool, declared: bool) -> None:
+    """List the registry: what each sampler declares beside what is measured (N = steps)."""
+    progress = Console(stderr=True)
+    rows = [
+        _row(solver, not declared)
+        for solver in track(list(da.SOLVERS.values()), "measuring", console=progress, transient=True, disable=declared)
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table("sampler", "order", "exact start", "degree", "in", "NFE", "source", box=None)
+    for row in rows:
+        pairs = [("order", "observed_order"), ("order_exact_start", "observed_order_exact_start")]
+        cells = [f"{row[d]}" if declared else f"{row[d]} ({row[o]:.2f})" for d, o in pairs]
+        degree = f"{row['degree']}" if declared else f"{row['degree']} ({row['observed_degree']})"
+        table.add_row(row["name"], *cells, degree, f"{row['prediction']}, {row['variable']}", row["nfe"], row["source"])
+    console = Console()
+    console.print(table)
+    if not declared:
+        console.print("declared (observed); order with the method's own start and with an exact one", style="dim")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--steps", type=int, default=10, show_default=True)
+@_grid_options
+@click.option("--latex", is_flag=True, help="Print the Butcher form as a LaTeX array.")
+@json_option
+@_clear_errors
+def tableau(
+    name: str,
+    steps: int,
+    process: da.Process,
+    kind: str,
+    t_start: float | None,
+    t_end: float | None,
+    latex: bool,
+    as_json: bool,
+) -> None:
+    """Print the table of the sampler NAME on a grid."""
+    table = da.build(name, process, da.grid(process, steps, kind, t_start, t_end))
+    click.echo(table.to_json() if as_json else table.latex() if latex else str(table))
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--latex", is_flag=True, help="Print LaTeX.")
+@json_option
+@_clear_errors
+def derive(name: str | None, latex: bool, as_json: bool) -> None:
+    """Derive a formula by computer algebra; without NAME, list what can be derived."""
+    from deis_analysis import symbolic
+
+    if name is None:
+        names = list(symbolic.DERIVATIONS)
+        click.echo(json.dumps(names) if as_json else "\n".join(names))
+        return
+    found = symbolic.derive(name)
+    if as_json:
+        equations = [str(equation) for equation in found.equations]
+        data = {"name": found.name, "title": found.title, "equations": equations, "text": found.text}
+        click.echo(json.dumps(data | {"latex": found.latex()}, indent=1))
+    else:
+        click.echo(found.latex() if latex else str(found))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--steps", type=Counts(), default="40,80,160,320", show_default=True, help="At least three step counts.")
+@_grid_options
+@click.option("--start", type=click.Choice(["own", "exact"]), default="own", show_default=True)
+@json_option
+@_clear_errors
+def order(
+    name: str,
+    steps: tuple[int, ...],
+    process: da.Process,
+    kind: str,
+    t_start: float | None,
+    t_end: float | None,
+    start: str,
+    as_json: bool,
+) -> None:
+    """Measure the order of the sampler NAME on a broad 1-D mixture with exact flow."""
+    _, mix, options = da.order_problem()
+    if isinstance(process, da.VPLinear) and t_start is None and t_end is None:
+        t_start, t_end = options["t_start"], options["t_end"]
+    found = da.observed_order(name, process, mix, steps, kind=kind, t_start=t_start, t_end=t_end, start=start)
+    row = da.SOLVERS[name]
+    declared = row.order if start == "own" else row.order_exact_start
+    if as_json:
+        data = {"name": name, "start": start, "declared": declared, "slope": found.slope}
+        data |= {"standard_error": found.standard_error, "window": found.window}
+        click.echo(json.dumps(data | {"steps": found.steps, "errors": found.errors}, indent=1))
+        return
+    for n, error in zip(found.steps, found.errors, strict=True):
+        click.echo(f"{n:6d} steps   error {error:.3e}{'' if n in found.window else '   (outside the window)'}")
+    click.echo(f"order {found.slope:.3f} ± {found.standard_error:.3f} with {start} start; declared {declared}")

@@ -1,0 +1,69 @@
+"""The order in which a table is run: what each row combines, and which arrays no later row needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deis_analysis.process import Array
+
+if TYPE_CHECKING:
+    from deis_analysis.tableau import Tableau
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `run` does at one node: combine, forget what no later row uses, call the model."""
+
+    node: int
+    time: float
+    states: tuple[tuple[float, int], ...]
+    outputs: tuple[tuple[float, int], ...]
+    noises: tuple[tuple[float, int], ...]
+    evaluate: bool
+    drop_states: tuple[int, ...]
+    drop_outputs: tuple[int, ...]
+    drop_after_call: tuple[int, ...]  # the node's own state, where only the model needed it
+
+
+def make_plan(tableau: Tableau) -> list[Row]:
+    """One `Row` per node, in order."""
+    n, calls = tableau.times.size, set(tableau.evaluated)
+    last_state = [int(np.max(np.flatnonzero(tableau.states[:, j]), initial=j)) for j in range(n)]
+    last_output = [int(np.max(np.flatnonzero(tableau.outputs[:, j]), initial=-1)) for j in range(n)]
+    last_state[-1] = n  # the result outlives the loop
+
+    def terms(row: Array) -> tuple[tuple[float, int], ...]:
+        return tuple((float(row[j]), int(j)) for j in np.flatnonzero(row))
+
+    return [
+        Row(
+            node=k,
+            time=float(tableau.times[k]),
+            states=terms(tableau.states[k]),
+            outputs=terms(tableau.outputs[k]),
+            noises=terms(tableau.noise[k]),
+            evaluate=k in calls,
+            drop_states=tuple(j for j in range(k) if last_state[j] == k),
+            drop_outputs=tuple(j for j in calls if last_output[j] == k),
+            drop_after_call=(k,) if last_state[k] == k else (),
+        )
+        for k in range(n)
+    ]
+
+
+def peak_memory(plan: list[Row]) -> int:
+    """Arrays of the state's size alive at once while the plan runs, the one being computed included."""
+    live, peak = 1, 1
+    for row in plan:
+        if row.node > 0:
+            live += 1
+            peak = max(peak, live + (1 if row.noises else 0))
+        live -= len(row.drop_states) + len(row.drop_outputs)
+        if row.evaluate:
+            live += 1
+            peak = max(peak, live)
+            live -= len(row.drop_after_call)
+    return peak
