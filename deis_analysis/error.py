@@ -1,7 +1,8 @@
 r"""Where the error of a run comes from: per step, transported to the end, and in the prediction itself.
 
 With u_i the numerical states and E the exact flow, :math:`g_i = E_{t_i → t_N}(u_i)` hands step i over to the
-exact flow. Then g_N is the result, g_0 the exact answer, and the transported local errors g_{i+1} − g_i sum to the global error.
+exact flow. Then g_N is the result, g_0 the exact answer, and the transported local errors g_{i+1} − g_i sum to the
+global error.
 """
 
 from __future__ import annotations

@@ -27,6 +27,11 @@ class Row:
     drop_outputs: tuple[int, ...]
     drop_after_call: tuple[int, ...]  # the node's own state, where only the model needed it
 
+    @property
+    def combines(self) -> bool:
+        """Whether the row has any term; a row without one is zero."""
+        return bool(self.states or self.outputs or self.noises)
+
 
 def make_plan(tableau: Tableau) -> list[Row]:
     """One `Row` per node, in order."""

@@ -689,10 +689,9 @@ def grid(
 def _unit_grid(process: Process, u: Array, kind: str, start: float, end: float) -> Array:
     match = re.fullmatch(r"(t|rho)(\d+(?:\.\d+)?)", kind) if isinstance(kind, str) else None
     if kind == "logrho":
-        levels = np.linspace(process.lam(start), process.lam(end), u.size)
         _finite_start(process, start, kind)
-        levels[0], levels[-1] = process.lam(start), process.lam(end)
-        return np.array(process.time_from_lam(np.clip(levels, levels[0], levels[-1])))
+        levels = np.linspace(process.lam(start), process.lam(end), u.size)
+        return np.array(process.time_from_lam(levels))
     if match is None or float(match[2]) == 0:
         choose("kind", kind, ("t1", "t2", "t3", "rho5", "rho7", "logrho"))
         raise AssertionError("unreachable")

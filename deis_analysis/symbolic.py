@@ -137,6 +137,7 @@ class SymbolicProcess:
 
     def gamma(self, prediction: str) -> sp.Expr:
         """γ of x = γ y, dy = p dκ: a solution of γ̇ = A γ (the derivation ``clocks`` verifies it)."""
+        choose("prediction", prediction, PREDICTIONS)
         return {"eps": self.alpha, "x0": self.sigma, "v": sp.S.One, "score": self.alpha}[prediction]
 
     def kappa_rate(self, prediction: str) -> sp.Expr:
@@ -145,7 +146,7 @@ class SymbolicProcess:
 
     def kappa(self, prediction: str) -> sp.Expr:
         """κ in closed form; ValueError where the score's clock has none here."""
-        if prediction == "score" and self.score_clock is None:
+        if choose("prediction", prediction, PREDICTIONS) == "score" and self.score_clock is None:
             raise ValueError(f"prediction='score' has no closed κ on {self.name}; allowed: eps, x0, v")
         angle = sp.atan(self.rho) if self.variance_preserving else TIME
         return {"eps": self.rho, "x0": 1 / self.rho, "v": angle, "score": self.score_clock}[prediction]
@@ -515,6 +516,19 @@ def _weights(prediction: str, variable: str, process: SymbolicProcess | None = N
     return Derivation(name, f"Weights of ({prediction}, {variable.replace('_', '-')}){where}", tuple(equations), text)
 
 
+_NOT_ELEMENTARY = (
+    "If β_max > β_min, the weights of a degree r >= 1 are never all elementary: they give Σ_j t_j w_j = ∫ t dρ, "
+    "and by parts that needs ∫ √(E − 1) dt with E = exp B. By Liouville's theorem an elementary integral is v_0 + "
+    "Σ c_i log v_i with all v_i in the field C(t, E, √(E − 1)), which lies in the Laurent series in E^(−1/2) over "
+    "C(t); the coefficients of E^(1/2) then leave q' + (B'/2) q = 1 for a rational q. A pole of q would be a "
+    "higher pole of q', so q is a polynomial, and the degree of B' q is at least 1: there is no such q. Verified: "
+    "ρ, the integration by parts, and, by sympy's Risch algorithm, that ∫ exp(B/2) dt is not elementary (the same "
+    "equation for q; the algorithm does not accept the square root itself). The same holds on SubVP, where ρ = 2 "
+    "sinh(B/2). Exceptions: degree 0, which is DDIM; constant β (last line) at degree 1. Numbers: "
+    "quadrature_weights. Source of the weights: Zhang & Chen 2023, eq. 15."
+)
+
+
 def _weights_vp() -> Derivation:
     process, (a, b) = PROCESSES["VPLinear"], weight_symbols("t", 0)[1:]
     (delta,), beta = process.abbreviations, process.parameters["beta_min"]
@@ -539,22 +553,11 @@ def _weights_vp() -> Derivation:
         _define(sp.diff(q, TIME) + sp.diff(integral, TIME) / 2 * q, 1),
         _define(sp.Integral(root, TIME), constant),
     )
-    text = (
-        "If β_max > β_min, the weights of a degree r >= 1 are never all elementary: they give Σ_j t_j w_j = ∫ t dρ, "
-        "and by parts that needs ∫ √(E − 1) dt with E = exp B. By Liouville's theorem an elementary integral is v_0 + "
-        "Σ c_i log v_i with all v_i in the field C(t, E, √(E − 1)), which lies in the Laurent series in E^(−1/2) over "
-        "C(t); the coefficients of E^(1/2) then leave q' + (B'/2) q = 1 for a rational q. A pole of q would be a "
-        "higher pole of q', so q is a polynomial, and the degree of B' q is at least 1: there is no such q. Verified: "
-        "ρ, the integration by parts, and, by sympy's Risch algorithm, that ∫ exp(B/2) dt is not elementary (the same "
-        "equation for q; the algorithm does not accept the square root itself). The same holds on SubVP, where ρ = 2 "
-        "sinh(B/2). Exceptions: degree 0, which is DDIM; constant β (last line) at degree 1. Numbers: "
-        "quadrature_weights. Source of the weights: Zhang & Chen 2023, eq. 15."
-    )
     return Derivation(
         "weights-eps-t-VPLinear",
         "Weights of (eps, t) on VPLinear: no elementary form from degree 1 on",
         equations,
-        text,
+        _NOT_ELEMENTARY,
     )
 
 

@@ -294,36 +294,44 @@ def run(
     if tableau.mean is not None:
         mean = backend.like(tableau.mean, start)
         start = start - mean
+    zero = None if all(row.combines for row in tableau._plan[1:]) else 0.0 * start
     states: dict[int, Any] = {0: start}
     outputs: dict[int, Any] = {}
     trajectory = Trajectory({}, {})
     add = backend.combination(start)
+    del start, x
     for row in backend.tracked(tableau._plan, tableau.name, progress):
         k = row.node
-        if k > 0:
-            parts = [(c, states[j]) for c, j in row.states] + [(c, outputs[j]) for c, j in row.outputs]
-            if row.noises:
-                parts += [(c, draw_noise(j)) for c, j in row.noises]
-            states[k] = add(parts) if parts else 0.0 * start
+        if k > 0:  # no local name keeps an array that the plan lets go
+            states[k] = add(_terms(row, states, outputs, draw_noise)) if row.combines else zero
             for j in row.drop_states:
                 del states[j]
             for j in row.drop_outputs:
                 del outputs[j]
-        u = states[k]
         if k in kept:
-            trajectory.states[k] = u if tableau.mean is None else u + mean
+            trajectory.states[k] = states[k] if tableau.mean is None else states[k] + mean
         if row.evaluate:
             if tableau.mean is None:
-                outputs[k] = call(u, row.time)
+                outputs[k] = call(states[k], row.time)
             else:
-                outputs[k] = call(u + mean, row.time) - float(tableau.mean_outputs[k]) * mean
+                outputs[k] = call(states[k] + mean, row.time) - float(tableau.mean_outputs[k]) * mean
             if k in kept:
                 trajectory.outputs[k] = outputs[k]
             for j in row.drop_after_call:
                 del states[j]
     call.finish()
-    result = u if tableau.mean is None else u + mean
+    result = states[k] if tableau.mean is None else states[k] + mean
     return (result, trajectory) if kept else result
+
+
+def _terms(
+    row: Row, states: dict[int, Any], outputs: dict[int, Any], draw_noise: Callable[[int], Any]
+) -> list[tuple[float, Any]]:
+    parts = [(c, states[j]) for c, j in row.states]
+    parts += [(c, outputs[j]) for c, j in row.outputs]
+    if row.noises:
+        parts += [(c, draw_noise(j)) for c, j in row.noises]
+    return parts
 
 
 def _kept(tableau: Tableau, keep: str | Iterable[int]) -> set[int]:

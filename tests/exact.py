@@ -118,7 +118,7 @@ def diffusion_squared(name, t):
 @cache
 def _gauss(digits):
     rule = GaussLegendre(mp.mp)
-    return rule.get_nodes(-1, 1, 5, int(digits * 3.33))  # 48 points
+    return rule.get_nodes(-1, 1, 4, int(digits * 3.33))  # 24 points
 
 
 def _edges(name, a, b):

@@ -1,0 +1,7 @@
+"""Hypothesis profiles: ``default`` for CI, ``--hypothesis-profile=thorough`` for a long look."""
+
+import hypothesis
+
+hypothesis.settings.register_profile("default", max_examples=60, deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("default")

@@ -1,0 +1,223 @@
+"""Processes against their definitions in mpmath at 50 digits; inverses; grids; conversions; bad input."""
+
+from __future__ import annotations
+
+import exact
+import mpmath as mp
+import numpy as np
+import pytest
+from exact import PROCESSES
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import grids, processes
+
+import deis_analysis as da
+
+NAMES = list(PROCESSES)
+
+
+def times(process, count=25):
+    """From 1e-8 (or the first time) to the last, dense at both ends; ρ finite."""
+    low, high = max(process.t_min, 1e-8), process.t_max
+    ts = np.concatenate([np.geomspace(low, high, count), high - (high - low) * np.geomspace(1e-3, 0.5, 6)])
+    return ts[np.isfinite(process.rho(ts))]
+
+
+def relative(found, truth):
+    truth = np.array([float(x) for x in truth])
+    return np.max(np.abs(found - truth) / np.where(truth == 0, 1.0, np.abs(truth)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scales_match_mpmath_at_50_digits(name):
+    process, alpha, sigma = PROCESSES[name]
+    ts = times(process)
+    with mp.workdps(50):
+        exact_t = [mp.mpf(float(t)) for t in ts]
+        a, s = [alpha(t) for t in exact_t], [sigma(t) for t in exact_t]
+        rho = [y / x for x, y in zip(a, s, strict=True)]
+        assert relative(process.alpha(ts), a) <= 1e-13
+        assert relative(process.sigma(ts), s) <= 1e-13
+        assert relative(process.rho(ts), rho) <= 1e-13
+        lam = [float(-mp.log(r)) for r in rho]
+    assert np.all(np.abs(process.lam(ts) - lam) <= 1e-13 * np.maximum(np.abs(lam), 0.1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rates_match_derivatives_of_the_definitions(name):
+    process, alpha, sigma = PROCESSES[name]
+    ts = times(process, 12)
+    ts = ts[(ts != np.round(ts)) & (ts < process.t_max)] if name == "VPDiscrete" else ts[ts < process.t_max]
+    with mp.workdps(50):
+        exact_t = [mp.mpf(float(t)) for t in ts]
+        drift = [exact.drift(name, t) for t in exact_t]
+        g2 = [exact.diffusion_squared(name, t) for t in exact_t]
+        rate = [exact.derivative(name, lambda u: mp.log(sigma(u) / alpha(u)), t) for t in exact_t]
+        kappa = {p: [exact.kappa_rate(name, p, t) for t in exact_t] for p in da.PREDICTIONS}
+    assert np.allclose(process.drift(ts), np.array([float(x) for x in drift]), rtol=1e-13, atol=1e-25)
+    assert relative(process.diffusion_squared(ts), g2) <= 1e-13
+    assert relative(process.log_rho_rate(ts), rate) <= 1e-13
+    for prediction, truth in kappa.items():
+        assert relative(process.kappa_rate(prediction, ts), truth) <= 2e-13, prediction
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kappa_is_the_integral_of_its_rate(name):
+    process = PROCESSES[name][0]
+    a, b = process.sampling_range
+    for prediction in da.PREDICTIONS:
+        total = da.quadrature_weights(process, prediction, "t", [a], a, b)[0]
+        assert np.isclose(total, process.kappa(prediction, b) - process.kappa(prediction, a), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_time_from_rho_inverts_rho(name):
+    process = PROCESSES[name][0]
+    ts = times(process, 60)
+    back = process.time_from_rho(process.rho(ts))
+    vanishing = process.rho(process.t_min) == 0  # else ρ itself cannot resolve t near 0
+    assert np.all(np.abs(back - ts) <= 1e-12 * (ts if vanishing else process.t_max))
+    assert np.allclose(process.time_from_lam(process.lam(ts)), ts, rtol=1e-11, atol=1e-12 * process.t_max)
+
+
+@given(processes(), st.data())
+def test_psi_composes_and_transports_alpha(process, data):
+    a, b = process.sampling_range
+    r, s, t = (data.draw(st.floats(b, a)) for _ in range(3))
+    assert np.isclose(process.psi(r, s) * process.psi(s, t), process.psi(r, t), rtol=1e-13)
+    assert np.isclose(process.psi(s, t), process.alpha(s) / process.alpha(t), rtol=1e-15)
+
+
+@given(processes(), st.data())
+def test_conversions_round_trip_and_mean_what_they_say(process, data):
+    start, end = process.sampling_range
+    t = data.draw(st.floats(end, start))
+    x0, eps = data.draw(st.floats(-2, 2)), data.draw(st.floats(-2, 2))
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    x = alpha * x0 + sigma * eps
+    v = alpha * eps - sigma * x0 if process.variance_preserving else None
+    if isinstance(process, da.RectifiedFlow):
+        v = eps - x0
+    values = {"x0": x0, "eps": eps, "score": -eps / sigma, "v": v}
+    if v is None:
+        a, b = process.prediction_parts("v", t)
+        values["v"] = a * x0 + b * eps
+    size = 1 + max(abs(float(value)) for value in values.values())
+    for source in da.PREDICTIONS:
+        for target in da.PREDICTIONS:
+            c, d = process.convert(source, target, t)
+            gain = 1 + abs(float(c)) * (abs(x) + 1) + abs(float(d)) * size
+            assert abs(c * x + d * values[source] - values[target]) <= 1e-13 * gain, (source, target)
+
+
+def test_velocity_is_the_time_derivative_where_it_is_not_an_angle():
+    for process in (da.SubVP(), da.VE(), da.EDM(), da.RectifiedFlow()):
+        start, end = process.sampling_range
+        t = np.linspace(end, start, 7)[1:-1]
+        h = 1e-6 * t
+        a, b = process.prediction_parts("v", t)
+        assert np.allclose(a, (process.alpha(t + h) - process.alpha(t - h)) / (2 * h), rtol=1e-6, atol=1e-8)
+        assert np.allclose(b, (process.sigma(t + h) - process.sigma(t - h)) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_mean_reverting_has_the_scales_of_its_inner_process():
+    inner = da.VPLinear()
+    outer = da.MeanReverting(inner, np.array([1.0, -2.0]))
+    ts = np.linspace(0.01, 1, 9)
+    for name in ("alpha", "sigma", "rho", "lam", "drift", "diffusion_squared"):
+        assert np.array_equal(getattr(outer, name)(ts), getattr(inner, name)(ts)), name
+    assert np.array_equal(da.grid(outer, 5), da.grid(inner, 5))
+    with pytest.raises(ValueError, match="process already reverts"):
+        da.MeanReverting(outer, 0.0)
+    with pytest.raises(ValueError, match="mean must be finite"):
+        da.MeanReverting(inner, np.nan)
+
+
+# -- grids ----------------------------------------------------------------------------------------
+@given(processes(), st.sampled_from(["t1", "t2", "t3", "rho5", "rho7", "logrho"]), st.integers(1, 60))
+def test_grids_descend_and_hit_both_ends_exactly(process, kind, steps):
+    start, end = process.sampling_range
+    ts = da.grid(process, steps, kind, start, end)
+    assert ts.dtype == np.float64
+    assert ts.shape == (steps + 1,)
+    assert ts[0] == start
+    assert ts[-1] == end
+    assert np.all(np.diff(ts) < 0)
+
+
+@pytest.mark.parametrize("kind", ["t1", "t2", "t3", "rho5", "rho7", "logrho"])
+def test_grids_are_equidistant_in_their_variable(kind):
+    process = da.VPLinear()
+    ts = da.grid(process, 10, kind, 1.0, 1e-3)
+    power = float(kind.lstrip("trho") or 1) if kind != "logrho" else None
+    clock = -process.lam(ts) if power is None else (ts if kind[0] == "t" else process.rho(ts)) ** (1 / power)
+    assert np.allclose(np.diff(clock), np.diff(clock)[0], rtol=1e-9)
+
+
+def test_edm_rho7_is_the_published_grid():
+    smin, smax, n = 0.002, 80.0, 18
+    i = np.arange(n)
+    published = (smax ** (1 / 7) + i / (n - 1) * (smin ** (1 / 7) - smax ** (1 / 7))) ** 7
+    assert np.allclose(da.grid(da.EDM(smin, smax), n - 1, "rho7"), published, rtol=1e-12)
+
+
+@given(processes(), st.data())
+def test_any_grid_of_the_strategies_is_accepted(process, data):
+    ts = data.draw(grids(process))
+    assert da.build("ddim", process, ts).nfe == ts.size - 1
+
+
+# -- bad input ------------------------------------------------------------------------------------
+VP = da.VPLinear()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: da.grid(VP, 0), "steps=0 must be an integer >= 1"),
+        (lambda: da.grid(VP, -3), "steps=-3"),
+        (lambda: da.grid(VP, 2.5), "steps=2.5 must be an integer"),
+        (lambda: da.grid(VP, 3.0), "steps=3.0 must be an integer"),
+        (lambda: da.grid(VP, True), "steps=True"),
+        (lambda: da.grid(VP, "10"), "steps='10'"),
+        (lambda: da.grid(VP, 10, "rho"), "kind='rho' is unknown; nearest: .*rho7"),
+        (lambda: da.grid(VP, 10, "t0"), "kind='t0' is unknown"),
+        (lambda: da.grid(VP, 10, None), "kind=None is unknown"),
+        (lambda: da.grid(VP, 10, "t2", 1.5, 1e-3), r"t_start=1.5 is outside \[0, 1\]"),
+        (lambda: da.grid(VP, 10, "t2", 1.0, -0.1), r"t_end=-0.1 is outside"),
+        (lambda: da.grid(VP, 10, "t2", 1e-3, 1.0), "t_end=1.0 must be below t_start=0.001"),
+        (lambda: da.grid(VP, 10, "t2", 0.5, 0.5), "t_end=0.5 must be below"),
+        (lambda: da.grid(VP, 10, "t2", np.nan, 0.1), "t_start=nan"),
+        (lambda: da.grid(VP, 10, "t2", 1.0, 0.0), "t_end=0.0: λ is infinite"),
+        (lambda: da.grid(da.RectifiedFlow(), 10, "t1", 0.9, 0.0), "t_end=0.0: λ is infinite"),
+        (lambda: da.grid(da.VPCosine(), 10, "t1", 0.9, 0.0), "t_end=0.0: λ is infinite"),
+        (lambda: da.grid(da.RectifiedFlow(), 10, "logrho", 1.0, 0.1), "t_start=1.0: ρ is infinite"),
+        (lambda: da.grid(da.RectifiedFlow(), 10, "rho7", 1.0, 0.1), "t_start=1.0: ρ is infinite"),
+        (lambda: VP.alpha(1.1), r"t=1.1 is outside \[0, 1\]"),
+        (lambda: VP.sigma([0.5, np.nan]), "t=nan is outside"),
+        (lambda: VP.rho(np.inf), "t=inf is outside"),
+        (lambda: da.EDM(0.002, 80.0).lam(0.001), "t=0.001 is outside"),
+        (lambda: VP.psi(2.0, 0.5), "s=2.0 is outside"),
+        (lambda: VP.time_from_rho(1e9), "rho=1000000000.0 is outside"),
+        (lambda: VP.time_from_rho(-1.0), "rho=-1.0 is outside"),
+        (lambda: VP.time_from_rho(np.nan), "rho=nan is outside"),
+        (lambda: VP.kappa("noise", 0.5), "prediction='noise' is unknown"),
+        (lambda: VP.gamma("epsilon", 0.5), "prediction='epsilon' is unknown; nearest: eps"),
+        (lambda: da.VPLinear(-1.0, 20.0), "beta_min=-1.0 must be a positive"),
+        (lambda: da.VPLinear(20.0, 1.0), "beta_max=1.0 must be at least"),
+        (lambda: da.VPLinear("a", 1.0), "beta_min='a'"),
+        (lambda: da.VE(50.0, 0.01), "sigma_max=0.01 must be above"),
+        (lambda: da.EDM(0.0, 80.0), "sigma_min=0.0 must be a positive"),
+        (lambda: da.VPCosine(t_max=1.0), "t_max=1.0 must be below 1"),
+        (lambda: da.VPDiscrete([0.9, 0.5, 0.6]), "alphas_cumprod must decrease strictly; .* 0.6 at index 2"),
+        (lambda: da.VPDiscrete([1.0, 0.5]), r"alphas_cumprod must lie inside \(0, 1\); it has 1.0 at index 0"),
+        (lambda: da.VPDiscrete([0.5, 0.0]), "alphas_cumprod must lie inside"),
+        (lambda: da.VPDiscrete([0.5, np.nan]), "alphas_cumprod must lie inside"),
+        (lambda: da.VPDiscrete([0.5]), "alphas_cumprod has shape"),
+        (lambda: da.MeanReverting("VP", 0.0), "process='VP' must be a Process"),
+        (lambda: da.RectifiedFlow().convert("eps", "x0", 1.0), "cannot be told from x and 'eps'"),
+    ],
+)
+def test_bad_input_names_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,530 @@
+"""The table and the loop that runs it: structure, algebra, formats, array libraries, noise, bad input."""
+
+from __future__ import annotations
+
+import json
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import grids, mixtures, processes
+
+import deis_analysis as da
+
+VP = da.VPLinear()
+TS = da.grid(VP, 6, "t2", 1.0, 1e-3)
+MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
+
+
+def random_table(seed, nodes=6, noises=2, prediction="eps"):
+    """A dense random table with noise: nothing in `run` may depend on a sampler's usual shape."""
+    rng = np.random.default_rng(seed)
+    lower = np.tril(rng.standard_normal((nodes, nodes)), -1)
+    outputs = np.tril(rng.standard_normal((nodes, nodes)), -1) * (rng.random(nodes) < 0.7)
+    noise = rng.standard_normal((nodes, noises))
+    noise[0] = 0
+    intervals = np.array([[3.0 - k, 2.0 - k] for k in range(noises)])
+    times = np.sort(rng.random(nodes))[::-1]
+    return da.Tableau(
+        times=times, states=lower, outputs=outputs, noise=noise, prediction=prediction, intervals=intervals
+    )
+
+
+def naive(table, model, x, noise=()):
+    """The definition, literally."""
+    states, outputs = [x], [model(x, table.times[0])]
+    for k in range(1, table.times.size):
+        u = sum(table.states[k, j] * states[j] for j in range(k))
+        u = u + sum(table.outputs[k, j] * outputs[j] for j in range(k))
+        u = u + sum(table.noise[k, j] * noise[j] for j in range(len(noise)))
+        states.append(u)
+        outputs.append(model(u, table.times[k]))
+    return states[-1]
+
+
+def model(x, t):
+    return 0.3 * x + t
+
+
+# -- structure ------------------------------------------------------------------------------------
+def test_arrays_are_read_only_float64_copies():
+    times = np.array([1.0, 0.5])
+    table = da.Tableau(times=times, states=[[0, 0], [1, 0]], outputs=[[0, 0], [2, 0]])
+    times[0] = 9
+    assert table.times[0] == 1.0
+    for array in (table.times, table.states, table.outputs, table.noise):
+        assert array.dtype == np.float64
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    assert (table.nfe, table.stochastic, table.history) == (1, False, 1)
+    assert table.labels == ("u0", "u1")
+
+
+def ok(**changes):
+    fields = {"times": [1.0, 0.5], "states": [[0, 0], [1, 0]], "outputs": [[0, 0], [1, 0]]} | changes
+    return da.Tableau(**fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"times": [1.0]}, "times has 1 entries"),
+        ({"times": [1.0, np.nan]}, "times must be finite"),
+        ({"states": np.eye(2)}, "states must be strictly lower"),
+        ({"outputs": [[0, 1], [0, 0]]}, "outputs must be strictly lower"),
+        ({"outputs": [[0, 0], [np.inf, 0]]}, "outputs must be finite; entry .1, 0."),
+        ({"states": np.zeros((3, 3))}, r"states has shape \(3, 3\); allowed: \(2, 2\)"),
+        ({"prediction": "noise"}, "prediction='noise' is unknown"),
+        ({"noise": [[1.0], [0.0]], "intervals": [[1, 0]]}, "noise must not act on node 0"),
+        ({"noise": [[0.0], [1.0]]}, "intervals"),
+        ({"labels": ("a",)}, "labels has 1 entries"),
+        ({"grid_nodes": (0,)}, "grid_nodes=.* must increase from 0 to 1"),
+    ],
+)
+def test_bad_structure(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ok(**changes)
+
+
+def test_memory_is_what_the_loop_keeps_alive():
+    assert da.build("ddim", VP, TS).memory == 3
+    assert da.build("tab2", VP, TS).memory == 5  # three-step Adams-Bashforth: five arrays, as in the design
+    assert da.build("rhork_4rk", VP, TS).memory == 6
+
+    for name in ("ddim", "tab3", "rhork_3kutta", "ipndm4"):
+        table = da.build(name, VP, TS)
+        probe = counting_scalar()
+        da.run(table, lambda u, t, make=probe: make(0.1 * u.value), probe(1.0), check=False)
+        assert probe.peak == table.memory + 1, name  # and the product that is being added
+
+
+def counting_scalar():
+    """An array-like scalar class that knows how many of its kind were alive at once."""
+
+    class Probe:
+        dtype, shape, alive, peak = np.dtype(float), (), weakref.WeakSet(), 0
+
+        def __init__(self, value):
+            self.value = value
+            self.alive.add(self)
+            Probe.peak = max(Probe.peak, len(self.alive))
+
+        def sum(self):
+            return self.value
+
+        def __add__(self, other):
+            self.value += other.value  # in place: only distinct arrays are counted
+            return self
+
+        def __rmul__(self, c):
+            return Probe(c * self.value)
+
+    return Probe
+
+
+# -- running --------------------------------------------------------------------------------------
+@given(st.integers(0, 10_000))
+def test_run_is_the_definition(seed):
+    table, rng = random_table(seed), np.random.default_rng(seed)
+    x, noise = rng.standard_normal((3, 2)), rng.standard_normal((2, 3, 2))
+    truth = naive(table, model, x, noise)
+    assert np.allclose(da.run(table, model, x, noise), truth, rtol=1e-12, atol=1e-12 * np.abs(truth).max())
+
+
+@given(st.integers(0, 10_000))
+def test_the_butcher_form_reproduces_the_run(seed):
+    table, rng = random_table(seed), np.random.default_rng(seed)
+    x, noise, form = rng.standard_normal(4), rng.standard_normal((2, 4)), random_table(seed).butcher()
+    outputs = []
+    for m in range(table.nfe):
+        u = form.start[m] * x + sum(form.weights[m, j] * outputs[j] for j in range(m)) + form.noise[m] @ noise
+        outputs.append(model(u, form.times[m]))
+    result = (
+        form.start[-1] * x + sum(w * p for w, p in zip(form.weights[-1], outputs, strict=True)) + form.noise[-1] @ noise
+    )
+    truth = da.run(table, model, x, noise)
+    assert np.allclose(result, truth, rtol=1e-10, atol=1e-10 * np.abs(truth).max())
+    assert form.weights.shape == (table.nfe + 1, table.nfe)
+    assert not np.any(np.triu(form.weights[:-1]))
+
+
+def test_nodes_without_weight_are_not_evaluated():
+    calls = []
+    table = da.Tableau(
+        times=[1.0, 0.5, 0.1], states=[[0] * 3, [1, 0, 0], [0, 1, 0]], outputs=[[0] * 3, [0] * 3, [0, 2, 0]]
+    )
+    da.run(table, lambda x, t: calls.append(t) or x, np.ones(2))
+    assert calls == [0.5]
+    assert table.nfe == 1
+
+
+def test_model_times_are_python_floats_and_told_in_order():
+    told = []
+    da.run(da.build("tab3", VP, TS), lambda x, t: told.append(t) or 0 * x, np.ones(3))
+    assert told == TS[:-1].tolist()
+    assert all(type(t) is float for t in told)
+
+
+def test_keep_returns_states_and_outputs():
+    table = da.build("rhork_2heun", VP, TS)
+    result, kept = da.run(table, model, np.ones(2), keep="all")
+    assert np.array_equal(result, kept.states[table.times.size - 1])
+    assert set(kept.outputs) == set(table.evaluated)
+    assert np.allclose(kept.outputs[3], model(kept.states[3], table.times[3]))
+    _, some = da.run(table, model, np.ones(2), keep=(2, 4))
+    assert set(some.states) == {2, 4}
+    with pytest.raises(ValueError, match="keep="):
+        da.run(table, model, np.ones(2), keep=(99,))
+
+
+def test_progress_changes_nothing(capsys):
+    table = da.build("ddim", VP, TS)
+    assert np.array_equal(da.run(table, model, np.ones(2), progress=True), da.run(table, model, np.ones(2)))
+    assert "ddim" in capsys.readouterr().out
+
+
+# -- algebra --------------------------------------------------------------------------------------
+@given(st.integers(0, 1000))
+def test_then_is_running_one_after_the_other_and_associative(seed):
+    rng = np.random.default_rng(seed)
+    tables = []
+    for k in range(3):
+        table = random_table(seed + k, nodes=4, noises=1)
+        times = table.times.copy()
+        times[0], times[-1] = 3.0 - k, 2.0 - k
+        tables.append(
+            da.Tableau(times, table.states, table.outputs, table.noise, intervals=table.intervals, name=str(k))
+        )
+    a, b, c = tables
+    left, right = a.then(b).then(c), a.then(b.then(c))
+    assert np.array_equal(left.states, right.states)
+    assert np.array_equal(left.outputs, right.outputs)
+    assert np.array_equal(left.noise, right.noise)
+    assert (left.name, left.grid_nodes) == (right.name, right.grid_nodes)
+    assert da.distance(left, right) == 0
+    x, z = rng.standard_normal(3), rng.standard_normal((3, 3))
+    truth = da.run(c, model, da.run(b, model, da.run(a, model, x, z[:1]), z[1:2]), z[2:])
+    assert np.allclose(da.run(left, model, x, z), truth, rtol=1e-11, atol=1e-11 * np.abs(truth).max())
+
+
+def test_then_of_two_halves_is_the_whole_for_one_step_methods_and_not_for_multistep():
+    for name, same in (("ddim", True), ("rhork_3kutta", True), ("tab2", False)):
+        halves = da.build(name, VP, TS[:4]).then(da.build(name, VP, TS[3:]))
+        assert (da.distance(halves, da.build(name, VP, TS)) == 0) == same
+
+
+def test_then_refuses_what_does_not_fit():
+    a = da.build("ddim", VP, TS[:4])
+    with pytest.raises(ValueError, match="other starts at t="):
+        a.then(da.build("ddim", VP, TS[2:]))
+    with pytest.raises(ValueError, match="other predicts 'x0'"):
+        a.then(da.adams(VP, TS[3:], 0, prediction="x0"))
+    with pytest.raises(ValueError, match="another mean"):
+        a.then(da.build("ddim", da.MeanReverting(VP, 1.0), TS[3:]))
+
+
+@given(processes(), mixtures(), st.sampled_from(sorted(da.SOLVERS)), st.sampled_from(da.PREDICTIONS), st.data())
+def test_in_terms_of_is_the_same_method(process, mix, name, prediction, data):
+    table = da.build(name, process, data.draw(grids(process)))
+    other = table.in_terms_of(process, prediction)
+    assert other.prediction == prediction
+    assert other.nfe == table.nfe
+    x = float(process.sigma(table.times[0])) * np.linspace(-2, 2, 5)
+    a, b = da.run(table, mix.eps(process), x), da.run(other, mix.model(process, prediction), x)
+    form = other.butcher()
+    rounding = np.abs(form.weights[-1]).sum() + np.abs(form.start[-1]) + np.abs(other.states).max() + 1
+    assert np.max(np.abs(a - b)) <= 1e-11 * (np.abs(a).max() + rounding)
+    back = other.in_terms_of(process, "eps")
+    assert np.allclose(back.outputs, table.outputs, rtol=1e-10, atol=1e-12)
+    assert np.allclose(back.states, table.states, rtol=1e-8, atol=1e-8 * (1 + np.abs(other.states).max()))
+
+
+# -- formats --------------------------------------------------------------------------------------
+@given(st.integers(0, 1000))
+def test_json_round_trip_is_exact(seed):
+    table = random_table(seed)
+    back = da.Tableau.from_json(table.to_json())
+    for name in ("times", "states", "outputs", "noise", "intervals", "mean_outputs"):
+        assert np.array_equal(getattr(back, name), getattr(table, name)), name
+    assert (back.name, back.prediction, back.labels, back.grid_nodes) == (
+        table.name,
+        table.prediction,
+        table.labels,
+        table.grid_nodes,
+    )
+    assert da.distance(back, table) == 0
+
+
+def test_json_keeps_a_mean_and_rejects_what_is_not_a_table():
+    table = da.build("tab1", da.MeanReverting(VP, np.array([1.0, -2.0])), TS)
+    assert np.array_equal(da.Tableau.from_json(table.to_json()).mean, [1.0, -2.0])
+    broken = json.loads(table.to_json())
+    del broken["times"]
+    for text in ("{}", "nonsense", json.dumps(broken), '{"format": "other"}', "[]"):
+        with pytest.raises(ValueError, match="text"):
+            da.Tableau.from_json(text)
+
+
+def test_print_draws_every_node_and_elides_long_tables():
+    text = str(da.build("rhork_2heun", VP, TS))
+    assert "rhork_2heun: 12 calls of eps, 13 nodes, deterministic, 4 arrays in memory" in text
+    assert len(text.splitlines()) == 14
+    assert "u0.1" in text
+    long = str(da.build("ddim", VP, da.grid(VP, 100)))
+    assert "…" in long
+    assert len(long.splitlines()) == 26
+    assert "noises" in str(random_table(1))
+
+
+def test_latex_is_a_balanced_array():
+    for steps in (3, 40):
+        text = da.build("tab3", VP, da.grid(VP, steps)).latex()
+        assert text.startswith(r"\begin{array}")
+        assert text.endswith(r"\end{array}")
+        assert text.count("{") == text.count("}")
+        widths = {line.count("&") for line in text.splitlines()[1:-1] if "&" in line}
+        assert len(widths) == 1, widths
+
+
+# -- array libraries ------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["tab3", "rhork_4rk", "ipndm4", "ei_score"])
+def test_torch_and_jax_agree_with_numpy(name):
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)
+    table, x = da.build(name, VP, TS), np.linspace(-2, 2, 12).reshape(3, 4)
+    truth = da.run(table, lambda x, t: 0.5 * x + 0.1 * t, x)
+    for library, dtypes in (
+        (torch.tensor, (torch.float64, torch.float32)),
+        (jax.numpy.asarray, ("float64", "float32")),
+    ):
+        for dtype, tolerance in zip(dtypes, (1e-13, 2e-4), strict=True):
+            start = library(x, dtype=dtype)
+            out = da.run(table, lambda x, t: 0.5 * x + 0.1 * t, start)
+            assert type(out) is type(start)
+            assert out.dtype == start.dtype
+            assert np.linalg.norm(np.asarray(out) - truth) <= tolerance * np.linalg.norm(truth)
+    x32 = x.astype(np.float32)
+    assert da.run(table, lambda x, t: np.float32(0.5) * x, x32).dtype == np.float32
+
+
+def test_jax_runs_under_jit_and_grad():
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)
+    table, x = da.build("tab2", VP, TS), jax.numpy.linspace(-1.0, 1.0, 4)
+    run = jax.jit(lambda x: da.run(table, lambda u, t: 0.5 * u, x))
+    assert np.allclose(run(x), da.run(table, lambda u, t: 0.5 * u, np.asarray(x)))
+    gradient = jax.grad(lambda x: run(x).sum())(x)
+    assert np.allclose(gradient, da.run(table, lambda u, t: 0.5 * u, np.ones(4)))
+
+
+def test_torch_autograd_through_a_run():
+    table = da.build("tab3", VP, TS)
+    x = torch.linspace(-1, 1, 4, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda x, s: da.run(table, lambda u, t: torch.tanh(s * u), x), (x, scale))
+
+
+def test_bfloat16_model_under_a_float64_state():
+    table, x = da.build("tab3", VP, TS), torch.linspace(-1, 1, 8, dtype=torch.float64)
+    seen = []
+
+    def network(u, t):
+        seen.append(u.dtype)
+        return 0.5 * u
+
+    out = da.run(table, network, x, model_dtype=torch.bfloat16)
+    assert set(seen) == {torch.bfloat16}
+    assert out.dtype == torch.float64
+    truth = da.run(table, lambda u, t: 0.5 * u, x)
+    error = float((out - truth).norm() / truth.norm())
+    assert 1e-6 < error < 3e-2  # the model rounds, the state does not
+    assert da.run(table, lambda u, t: (0.5 * u).to(torch.bfloat16), x).dtype == torch.float64
+
+
+def test_any_shape_and_scalars():
+    table = da.build("tab3", VP, TS)
+    for shape in ((), (1,), (2, 3, 4, 5)):
+        x = np.full(shape, 0.7)
+        assert np.allclose(da.run(table, lambda u, t: 0.5 * u, x), da.run(table, lambda u, t: 0.5 * u, np.array(0.7)))
+    assert isinstance(float(da.run(table, lambda u, t: 0.5 * u, 0.7)), float)
+
+
+def test_the_input_is_not_changed():
+    for make in (np.ones, lambda n: torch.ones(n, dtype=torch.float64)):
+        x = make(4)
+        da.run(da.build("tab3", VP, TS), lambda u, t: u, x)  # a model that returns its own input
+        assert float(abs(x - 1).sum()) == 0
+
+
+def test_a_model_returning_its_input_is_the_identity_model():
+    x = np.linspace(-1, 1, 5)
+    assert np.array_equal(
+        da.run(da.build("tab3", VP, TS), lambda u, t: u, x), da.run(da.build("tab3", VP, TS), lambda u, t: u.copy(), x)
+    )
+
+
+# -- mean-reverting -------------------------------------------------------------------------------
+@given(st.sampled_from(sorted(da.SOLVERS)), st.sampled_from(da.PREDICTIONS), st.floats(-3, 3), st.floats(-3, 3))
+def test_a_mean_is_a_shift(name, prediction, m1, m2):
+    """Data shifted by μ under MeanReverting(process, μ): the run is the unshifted run, shifted."""
+    mu = np.array([m1, m2])
+    outer = da.MeanReverting(VP, mu)
+    plain = da.ProductMixture([MIX, da.GaussianMixture([1.0], [0.3], [0.2])])
+    shifted = da.ProductMixture(
+        [da.GaussianMixture(m.weights, m.means + mu[i], m.covariances) for i, m in enumerate(plain.marginals)]
+    )
+    x = np.random.default_rng(0).standard_normal((4, 2))
+    inner_table = da.build(name, VP, TS).in_terms_of(VP, prediction)
+    table = da.build(name, outer, TS).in_terms_of(outer, prediction)
+    a = da.run(inner_table, plain.model(VP, prediction), x)
+    b = da.run(table, shifted.model(outer, prediction), x + mu)
+    rounding = np.abs(inner_table.butcher().weights[-1]).sum() + np.abs(inner_table.states).max()
+    assert np.max(np.abs(b - mu - a)) <= 1e-12 * (1 + np.abs(a).max() + np.abs(mu).max()) * (1 + rounding)
+    moved = torch.as_tensor(x + mu)
+    c = da.run(table, lambda u, t: torch.as_tensor(shifted.model(outer, prediction)(u.numpy(), t)), moved)
+    assert np.allclose(c.numpy(), b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_mean_is_a_fixed_point():
+    mu = np.array([2.0, -1.0])
+    process = da.MeanReverting(VP, mu)
+    for prediction, output in (("eps", 0 * mu), ("x0", mu), ("score", 0 * mu)):
+        table = da.build("tab3", process, TS).in_terms_of(process, prediction)
+        assert np.allclose(da.run(table, lambda x, t, p=output: p, mu.copy()), mu, rtol=1e-14)
+
+
+# -- noise ----------------------------------------------------------------------------------------
+def test_a_brownian_path_depends_on_seed_and_time_alone():
+    a, b = da.BrownianPath((3,), 1), da.BrownianPath((3,), 1)
+    for u in (5.0, 0.1, 700.0):
+        a(u)
+    assert np.array_equal(a(0.3), b(0.3))
+    assert not np.array_equal(b(0.3), da.BrownianPath((3,), 2)(0.3))
+    assert not np.any(a(0.0))
+
+
+def test_increments_add_up_over_grids():
+    path = da.BrownianPath((2,), 3)
+    fine = np.geomspace(100.0, 0.01, 33)
+    total = sum(np.sqrt(x - y) * path.normal(x, y) for x, y in zip(fine, fine[1:], strict=False))
+    assert np.allclose(total, np.sqrt(fine[0] - fine[-1]) * path.normal(fine[0], fine[-1]), rtol=1e-12)
+
+
+def test_the_law_of_a_brownian_path():
+    """Variance u, covariance min(u, v), independent increments: 20,000 paths, five standard errors."""
+    n = 20_000
+    path = da.BrownianPath((n,), 0)
+    points = [1e-3, 0.04, 0.5, 2.0, 60.0, 61.0]
+    w = [path(u) for u in points]
+    for i, u in enumerate(points):
+        assert abs(np.var(w[i]) / u - 1) < 5 * np.sqrt(2 / n)
+        for j in range(i):
+            z = (w[i] - w[j]) / np.sqrt(u - points[j])
+            assert abs(np.mean(z**2) - 1) < 5 * np.sqrt(2 / n)
+            assert abs(np.mean(z * w[j]) / np.sqrt(points[j])) < 5 / np.sqrt(n)
+
+
+def test_every_way_to_give_noise():
+    table, x = random_table(0), np.ones(3)
+    path = da.BrownianPath((3,), 5)
+    z = [path.normal(*interval) for interval in table.intervals]
+    truth = naive(table, model, x, z)
+    for noise in (5, path, z, np.array(z), lambda j: z[j]):
+        assert np.allclose(da.run(table, model, x, noise), truth)
+    assert da.run(table, model, torch.ones(3), 5).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (None, "noise=None, but .* draws 2 noises"),
+        (da.BrownianPath((4,)), r"noise is a path of shape \(4,\); allowed: \(3,\)"),
+        ([np.ones(3)], "noise must hold 2 arrays"),
+        ([np.ones(3), np.ones(2)], "noise must hold 2 arrays"),
+        (0.5, "noise=0.5 must be a seed"),
+    ],
+)
+def test_bad_noise(noise, message):
+    with pytest.raises(ValueError, match=message):
+        da.run(random_table(0), model, np.ones(3), noise)
+
+
+def test_bad_brownian_arguments():
+    for call, message in (
+        (lambda: da.BrownianPath((1,), -1), "seed=-1"),
+        (lambda: da.BrownianPath((1,))(-1.0), "u=-1.0"),
+        (lambda: da.BrownianPath((1,))(1e20), "u=1e"),
+        (lambda: da.BrownianPath((1,)).normal(1.0, 1.0), "is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+# -- bad input to run -----------------------------------------------------------------------------
+def late(value):
+    """A model that misbehaves at its third call."""
+    calls = []
+
+    def misbehave(x, t):
+        calls.append(t)
+        return value(x) if len(calls) == 3 else 0 * x
+
+    return misbehave
+
+
+@pytest.mark.parametrize("make", [lambda: np.ones(4), lambda: torch.ones(4)])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda x: x * np.nan, "model returned NaN or infinity at call 3, t=0.4"),
+        (lambda x: x * np.inf, "model returned NaN or infinity at call 3"),
+        (lambda x: x[:, None], r"model returned .* of shape \(4, 1\) at call 3, t=0.4.*allowed: .*\(4,\)"),
+        (lambda x: x[:2], r"shape \(2,\) at call 3"),
+        (lambda x: None, "model returned NoneType at call 3"),
+        (lambda x: 1.0, "model returned float at call 3"),
+        (lambda x: (x, x), "model returned tuple at call 3"),
+    ],
+)
+def test_a_model_that_misbehaves_is_named_with_call_and_time(make, value, message):
+    with pytest.raises(ValueError, match=message):
+        da.run(da.build("tab3", VP, TS), late(value), make())
+
+
+def test_one_axis_too_many_does_not_broadcast():
+    with pytest.raises(ValueError, match=r"shape \(64, 64\) at call 1"):
+        da.run(da.build("ddim", VP, TS), lambda x, t: x[None] + x[:, None], np.ones(64))
+
+
+def test_jax_models_are_checked_after_the_run():
+    jax = pytest.importorskip("jax")
+    with pytest.raises(ValueError, match="NaN or infinity .* at call 3, t=0.4"):
+        da.run(da.build("tab3", VP, TS), late(lambda x: x * np.nan), jax.numpy.ones(4))
+
+
+def test_a_torch_run_refuses_a_numpy_model_output():
+    with pytest.raises(ValueError, match="ndarray of shape"):
+        da.run(da.build("ddim", VP, TS), lambda x, t: x.numpy(), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(3, dtype=torch.int64), "x has dtype torch.int64; allowed: a floating dtype"),
+        (np.ones(3, dtype=int), "x has dtype int64"),
+        (np.array([True]), "x has dtype bool"),
+        (np.array([1.0, np.nan]), "x must be finite"),
+        (torch.tensor([1.0, float("inf")]), "x must be finite"),
+        (3, "x has dtype int64"),
+    ],
+)
+def test_bad_start(x, message):
+    with pytest.raises(ValueError, match=message):
+        da.run(da.build("ddim", VP, TS), model, x)
+
+
+def test_a_large_finite_float32_state_is_not_called_infinite():
+    x = torch.full((1000,), 1e37, dtype=torch.float32)
+    assert torch.isfinite(da.run(da.build("ddim", VP, TS[-3:]), lambda u, t: 0 * u, x)).all()

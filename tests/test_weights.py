@@ -1,0 +1,189 @@
+"""The one integral against mpmath at 50 digits and scipy's quad; φ-functions; conditioning; bad input."""
+
+from __future__ import annotations
+
+import exact
+import mpmath as mp
+import numpy as np
+import pytest
+from exact import PROCESSES
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from strategies import grids, processes
+
+import deis_analysis as da
+from deis_analysis.weights import adams_weights
+
+VARIABLES = ("t", "rho", "lam", "inv_rho")
+
+
+def cases(process):
+    """(nodes, a, b): steps from 1e-8 of the range to all of it, one to six nodes."""
+    start, end = process.sampling_range
+    span, middle = start - end, end + 0.4 * (start - end)
+    for share, count in ((1e-8, 6), (1e-5, 4), (1e-2, 6), (0.1, 2)):
+        step = share * span
+        yield middle + step * np.arange(count) * (1 + 0.1 * np.arange(count)), middle, middle - step
+    yield np.linspace(end + 0.3 * span, start, 3), end + 0.3 * span, end  # long step to the end
+    yield np.linspace(end, start, 6), start, end  # the whole interval
+    yield np.array([start]), start, end
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize("prediction", da.PREDICTIONS)
+@pytest.mark.parametrize("name", list(PROCESSES))
+def test_weights_match_mpmath_to_1e_13(name, prediction, variable):
+    process = PROCESSES[name][0]
+    for nodes, a, b in cases(process):
+        truth = exact.weights(name, prediction, variable, nodes, a, b)
+        found = da.quadrature_weights(process, prediction, variable, nodes, a=a, b=b)
+        assert np.max(np.abs(found - truth)) <= 1e-13 * np.max(np.abs(truth)), (nodes, a, b)
+
+
+def test_the_mpmath_authority_agrees_with_mpmaths_own_adaptive_quadrature():
+    """The reference above places its own panels; here mp.quad decides."""
+    process, alpha, sigma = PROCESSES["VPLinear"]
+    nodes, a, b = [0.5, 0.7, 1.0], 0.5, 0.2
+    with mp.workdps(30):
+        for j, node in enumerate(nodes):
+
+            def integrand(t, j=j, node=node):
+                basis = mp.mpf(1)
+                for k, other in enumerate(nodes):
+                    if k != j:
+                        basis *= (t - mp.mpf(other)) / (mp.mpf(node) - mp.mpf(other))
+                return basis * mp.diff(lambda u: sigma(u) / alpha(u), t)
+
+            value = float(mp.quad(integrand, [mp.mpf(a), mp.mpf("0.35"), mp.mpf(b)]))
+            assert np.isclose(value, exact.weights("VPLinear", "eps", "t", nodes, a, b)[j], rtol=1e-14)
+            assert np.isclose(value, da.quadrature_weights(process, "eps", "t", nodes, a=a, b=b)[j], rtol=1e-13)
+
+
+@given(processes(), st.sampled_from(da.PREDICTIONS), st.sampled_from(VARIABLES), st.data())
+def test_weights_match_scipy_quad(process, prediction, variable, data):
+    ts = data.draw(grids(process, min_steps=3, max_steps=6))
+    i = data.draw(st.integers(1, ts.size - 2))
+    nodes, a, b = ts[: i + 1][::-1], ts[i], ts[i + 1]
+    clock = {"t": np.asarray, "rho": process.rho, "lam": process.lam, "inv_rho": lambda t: 1 / process.rho(t)}[variable]
+    at = clock(nodes)
+
+    def integrand(t, j):
+        return float(
+            np.prod(np.delete((clock(t) - at) / (at[j] - at + (at == at[j])), j)) * process.kappa_rate(prediction, t)
+        )
+
+    kinks = process.breakpoints[(process.breakpoints > b) & (process.breakpoints < a)]
+    if kinks.size > 60:
+        return  # quad would take too long on a finely kinked process
+    edges = [a, *kinks[::-1], b]
+    found = da.quadrature_weights(process, prediction, variable, nodes, a=a, b=b)
+    for j in range(nodes.size):
+        parts = [
+            quad(integrand, x, y, args=(j,), epsabs=0, epsrel=1e-10, limit=200)[0]
+            for x, y in zip(edges, edges[1:], strict=False)
+        ]
+        assert abs(found[j] - sum(parts)) <= 1e-8 * np.max(np.abs(found))
+
+
+@given(processes(), st.sampled_from(da.PREDICTIONS), st.sampled_from(VARIABLES), st.data())
+def test_weights_sum_to_the_difference_of_kappa(process, prediction, variable, data):
+    ts = data.draw(grids(process, min_steps=2, max_steps=8))
+    for i in range(1, ts.size - 1):
+        w = da.quadrature_weights(process, prediction, variable, ts[max(0, i - 3) : i + 1][::-1], a=ts[i], b=ts[i + 1])
+        gap = process.kappa(prediction, ts[i + 1]) - process.kappa(prediction, ts[i])
+        size = np.max(np.abs(w)) + abs(process.kappa(prediction, ts[i])) + abs(process.kappa(prediction, ts[i + 1]))
+        assert abs(w.sum() - gap) <= 2e-14 * size
+
+
+@given(processes(), st.sampled_from(da.PREDICTIONS), st.sampled_from(VARIABLES), st.integers(0, 5), st.data())
+def test_the_weights_of_a_whole_grid_are_those_of_its_steps(process, prediction, variable, degree, data):
+    ts = data.draw(grids(process))
+    rows = adams_weights(process, prediction, variable, ts, degree)
+    assert rows.shape == (ts.size - 1, degree + 1)
+    for i, row in enumerate(rows):
+        nodes = ts[max(0, i - degree) : i + 1][::-1]
+        single = da.quadrature_weights(process, prediction, variable, nodes, a=ts[i], b=ts[i + 1])
+        assert np.allclose(row[: nodes.size], single, rtol=0, atol=1e-12 * np.max(np.abs(single)))
+        assert not np.any(row[nodes.size :])
+
+
+def test_order_of_nodes_only_permutes_weights_and_direction_only_changes_sign():
+    process, nodes = da.VPLinear(), np.array([0.5, 0.6, 0.8, 1.0])
+    w = da.quadrature_weights(process, "eps", "t", nodes, a=0.5, b=0.3)
+    assert np.allclose(da.quadrature_weights(process, "eps", "t", nodes[::-1], a=0.5, b=0.3), w[::-1], rtol=1e-14)
+    assert np.allclose(da.quadrature_weights(process, "eps", "t", nodes, a=0.3, b=0.5), -w, rtol=1e-12)
+    assert np.array_equal(da.quadrature_weights(process, "eps", "t", nodes, a=0.3, b=0.3), np.zeros(4))
+
+
+def test_polynomials_up_to_the_degree_are_integrated_exactly_and_not_one_more():
+    process, nodes = da.VPLinear(), np.array([0.5, 0.6, 0.8])
+    w = da.quadrature_weights(process, "eps", "t", nodes, a=0.5, b=0.3)
+    for m in range(4):
+        truth = quad(lambda t, m=m: t**m * process.kappa_rate("eps", t), 0.5, 0.3, epsrel=1e-13)[0]
+        error = abs(w @ nodes**m - truth) / abs(truth)
+        assert (error < 1e-12) == (m <= 2), (m, error)
+
+
+def test_where_conditioning_limits_small_weights():
+    """Nodes 1e-6 apart and a step of 0.3: weights reach 1e+24; each is exact relative to the largest, while their sum,
+    24 orders smaller, is lost. The limit is that of the problem, not of the rule: it is what float64 weights can carry."""
+    process, gap = da.VPLinear(), 1e-6
+    nodes = 0.5 + gap * np.arange(5)
+    w = da.quadrature_weights(process, "eps", "t", nodes, a=0.5, b=0.2)
+    truth = exact.weights("VPLinear", "eps", "t", nodes, 0.5, 0.2)
+    assert np.max(np.abs(truth)) > 1e20
+    assert np.max(np.abs(w - truth)) <= 1e-13 * np.max(np.abs(truth))
+    assert abs(w.sum() - (process.rho(0.2) - process.rho(0.5))) > 1.0
+
+
+@pytest.mark.parametrize("k", range(6))
+def test_phi_functions_match_mpmath(k):
+    h = np.array([0.0, 1e-12, -1e-8, 1e-3, -0.1, 0.7, -3.0, 8.0, -20.0])
+    with mp.workdps(120):
+
+        def truth(z):
+            z = mp.mpf(float(z))
+            if z == 0:
+                return 1 / mp.factorial(k)
+            value = mp.e**z
+            for i in range(k):
+                value = (value - 1 / mp.factorial(i)) / z
+            return value
+
+        values = np.array([float(truth(z)) for z in h])
+    assert np.allclose(da.phi(k, h), values, rtol=2e-14)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda p: da.quadrature_weights(p, "epsilon", "t", [0.5], a=0.5, b=0.4),
+            "prediction='epsilon' is unknown; nearest: eps",
+        ),
+        (lambda p: da.quadrature_weights(p, "eps", "lambda", [0.5], a=0.5, b=0.4), "variable='lambda' is unknown"),
+        (lambda p: da.quadrature_weights(p, "eps", "t", [0.5, 0.5], a=0.5, b=0.4), "nodes=.* must be distinct"),
+        (lambda p: da.quadrature_weights(p, "eps", "t", [], a=0.5, b=0.4), "nodes has shape"),
+        (lambda p: da.quadrature_weights(p, "eps", "t", [[0.5]], a=0.5, b=0.4), "nodes has shape"),
+        (lambda p: da.quadrature_weights(p, "eps", "t", [1.5], a=0.5, b=0.4), "nodes=1.5 is outside"),
+        (lambda p: da.quadrature_weights(p, "eps", "t", [0.5], a=0.5, b=-0.4), "b=-0.4 is outside"),
+        (lambda p: da.quadrature_weights(p, "eps", "t", [0.5], a=np.nan, b=0.4), "a=nan is outside"),
+        (lambda p: da.quadrature_weights(p, "eps", "lam", [0.5], a=0.5, b=0.0), r"t=0.0: ρ=0 there"),
+        (lambda p: da.quadrature_weights(p, "x0", "t", [0.5], a=0.5, b=0.0), r"t=0.0: ρ=0 there"),
+        (lambda p: da.phi(-1, 0.5), "k=-1 must be an integer >= 0"),
+        (lambda p: da.phi(1, np.nan), "h must be finite"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(da.VPLinear())
+
+
+def test_infinite_rho_is_refused_where_it_matters_and_only_there():
+    flow = da.RectifiedFlow()
+    for prediction, variable in (("eps", "t"), ("score", "t"), ("x0", "rho"), ("v", "lam")):
+        with pytest.raises(ValueError, match=r"t=1.0: ρ=inf there"):
+            da.quadrature_weights(flow, prediction, variable, [1.0], a=1.0, b=0.8)
+    assert np.isclose(da.quadrature_weights(flow, "v", "t", [1.0], a=1.0, b=0.8)[0], -0.2, rtol=1e-14)
+    assert np.isclose(da.quadrature_weights(flow, "x0", "t", [1.0], a=1.0, b=0.8)[0], 0.25, rtol=1e-13)  # (1−t)/t
