@@ -117,11 +117,10 @@ def _defect(
     points = np.unique(table.times[index])[::-1]
     at = {int(k): int(np.flatnonzero(points == table.times[k])[0]) for k in index}
     measure, offsets, gaps = _intervals(process, prediction, variable, points)
-    position = np.concatenate([[0.0], np.cumsum(gaps)])
-    z = (position - position[at[first]]) / (position[at[last]] - position[at[first]])
-    inside = (position[:-1, None] + offsets - position[at[first]]) / (position[at[last]] - position[at[first]])
-    y = np.concatenate([[0.0], np.cumsum(np.sum(measure * inside**power, axis=1))])
-    y -= y[at[first]]
+    position = _outward(gaps, at[first])
+    length = position[at[last]]
+    z = position / length
+    y = _outward(np.sum(measure * ((position[:-1, None] + offsets) / length) ** power, axis=1), at[first])
     gamma = process.gamma(prediction, points)
     outputs = {k: z[j] ** power for k, j in at.items()}
     states = {k: gamma[j] * y[j] for k, j in at.items() if k <= first}
@@ -132,6 +131,11 @@ def _defect(
         states[k] = sum(terms)
         scale = max(scale, max(map(abs, terms), default=0.0))
     return float(abs(states[last] - gamma[at[last]] * y[at[last]]) / scale) if scale else 0.0
+
+
+def _outward(gaps: Array, origin: int) -> Array:
+    """Positions of the points between which ``gaps`` lie, from the one at ``origin``, summed away from it."""
+    return np.concatenate([-np.cumsum(gaps[:origin][::-1])[::-1], [0.0], np.cumsum(gaps[origin:])])
 
 
 # -- order ----------------------------------------------------------------------------------------

@@ -34,6 +34,11 @@ def like(values: Any, x: Any) -> Any:
     return cast(sys.modules["jax"].numpy.asarray(values), x.dtype)
 
 
+def detached(x: Any) -> Any:
+    """``x`` without its gradient graph, where the library has one."""
+    return x.detach() if is_torch(x) else x
+
+
 def floating(name: str, x: Any) -> Any:
     """``x`` as an array of floating dtype and finite entries; ValueError otherwise."""
     if not hasattr(x, "dtype"):
@@ -51,7 +56,7 @@ def _traced(x: Any) -> bool:
 
 
 def _all_finite(x: Any) -> bool:
-    total = float(x.detach().sum()) if is_torch(x) else float(x.sum())
+    total = float(detached(x).sum())
     if math.isfinite(total):
         return True
     if is_torch(x):  # a sum may overflow where no entry does
@@ -85,7 +90,7 @@ class guarded:
         if self.at_once and not _all_finite(p):
             raise ValueError(f"model returned NaN or infinity at call {self.calls}, t={t!r}")
         if self.later:
-            self.sums.append((t, p.detach().sum() if is_torch(p) else p.sum()))
+            self.sums.append((t, detached(p).sum()))
         return p
 
     def finish(self) -> None:

@@ -35,7 +35,7 @@ class _Mixture:
 
     dimension: int
 
-    def _terms(self, x: Any, alpha: float, sigma: float, centre: Any, denoise: bool) -> tuple[Any, Any, Any]:
+    def _terms(self, x: Any, alpha: float, sigma: float, denoise: bool) -> tuple[Any, Any, Any]:
         """(log p, V⁻¹(x − αm) averaged over components, posterior mean of x₀ or None)."""
         raise NotImplementedError
 
@@ -46,8 +46,8 @@ class _Mixture:
         def exact(x: Any, t: float) -> Any:
             alpha, sigma, centre = _levels(process, t)
             part_x0, part_eps = (float(c) for c in process.prediction_parts(prediction, t))
-            x = self._checked(x)
-            _, pulled, denoised = self._terms(x, alpha, sigma, centre, part_x0 != 0)
+            y = _minus(self._checked(x), centre)
+            _, pulled, denoised = self._terms(y, alpha, sigma, part_x0 != 0)
             if part_x0 == 0:
                 return (part_eps * sigma) * pulled
             return part_x0 * denoised + (part_eps * sigma) * pulled if part_eps else part_x0 * denoised
@@ -74,8 +74,8 @@ class _Mixture:
         """Log density at time ``t`` of ``process``, of the data if both are None; one value per sample."""
         if (process is None) != (t is None):
             raise ValueError(f"process={process!r} and t={t!r} must be given together")
-        alpha, sigma, centre = (1.0, 0.0, 0.0) if process is None else _levels(process, t)
-        return self._terms(self._checked(x), alpha, sigma, centre, False)[0]
+        alpha, sigma, centre = (1.0, 0.0, None) if process is None else _levels(process, t)
+        return self._terms(_minus(self._checked(x), centre), alpha, sigma, False)[0]
 
     def _checked(self, x: Any) -> Any:
         x = x if hasattr(x, "dtype") else np.asarray(x, dtype=np.float64)
@@ -84,9 +84,21 @@ class _Mixture:
         return x
 
 
-def _levels(process: Process, t: Any) -> tuple[float, float, Any]:
+def _levels(process: Process, t: Any) -> tuple[float, float, Array | None]:
+    """(α, σ, (1 − α) μ), the last None where the process reverts to 0."""
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-    return alpha, sigma, 0.0 if process.mean is None else (1.0 - alpha) * np.asarray(process.mean)
+    return alpha, sigma, None if process.mean is None else np.asarray((1.0 - alpha) * np.asarray(process.mean))
+
+
+def _minus(x: Any, centre: Array | None) -> Any:
+    """x − (1 − α) μ, which is distributed as αx₀ + σε."""
+    return x if centre is None else x - backend.like(centre, x)
+
+
+def _diffuse(process: Process, t: float, x: Array, rng: np.random.Generator) -> Array:
+    alpha, sigma, centre = _levels(process, t)
+    noisy = alpha * x + sigma * rng.standard_normal(x.shape)
+    return noisy if centre is None else noisy + centre
 
 
 def _check_weights(weights: Any) -> Array:
@@ -104,15 +116,10 @@ class _Scalar(_Mixture):
     def __init__(self, log_weights: Array, means: Array, variances: Array) -> None:
         self._log_weights, self._means, self._variances = log_weights, means, variances
 
-    def _at(self, x: Any, alpha: float, sigma: float, centre: Any) -> tuple[Any, Any, Any, Any]:
-        log_w, means, variances = (backend.like(a, x) for a in (self._log_weights, self._means, self._variances))
-        if not isinstance(centre, float):
-            centre = backend.like(centre, x)[..., None]
-        return log_w, means, variances, (x - 0.0)[..., None] - (alpha * means + centre)
-
-    def _terms(self, x: Any, alpha: float, sigma: float, centre: Any, denoise: bool) -> tuple[Any, Any, Any]:
+    def _terms(self, x: Any, alpha: float, sigma: float, denoise: bool) -> tuple[Any, Any, Any]:
         xp = array_namespace(x)
-        log_w, means, variances, gap = self._at(x, alpha, sigma, centre)
+        log_w, means, variances = (backend.like(a, x) for a in (self._log_weights, self._means, self._variances))
+        gap = x[..., None] - alpha * means
         total = alpha * alpha * variances + sigma * sigma
         pulled = gap / total
         log_terms = log_w - 0.5 * (gap * pulled + xp.log(2 * np.pi * total))
@@ -129,21 +136,23 @@ class _Scalar(_Mixture):
 
     def _quantile_flow(self, process: Process, x: Array, t_from: float, t_to: float) -> Array:
         (a, s, centre), (a_to, s_to, centre_to) = _levels(process, t_from), _levels(process, t_to)
-        shape = np.broadcast_shapes(x.shape, np.shape(centre), self._means.shape[:-1])
-        means = a * self._means + np.asarray(centre)[..., None]
+        x = _minus(x, centre)
+        means, means_to = a * self._means, a_to * self._means
         scale = np.sqrt(a * a * self._variances + s * s)
-        means_to = a_to * self._means + np.asarray(centre_to)[..., None]
         scale_to = np.sqrt(a_to * a_to * self._variances + s_to * s_to)
         if self._means.shape[-1] == 1:
-            return (means_to + (x[..., None] - means) * (scale_to / scale))[..., 0]
-        return _match_quantiles(x, self._log_weights, (means, scale), (means_to, scale_to), shape)
+            y = (means_to + (x[..., None] - means) * (scale_to / scale))[..., 0]
+        else:
+            y = _match_quantiles(x, self._log_weights, (means, scale), (means_to, scale_to))
+        return y if centre_to is None else y + centre_to
 
 
-def _match_quantiles(x: Array, log_w: Array, source: Any, target: Any, shape: tuple[int, ...]) -> Array:
+def _match_quantiles(x: Array, log_w: Array, source: Any, target: Any) -> Array:
     """y with F_target(y) = F_source(x), in the logarithm of whichever tail is smaller, to rounding."""
     from scipy.optimize.elementwise import find_root
     from scipy.special import log_ndtr, ndtri_exp
 
+    shape = np.broadcast_shapes(x.shape, log_w.shape[:-1])
     full = (*shape, log_w.shape[-1])
     log_w = np.broadcast_to(log_w, full).reshape(-1, full[-1])
     (m, s), (m_to, s_to) = (tuple(np.broadcast_to(p, full).reshape(-1, full[-1]) for p in q) for q in (source, target))
@@ -218,12 +227,12 @@ class GaussianMixture(_Scalar):
     def __repr__(self) -> str:
         return f"GaussianMixture({self.weights.size} components in {self.dimension}-D)"
 
-    def _terms(self, x: Any, alpha: float, sigma: float, centre: Any, denoise: bool) -> tuple[Any, Any, Any]:
+    def _terms(self, x: Any, alpha: float, sigma: float, denoise: bool) -> tuple[Any, Any, Any]:
         if self.means.ndim == 1:
-            return super()._terms(x, alpha, sigma, centre, denoise)
+            return super()._terms(x, alpha, sigma, denoise)
         xp = array_namespace(x)
         log_w, means, spectrum = (backend.like(a, x) for a in (self._log_weights, self._means, self._spectrum))
-        gap = (x if isinstance(centre, float) else x - backend.like(centre, x))[..., None, :] - alpha * means
+        gap = x[..., None, :] - alpha * means
         total = alpha * alpha * spectrum + sigma * sigma
         rotated = self._rotate(gap, x, transpose=False)
         scaled = rotated / total
@@ -253,8 +262,7 @@ class GaussianMixture(_Scalar):
         x = self.means[k] + (z if self._axes is None else np.einsum("nij,nj->ni", self._axes[k], z))
         if process is None:
             return x
-        alpha, sigma, centre = _levels(process, t)
-        return alpha * x + centre + sigma * rng.standard_normal(x.shape)
+        return _diffuse(process, t, x, rng)
 
     def flow(self, process: Process, x: Any, t_from: float, t_to: float) -> Any:
         """Exact probability flow of ``x`` from ``t_from`` to ``t_to``; the kind, dtype and shape of ``x``.
@@ -272,9 +280,12 @@ class GaussianMixture(_Scalar):
         x = self._checked(x)
         (a, s, centre), (a_to, s_to, centre_to) = _levels(process, t_from), _levels(process, t_to)
         ratio = np.sqrt((a_to**2 * self._spectrum + s_to**2) / (a**2 * self._spectrum + s**2))
-        middle, middle_to = (backend.like(al * self.means[0] + c, x) for al, c in ((a, centre), (a_to, centre_to)))
-        rotated = self._rotate((x - middle)[..., None, :], x, transpose=False) * backend.like(ratio, x)
-        return middle_to + self._rotate(rotated, x, transpose=True)[..., 0, :]
+        mean = backend.like(self.means[0], x)
+        rotated = self._rotate((_minus(x, centre) - a * mean)[..., None, :], x, transpose=False) * backend.like(
+            ratio, x
+        )
+        y = a_to * mean + self._rotate(rotated, x, transpose=True)[..., 0, :]
+        return y if centre_to is None else y + backend.like(centre_to, x)
 
 
 class ProductMixture(_Scalar):
@@ -317,8 +328,7 @@ class ProductMixture(_Scalar):
         x = np.stack([m.sample(n, rng) for m in self.marginals], axis=-1)
         if process is None:
             return x
-        alpha, sigma, centre = _levels(process, t)
-        return alpha * x + centre + sigma * rng.standard_normal(x.shape)
+        return _diffuse(process, t, x, rng)
 
 
 class IdealDenoiser:
@@ -348,8 +358,7 @@ class IdealDenoiser:
         variance = (alpha * self.std) ** 2 + sigma**2
         if variance == 0:
             raise ValueError(f"t={t!r}: σ=0 there, where the distribution of a data set has no density; allowed: σ > 0")
-        y = x if isinstance(centre, float) else x - backend.like(centre, x)
-        flat = y.reshape(x.shape[0], -1)
+        flat = _minus(x, centre).reshape(x.shape[0], -1)
         mean = self._posterior_mean(flat, alpha, variance)
         return ((flat - alpha * mean) * (sigma / variance)).reshape(x.shape)
 
@@ -365,7 +374,7 @@ class IdealDenoiser:
             offset = backend.cast(self._norms[i : i + self._block] * (0.5 * alpha * alpha / variance), x.dtype)
             logits = query @ points.T
             logits -= offset  # −|x|²/2v is common to all points and drops out
-            peak = xp.max(logits, axis=1, keepdims=True)
+            peak = xp.max(backend.detached(logits), axis=1, keepdims=True)  # a shift: its gradient cancels
             if top is not None:
                 peak = xp.maximum(peak, top)
             logits -= peak

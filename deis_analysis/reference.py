@@ -68,6 +68,10 @@ def reference_solution(
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be positive and finite")
+    if rtol * _TIGHTEN < 100 * np.finfo(np.float64).eps:
+        raise ValueError(
+            f"rtol={rtol!r} cannot be met in float64; allowed: at least {100 / _TIGHTEN * np.finfo(float).eps:.1e}"
+        )
     for name, t in (("t_start", start), ("t_end", end)):
         if not np.isfinite(process.lam(t)):
             raise ValueError(f"{name}={t!r}: λ is infinite there on {process!r}")

@@ -12,7 +12,7 @@ import numpy as np
 from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process, check_grid, choose
 from deis_analysis.solvers.registry import Solver, assemble, register
 from deis_analysis.tableau import Tableau
-from deis_analysis.weights import check_finite, increments
+from deis_analysis.weights import adams_weights, check_finite, increments
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ RUNGE_KUTTA: dict[str, ButcherTableau] = {
     "3ssprk": _method("1; 1/4 1/4", "1/6 1/6 2/3", 3, 3, "Shu & Osher 1988"),
     "4rk": _method("1/2; 0 1/2; 0 0 1", "1/6 1/3 1/3 1/6", 4, 3, _KUTTA),
 }
+
+
+_NATURAL = {"eps": "rho", "x0": "inv_rho"}
 
 
 def _stage_times(process: Process, ts: Array, variable: str, c: float) -> Array:
@@ -110,13 +113,16 @@ def runge_kutta(
         tableau, name = RUNGE_KUTTA[choose("tableau", tableau, RUNGE_KUTTA)], name or f"rk_{tableau}"
     check_finite(process, prediction, variable, ts)
     steps, s = ts.size - 1, len(tableau.b)
-    delta = increments(process, variable, ts)
+    natural = _NATURAL.get(prediction) == variable  # φ = κ: then Δκ is the weight of DDIM, bit for bit
+    delta = adams_weights(process, prediction, variable, ts, 0)[:, 0] if natural else increments(process, variable, ts)
     first = np.arange(steps) * s  # index of each step's first node
     times = np.empty(steps * s + 1)
     times[-1] = ts[-1]
     for i, c in enumerate(tableau.c):
         times[first + i] = _stage_times(process, ts, variable, float(c))
-    slope = process.kappa_rate(prediction, times) / process.variable_rate(variable, times)
+    slope = np.ones_like(times)
+    if not natural:
+        slope = process.kappa_rate(prediction, times) / process.variable_rate(variable, times)
     gamma = process.gamma(prediction, times)
     states, outputs = np.zeros((2, times.size, times.size))
     for i, row in enumerate([*tableau.a[1:], tableau.b], 1):

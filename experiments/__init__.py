@@ -1,0 +1,50 @@
+"""One module = one question = one figure with its data and a sentence that is computed from them.
+
+An experiment is a module of this package with
+
+* ``NAME``, ``QUESTION`` (one sentence), ``CONFIG`` (JSON-able), ``QUICK`` (what of it changes for a run of seconds),
+* ``compute(config, progress) -> DataFrame``: all the numbers, tidy; ``progress`` takes the share done, 0 … 1,
+* ``verdict(frame, config) -> str``: one sentence, computed from the frame,
+* ``draw(frame, config) -> Figure``: from the frame alone, so that a figure can be redrawn from its CSV.
+
+Adding one is adding a file.  ``python -m experiments list`` shows them, ``run`` runs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+Config = dict[str, Any]
+Progress = Callable[[float], None]
+SHARED = ("runner", "style", "problems", "__main__")
+
+
+class Experiment(Protocol):
+    """What a module of this package offers."""
+
+    NAME: str
+    QUESTION: str
+    CONFIG: Config
+    QUICK: Config
+
+    def compute(self, config: Config, progress: Progress) -> Any:
+        """All the numbers, as a tidy data frame."""
+
+    def verdict(self, frame: Any, config: Config) -> str:
+        """What was found, in one sentence computed from the frame."""
+
+    def draw(self, frame: Any, config: Config) -> Any:
+        """The figure, from the frame alone."""
+
+
+def discover() -> dict[str, Experiment]:
+    """All experiments by name, in alphabetical order of their modules."""
+    found: dict[str, Experiment] = {}
+    for info in pkgutil.iter_modules(__path__):
+        if info.name not in SHARED:
+            module = cast(Experiment, importlib.import_module(f"{__name__}.{info.name}"))
+            found[module.NAME] = module
+    return found

@@ -1,0 +1,145 @@
+"""``python -m experiments list | run NAME… | run --all | redraw NAME…``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from experiments import Experiment, discover
+from experiments.runner import FIGURES, Outcome, Task, finished, redraw, run_here, run_parallel
+
+out_option = click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where results go (default: figures/, or figures/.quick/)."
+)
+
+
+def _known(names: tuple[str, ...]) -> dict[str, Experiment]:
+    """The named experiments; a usage error with the nearest names otherwise."""
+    found = discover()
+    for name in names:
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=3, cutoff=0.3)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise click.UsageError(f"there is no experiment {name!r}.{hint} All: {', '.join(found)}")
+    return {name: found[name] for name in dict.fromkeys(names)}
+
+
+def _folder(out: Path | None, quick: bool) -> Path:
+    return (FIGURES / ".quick" if quick else FIGURES) if out is None else out
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.UsageError(f"--device {device}: this device cannot be used here ({reason})") from error
+
+
+@click.group()
+def main() -> None:
+    """Questions to the samplers: each answered by one figure, its data, and a computed sentence."""
+
+
+@main.command("list")
+@out_option
+@click.option("--quick", is_flag=True, help="Look at the quick results.")
+def list_command(out: Path | None, quick: bool) -> None:
+    """Show every experiment, whether its result is up to date, and how long it took."""
+    table = Table("name", "question", "finished", "seconds")
+    for name, experiment in discover().items():
+        task = Task(name, _folder(out, quick), quick)
+        marker = finished(experiment, task)
+        table.add_row(name, experiment.QUESTION, "yes" if marker else "no", f"{marker['wall_time_s']:.1f}" if marker else "")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Run every experiment.")
+@click.option("--quick", is_flag=True, help="Smaller settings, seconds each, written to figures/.quick/.")
+@click.option("--force", is_flag=True, help="Compute again what is finished.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=min(2, os.cpu_count() or 1), show_default=True, help="Processes."
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the experiments that use torch.")
+@out_option
+def run(
+    names: tuple[str, ...], everything: bool, quick: bool, force: bool, jobs: int, device: str, out: Path | None
+) -> None:
+    """Run the experiments NAMES and print what each found. Finished results are kept unless something changed."""
+    if everything == bool(names):
+        raise click.UsageError("give the names of experiments, or --all")
+    chosen = discover() if everything else _known(names)
+    if device != "cpu":
+        _check_device(device)
+    console = Console(highlight=False, soft_wrap=True)
+    todo = []
+    for name, experiment in chosen.items():
+        task = Task(name, _folder(out, quick), quick, device)
+        marker = None if force else finished(experiment, task)
+        if marker:
+            _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
+        else:
+            todo.append(task)
+    sys.exit(_run_tasks(todo, jobs, console))
+
+
+def _run_tasks(todo: list[Task], jobs: int, console: Console) -> int:
+    """Run, print each outcome as it comes, and return the exit code."""
+    failed, done = [], []
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        rows = {task.name: bars.add_task(task.name, total=1.0, start=False) for task in todo}
+
+        def report(name: str, share: float) -> None:
+            bars.start_task(rows[name])
+            bars.update(rows[name], completed=share)
+
+        outcomes = run_here(todo, report) if jobs == 1 or len(todo) == 1 else run_parallel(todo, jobs, report)
+        try:
+            for outcome in outcomes:
+                bars.update(rows[outcome.name], visible=False)
+                _print(console, outcome)
+                (failed if outcome.status == "failed" else done).append(outcome.name)
+        except KeyboardInterrupt:
+            outcomes.close()  # type: ignore[attr-defined]
+            left = [task.name for task in todo if task.name not in done]
+            console.print(f"interrupted: {len(done)} finished and kept, {len(left)} not ({', '.join(left)})")
+            return 130
+    if failed:
+        console.print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def _print(console: Console, outcome: Outcome) -> None:
+    colour = {"done": "green", "kept": "cyan", "failed": "red"}[outcome.status]
+    console.print(
+        f"[{colour}]{outcome.status:6}[/] [bold]{outcome.name}[/] ({outcome.seconds:.1f} s): ", end="", markup=True
+    )
+    console.print(outcome.text, markup=False)
+
+
+@main.command("redraw")
+@click.argument("names", nargs=-1, required=True)
+@out_option
+def redraw_command(names: tuple[str, ...], out: Path | None) -> None:
+    """Draw figures and state verdicts again from their CSV files, computing nothing."""
+    for name in _known(names):
+        try:
+            click.echo(f"{name}: {redraw(Task(name, _folder(out, False)))}")
+        except FileNotFoundError as error:
+            raise click.UsageError(str(error)) from error
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m experiments")

@@ -1,0 +1,138 @@
+"""On what is a sampler measured? The data sets, models and ground truths that several experiments share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import deis_analysis as da
+from deis_analysis.process import Array, Process
+
+
+def vp_linear(config: dict[str, Any]) -> da.VPLinear:
+    """The process of a configuration: VPLinear with its ``beta_min`` and ``beta_max``."""
+    return da.VPLinear(config["beta_min"], config["beta_max"])
+
+
+def digits() -> Array:
+    """(1797, 64) the 8×8 digits of scikit-learn, grey levels 0 … 16 scaled to [-1, 1]."""
+    from sklearn.datasets import load_digits
+
+    return np.asarray(load_digits().data / 8.0 - 1.0, dtype=np.float64)
+
+
+def broad_mixture() -> da.GaussianMixture:
+    """A 1-D mixture of two Gaussians of standard deviations 0.22 and 0.17, with an exact flow."""
+    return da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.05, 0.03])
+
+
+def gaussian_like(data: Array, floor: float) -> da.GaussianMixture:
+    """One Gaussian with the mean and covariance of ``data``, plus ``floor`` on the diagonal: an exact flow in 64-D."""
+    covariance = np.cov(data.T) + floor * np.eye(data.shape[1])
+    return da.GaussianMixture([1.0], data.mean(axis=0)[None], covariance[None])
+
+
+def noise(n: int, dimension: int, seed: int) -> Array:
+    """(n, dimension) standard normal starts x_T, the same on every device."""
+    return np.random.default_rng(seed).standard_normal((n, dimension))
+
+
+@dataclass(frozen=True)
+class DigitsProblem:
+    """The ideal denoiser of the digits on a device, starts, and a certified reference at ``t_end``.
+
+    Attributes:
+        model: eps model on torch tensors. x_T: (n, 64) float64 starts. reference: (n, 64) the exact answers.
+        data: (1797, 64). error_estimate: largest absolute error of the reference, estimated. nfe: what it cost.
+    """
+
+    process: Process
+    model: Any
+    x_T: Any
+    data: Any
+    reference: Any
+    error_estimate: float
+    nfe: int
+
+    def nearest(self, x: Any) -> Any:
+        """(n,) index of the data point next to each sample."""
+        import torch
+
+        return torch.cdist(x, self.data).argmin(dim=1)
+
+
+def digits_problem(config: dict[str, Any]) -> DigitsProblem:
+    """Set up the digits with `reference_solution` (DOPRI5 at ``rtol``) as ground truth.
+
+    Uses of ``config``: beta_min, beta_max, std, samples, seed, t_start, t_end, rtol, device.
+    """
+    import torch
+
+    process = vp_linear(config)
+    device = torch.device(config["device"])
+    data = torch.tensor(digits(), device=device)
+    model = da.ideal_denoiser(data, process, std=config["std"])
+    x_T = torch.tensor(noise(config["samples"], data.shape[1], config["seed"]), device=device)
+    found = da.reference_solution(
+        model, process, x_T, config["t_end"], config["rtol"], config["rtol"], t_start=config["t_start"]
+    )
+    return DigitsProblem(process, model, x_T, data, found.x, found.error_estimate, found.nfe)
+
+
+def exact_path(
+    model: Any, process: Process, x: Any, times: Iterable[float], rtol: float
+) -> tuple[dict[float, Any], float]:
+    """States of the probability flow at descending ``times``, the first belonging to ``x``, and the summed error estimates.
+
+    Each piece is a `reference_solution` from the piece before; times closer than 1e-12 share a state.
+    """
+    levels = sorted({float(t) for t in times}, reverse=True)
+    states, error = {levels[0]: x}, 0.0
+    for before, now in zip(levels, levels[1:], strict=False):
+        if before - now < 1e-12:
+            states[now] = states[before]
+            continue
+        piece = da.reference_solution(model, process, states[before], now, rtol, rtol, t_start=before)
+        states[now], error = piece.x, error + piece.error_estimate
+    return states, error
+
+
+def step_points(ts: Array, points: int) -> list[float]:
+    """The times at which `deis_analysis.extrapolation_error` visits the path, with the grid's own."""
+    visited = [float(t) for t in ts]
+    for a, b in zip(ts[:-1], ts[1:], strict=True):
+        visited += [float(a + (b - a) * (j + 1) / points) for j in range(points - 1)]
+    return visited
+
+
+def distinct_solvers(process: Process, ts: Array) -> dict[str, list[str]]:
+    """Deterministic registry solvers on a grid, first name → all names of the same method (equal Butcher forms)."""
+    groups: dict[str, list[str]] = {}
+    tables = {name: da.build(name, process, ts) for name in da.SOLVERS}
+    for name, table in tables.items():
+        if table.stochastic:
+            continue  # a pathwise error against the probability flow says nothing about a method that draws noise
+        for first in groups:
+            other = tables[first]
+            if other.nfe == table.nfe and other.prediction == table.prediction and da.distance(other, table) < 1e-12:
+                groups[first].append(name)
+                break
+        else:
+            groups[name] = [name]
+    return groups
+
+
+def steps_for(name: str, calls: int) -> int:
+    """Steps of a registry solver that cost at most ``calls`` model calls; 0 if not even one step fits."""
+    return calls // da.SOLVERS[name].stages
+
+
+def bootstrap_ratio(a: Array, b: Array, seed: int, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of √(mean a / mean b) over resampled samples, a and b paired mean squares per sample."""
+    index = np.random.default_rng(seed).integers(0, a.size, (draws, a.size))
+    ratios = np.sqrt(a[index].mean(axis=1) / b[index].mean(axis=1))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)

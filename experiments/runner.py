@@ -1,0 +1,308 @@
+"""How does a result come to be, once and whole? Fingerprints, atomic files, processes, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import deis_analysis
+from experiments import SHARED, Config, Experiment, Progress, discover
+
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+SUFFIXES = ("csv", "png", "svg", "json")
+VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One experiment to be run: where to and on what."""
+
+    name: str
+    folder: Path
+    quick: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one experiment ended: ``status`` is "done", "kept", "failed" or "interrupted"; ``text`` the verdict or error."""
+
+    name: str
+    status: str
+    text: str
+    seconds: float
+
+
+# -- what was asked for ---------------------------------------------------------------------------
+def configuration(experiment: Experiment, task: Task) -> Config:
+    """The experiment's configuration for a task; ``device`` is in it if the experiment has one."""
+    config = {**experiment.CONFIG, **(experiment.QUICK if task.quick else {})}
+    if "device" in config:
+        config["device"] = task.device
+    return dict(config)
+
+
+@cache
+def _shared_sources() -> str:
+    here, package = Path(__file__).parent, Path(deis_analysis.__file__).parent
+    files = [here / f"{name}.py" for name in SHARED if name not in ("runner", "__main__")]
+    files += [here / "style.mplstyle", *sorted(package.rglob("*.py"))]
+    digest = hashlib.sha256(deis_analysis.__version__.encode())
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint(experiment: Experiment, config: Config) -> str:
+    """Hash of all that a result depends on: configuration, device, sources of the experiment and of the package."""
+    source = Path(str(sys.modules[experiment.compute.__module__].__file__)).read_bytes()
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(b"\0".join([text.encode(), source, _shared_sources().encode()])).hexdigest()
+
+
+# -- what is there --------------------------------------------------------------------------------
+def result_files(name: str, folder: Path) -> list[Path]:
+    """The four files of a result."""
+    return [folder / f"{name}.{suffix}" for suffix in SUFFIXES]
+
+
+def _marker(name: str, folder: Path) -> Path:
+    return folder / ".done" / f"{name}.json"
+
+
+def finished(experiment: Experiment, task: Task) -> dict[str, Any] | None:
+    """The marker of a finished result for exactly this task, None if it is to be computed."""
+    try:
+        marker: dict[str, Any] = json.loads(_marker(task.name, task.folder).read_text())
+    except (OSError, ValueError):
+        return None
+    whole = all(path.is_file() for path in result_files(task.name, task.folder))
+    wanted = fingerprint(experiment, configuration(experiment, task))
+    return marker if whole and marker.get("fingerprint") == wanted else None
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that takes the place of ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _clean(folder: Path, pids: set[int]) -> None:
+    for pid in pids:
+        for leftover in folder.glob(f".*.{pid}.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+# -- making it ------------------------------------------------------------------------------------
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "deis_analysis": deis_analysis.__version__}
+    for name in VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _device_name(config: Config) -> str:
+    device = str(config.get("device", "cpu"))
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
+    return device
+
+
+def _save_figure(figure: Any, path: Path, kind: str) -> None:
+    import matplotlib.pyplot as plt
+
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata=metadata)
+    if kind == "svg":
+        plt.close(figure)
+
+
+def execute(task: Task, progress: Progress) -> Outcome:
+    """Compute one experiment and write its files; nothing is touched unless the computation succeeds.
+
+    Verdict and figure are made from the CSV as written, so that they can be made from it again.
+    """
+    import pandas as pd
+
+    from experiments import style  # sets the look before any figure exists
+
+    experiment = discover()[task.name]
+    config = configuration(experiment, task)
+    mark = fingerprint(experiment, config)
+    begin = time.perf_counter()
+    text = experiment.compute(config, progress).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    seconds = time.perf_counter() - begin
+    frame = pd.read_csv(io.StringIO(text))
+    sentence = experiment.verdict(frame, config)
+    style.plt.style.use(style.SHEET)
+    figure = experiment.draw(frame, config)
+    record = {
+        "name": task.name,
+        "question": experiment.QUESTION,
+        "verdict": sentence,
+        "config": config,
+        "quick": task.quick,
+        "seed": config.get("seed"),
+        "device": _device_name(config),
+        "wall_time_s": round(seconds, 2),
+        "versions": _versions(),
+        "fingerprint": mark,
+    }
+    _marker(task.name, task.folder).unlink(missing_ok=True)
+    csv, png, svg, info = result_files(task.name, task.folder)
+    _save_figure(figure, png, "png")
+    _save_figure(figure, svg, "svg")
+    for path, content in ((csv, text), (info, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
+        with atomic(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    with atomic(_marker(task.name, task.folder)) as temporary:
+        done = {"fingerprint": mark, "verdict": sentence, "wall_time_s": round(seconds, 2)}
+        temporary.write_text(json.dumps(done, ensure_ascii=False), encoding="utf-8")
+    progress(1.0)
+    return Outcome(task.name, "done", sentence, seconds)
+
+
+def redraw(task: Task) -> str:
+    """Make the figure and the verdict again from the CSV and the recorded configuration; returns the verdict."""
+    import pandas as pd
+
+    from experiments import style
+
+    experiment = discover()[task.name]
+    csv, png, svg, info = result_files(task.name, task.folder)
+    if not (csv.is_file() and info.is_file()):
+        raise FileNotFoundError(f"{csv.name} and {info.name} are not both in {csv.parent}: run {task.name} first")
+    record = json.loads(info.read_text(encoding="utf-8"))
+    frame = pd.read_csv(csv)
+    record["verdict"] = experiment.verdict(frame, record["config"])
+    style.plt.style.use(style.SHEET)
+    figure = experiment.draw(frame, record["config"])
+    _save_figure(figure, png, "png")
+    _save_figure(figure, svg, "svg")
+    with atomic(info) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return str(record["verdict"])
+
+
+# -- one after the other, or side by side ---------------------------------------------------------
+Report = Callable[[str, float], None]
+
+
+def _reason(error: BaseException) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+
+
+def run_here(tasks: list[Task], report: Report) -> Iterator[Outcome]:
+    """Run tasks one after the other in this process; a KeyboardInterrupt passes through."""
+    for task in tasks:
+        begin = time.perf_counter()
+        try:
+            yield execute(task, lambda share, name=task.name: report(name, share))  # type: ignore[misc]
+        except Exception as error:
+            yield Outcome(task.name, "failed", _reason(error), time.perf_counter() - begin)
+
+
+def _work(task: Task, threads: int, connection: Connection) -> None:
+    """A worker: one experiment. It ignores Ctrl-C, which is its parent's business, and ends when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    begin = time.perf_counter()
+    try:
+        connection.send(execute(task, connection.send))
+    except Exception as error:
+        connection.send(Outcome(task.name, "failed", _reason(error), time.perf_counter() - begin))
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def _limited_threads(threads: int) -> Iterator[None]:
+    """Environment in which new processes use so many threads each."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update({name: str(threads) for name in _THREADS})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def run_parallel(tasks: list[Task], jobs: int, report: Report) -> Iterator[Outcome]:
+    """Run tasks in up to ``jobs`` processes; on the way out, however that comes, no worker is left."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    waiting, pids = list(tasks), set()
+    running: dict[Connection, tuple[Any, Task]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(waiting[0], threads, sender), daemon=True)
+                with _limited_threads(threads):
+                    process.start()
+                sender.close()
+                pids.add(process.pid or 0)
+                running[receiver] = (process, waiting.pop(0))
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                process, task = running[ready]
+                try:
+                    message = ready.recv()
+                except EOFError:
+                    process.join()
+                    message = Outcome(task.name, "failed", f"its process died (exit code {process.exitcode})", 0.0)
+                if isinstance(message, Outcome):
+                    del running[ready]
+                    process.join()
+                    yield message
+                else:
+                    report(task.name, float(message))
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+        for folder in {task.folder for task in tasks}:
+            _clean(folder, pids)
+            _clean(folder / ".done", pids)

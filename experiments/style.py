@@ -1,0 +1,172 @@
+"""What does a line mean? Colour is the family, marker the order, line style the prediction, in every figure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from deis_analysis import SOLVERS
+
+SHEET = Path(__file__).with_name("style.mplstyle")
+plt.style.use(SHEET)
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"  # Okabe & Ito 2008
+GREY = "#8a8a8a"
+
+_FAMILIES = {  # (family, variable of the interpolant): colour and the name that figures print
+    ("baselines", "t"): (GREY, "baselines"),
+    ("adams", "t"): (BLUE, "tAB"),
+    ("adams", "rho"): (SKY, "ρAB"),
+    ("adams", "lam"): (GREEN, "log-ρAB"),
+    ("ipndm", "t"): (PURPLE, "iPNDM"),
+    ("runge_kutta", "rho"): (VERMILLION, "ρRK"),
+}
+_SPARE = (ORANGE, BLACK, "#B8A800", "#7F3C8D", "#80BA5A", "#A5694F")  # for families yet to come, in order of registry
+_MARKERS = {1: "o", 2: "s", 3: "^", 4: "D"}
+_LINES = {"eps": "-", "x0": "--", "v": "-.", "score": ":"}
+DDIM = ("#000000", "DDIM")  # the method that most families contain as their lowest member
+
+
+def family(name: str) -> tuple[str, str]:
+    """(colour, printed name) of the family of a registry solver."""
+    row = SOLVERS[name]
+    if row.family == "adams" and row.degree == 0:
+        return DDIM
+    key = (row.family, row.variable)
+    if key in _FAMILIES:
+        return _FAMILIES[key]
+    if (row.family, "t") in _FAMILIES:
+        return _FAMILIES[(row.family, "t")]
+    known = {family for family, _ in _FAMILIES}
+    others = list(dict.fromkeys(s.family for s in SOLVERS.values() if s.family not in known))
+    return _SPARE[others.index(row.family) % len(_SPARE)], row.family.replace("_", " ")
+
+
+def look(name: str) -> dict[str, Any]:
+    """Line properties of a registry solver, for ``ax.plot``; the order is that of the method with an exact start."""
+    row = SOLVERS[name]
+    return {
+        "color": family(name)[0],
+        "marker": _MARKERS.get(row.order_exact_start, "o"),
+        "linestyle": _LINES[row.prediction],
+        "markerfacecolor": "white" if row.order_exact_start > 1 else family(name)[0],
+    }
+
+
+def new_figure(width: float, height: float, headline: str, note: str) -> Figure:
+    """An empty figure with its finding on top and, below it in grey, how it was measured; use `body` for the axes."""
+    fig = plt.figure(figsize=(width, height))
+    chars = int(width * 9.6)
+    lines = textwrap.wrap(headline, chars)
+    inch = 1.0 / height
+    fig.text(0.012, 1 - 0.12 * inch, "\n".join(lines), fontsize=13, fontweight="bold", va="top", linespacing=1.15)
+    top = 0.12 + 0.235 * len(lines) + 0.06
+    notes = textwrap.wrap(note, int(width * 12.6))
+    fig.text(0.012, 1 - top * inch, "\n".join(notes), fontsize=9.5, color="#555555", va="top", linespacing=1.2)
+    fig._headroom = (top + 0.17 * len(notes) + 0.1) * inch
+    return fig
+
+
+def body(fig: Figure, bottom: float = 0.55, left: float = 0.75, right: float = 0.2, extra_top: float = 0.25) -> Any:
+    """Margins in inches for ``subplots_adjust`` or a GridSpec below the headline."""
+    width, height = fig.get_size_inches()
+    return {
+        "left": left / width,
+        "right": 1 - right / width,
+        "bottom": bottom / height,
+        "top": 1 - fig._headroom - extra_top / height,
+    }
+
+
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Positions close to ``values``, at least ``gap`` apart, inside [low, high] while there is room."""
+    order = np.argsort(values)
+    wanted = np.clip(np.asarray(values, dtype=float)[order], low, high)
+    n = len(wanted)
+    gap = min(gap, (high - low) / max(n - 1, 1))
+    shifted = wanted - gap * np.arange(n)  # in these coordinates "gap apart" means "not decreasing"
+    blocks: list[tuple[float, int]] = []
+    for value in shifted:  # pool adjacent violators: the least-squares answer
+        mean, count = float(value), 1
+        while blocks and blocks[-1][0] > mean:
+            last, size = blocks.pop()
+            mean, count = (mean * count + last * size) / (count + size), count + size
+        blocks.append((mean, count))
+    fitted = np.concatenate([np.full(count, mean) for mean, count in blocks]) if blocks else np.empty(0)
+    placed = np.clip(fitted, low, high - gap * (n - 1)) + gap * np.arange(n)
+    result = np.empty(n)
+    result[order] = placed
+    return result
+
+
+def end_labels(ax: Any, labels: Iterable[tuple[float, float, str, str]], fontsize: float = 8.5) -> None:
+    """Names at the right edge, pushed apart, each with a hair line to its (x, y); entries (x, y, text, colour)."""
+    entries = list(labels)
+    if not entries:
+        return
+    ax.figure.canvas.draw_idle()
+    to_axes = ax.transData + ax.transAxes.inverted()
+    points = [to_axes.transform((x, y)) for x, y, _, _ in entries]
+    height = ax.get_position().height * ax.figure.get_size_inches()[1]
+    gap = 1.22 * fontsize / 72.0 / height
+    places = spread([float(np.clip(p[1], 0, 1)) for p in points], gap, 0.01, 0.99)
+    for (x, y, text, colour), point, place in zip(entries, points, places, strict=True):
+        inside = 0 <= point[1] <= 1
+        ax.annotate(
+            text,
+            xy=(x, y) if inside else (1.0, place),
+            xycoords="data" if inside else "axes fraction",
+            xytext=(1.035, place),
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=fontsize,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 2},
+        )
+
+
+def slope_triangle(ax: Any, x: float, y: float, order: float, factor: float = 2.0, label: str | None = None) -> None:
+    """A right triangle that falls by ``factor`` ** ``order`` from (x, y) to x·factor; log–log axes."""
+    low = y * factor**-order
+    ax.fill([x, x * factor, x], [y, low, low], facecolor="#f4f4f4", edgecolor="#444444", lw=0.8, zorder=4)
+    ax.annotate(
+        label or f"{order:g}",
+        (x, np.sqrt(y * low)),
+        xytext=(-3, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=8.5,
+        color="#222222",
+        zorder=5,
+    )
+
+
+def plain_log_ticks(axis: Any, ticks: Sequence[float]) -> None:
+    """Ticks at round numbers, written as such, on a logarithmic axis."""
+    axis.set_major_locator(matplotlib.ticker.FixedLocator(list(ticks)))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def as_text(value: float, digits: int = 2) -> str:
+    """A number for a sentence: significant digits, powers of ten below 1e-3."""
+    if value == 0 or not np.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1e-3 and abs(value) < 1e5:
+        places = max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
+        return f"{value:.{places}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

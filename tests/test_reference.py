@@ -1,0 +1,95 @@
+"""The DOPRI5 reference against exact flows: the true error stays below ten times the estimate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import mixtures, processes
+
+import deis_analysis as da
+
+VP = da.VPLinear()
+MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
+
+
+@settings(max_examples=15)
+@given(
+    mixtures(),
+    processes(("VPLinear", "VPCosine", "SubVP", "VE", "EDM", "RectifiedFlow")),
+    st.sampled_from(da.PREDICTIONS),
+)
+def test_agrees_with_the_exact_flow_to_ten_times_its_estimate(mix, process, prediction):
+    start, end = process.sampling_range
+    end = max(end, start * 1e-2)
+    x = mix.sample(5, 0, process, start)
+    found = da.reference_solution(mix.model(process, prediction), process, x, end, 1e-7, 1e-7, prediction=prediction)
+    truth = mix.flow(process, x, start, end)
+    assert np.abs(found.x - truth).max() <= 10 * found.error_estimate + 1e-11
+    assert found.error_estimate < 1e-4 * (1 + np.abs(truth).max())
+    assert isinstance(found.x, np.ndarray)
+
+
+def test_counts_every_model_call_and_tightens():
+    calls = []
+
+    def model(x, t):
+        calls.append(t)
+        return MIX.eps(VP)(x, t)
+
+    x = MIX.sample(4, 0, VP, 1.0)
+    loose = da.reference_solution(model, VP, x, 1e-3, 1e-5, 1e-5)
+    assert loose.nfe == len(calls)
+    assert np.allclose((loose.rtol, loose.atol), 1e-6)
+    tight = da.reference_solution(MIX.eps(VP), VP, x, 1e-3, 1e-10, 1e-10)
+    truth = MIX.flow(VP, x, 1.0, 1e-3)
+    assert tight.nfe > loose.nfe
+    assert np.abs(tight.x - truth).max() < 1e-8 < np.abs(loose.x - truth).max()
+    assert min(calls) >= 1e-3
+    assert max(calls) <= 1.0
+
+
+def test_torch_in_torch_out_also_from_float32():
+    x = torch.as_tensor(MIX.sample(4, 0, VP, 1.0))
+    found = da.reference_solution(MIX.eps(VP), VP, x, 1e-3)
+    assert found.x.dtype == torch.float64
+    assert np.allclose(found.x.numpy(), MIX.flow(VP, x.numpy(), 1.0, 1e-3), atol=1e-6)
+    assert da.reference_solution(MIX.eps(VP), VP, x.float(), 1e-3).x.dtype == torch.float64
+
+
+def test_mean_reverting_reference():
+    process = da.MeanReverting(VP, 1.5)
+    x = MIX.sample(4, 0, process, 1.0)
+    for prediction in ("eps", "x0", "v"):
+        found = da.reference_solution(MIX.model(process, prediction), process, x, 0.01, prediction=prediction)
+        assert np.allclose(found.x, MIX.flow(process, x, 1.0, 0.01), atol=1e-6), prediction
+
+
+def spike(x, t):
+    """A model that jumps in time: no step size meets a tolerance across the jump."""
+    return x * (1e12 if t < 0.3 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"t_end": 1.0}, "t_end=1.0 must be below t_start=1.0"),
+        ({"t_end": -1.0}, "t_end=-1.0 is outside"),
+        ({"t_end": 0.0}, "t_end=0.0: λ is infinite"),
+        ({"t_start": 2.0}, "t_start=2.0 is outside"),
+        ({"rtol": 0.0}, "rtol=0.0 must be positive"),
+        ({"atol": np.nan}, "atol=nan must be positive"),
+        ({"prediction": "e"}, "prediction='e' is unknown"),
+        ({"x_T": np.array([np.nan])}, "x_T must be finite"),
+        ({"model": lambda x, t: x * np.nan}, "model returned NaN or infinity at call 1"),
+        ({"model": lambda x, t: x[:1]}, r"model returned shape \(1,\) at call 1"),
+        ({"rtol": 1e-14}, "rtol=1e-14 cannot be met in float64; allowed: at least 2.2e-13"),
+        ({"model": spike, "rtol": 1e-9, "atol": 1e-9}, "cannot be met in float64: underflow in dt"),
+    ],
+)
+def test_bad_input(options, message):
+    arguments = {"model": MIX.eps(VP), "process": VP, "x_T": np.linspace(-1, 1, 3), "t_end": 1e-3} | options
+    with pytest.raises(ValueError, match=message):
+        da.reference_solution(**arguments)
