@@ -17,22 +17,12 @@ from deis_analysis.analysis import (
     order_problem,
     transfer,
 )
+from deis_analysis.denoiser import ideal_denoiser
 from deis_analysis.error import extrapolation_error, global_error, local_errors, transported_errors
-from deis_analysis.mixture import GaussianMixture, ProductMixture, ideal_denoiser
-from deis_analysis.process import (
-    EDM,
-    PREDICTIONS,
-    VARIABLES,
-    VE,
-    MeanReverting,
-    Process,
-    RectifiedFlow,
-    SubVP,
-    VPCosine,
-    VPDiscrete,
-    VPLinear,
-    grid,
-)
+from deis_analysis.grids import grid
+from deis_analysis.mixture import GaussianMixture, ProductMixture
+from deis_analysis.process import PREDICTIONS, VARIABLES, MeanReverting, Process
+from deis_analysis.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPDiscrete, VPLinear
 from deis_analysis.solvers import (
     RUNGE_KUTTA,
     SOLVERS,

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis.grids import grid
 from deis_analysis.mixture import GaussianMixture, ProductMixture
-from deis_analysis.process import Array, Process, VPLinear, choose, grid, positive_int
+from deis_analysis.process import Array, Process
+from deis_analysis.schedules import VPLinear
 from deis_analysis.solvers import SOLVERS, Solver
 from deis_analysis.tableau import Model, Tableau
+from deis_analysis.validate import choose, positive_int
 from deis_analysis.weights import _intervals
 
 Builder = Callable[[Process, Array], Tableau]

@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 import deis_analysis as da
-from deis_analysis.process import choose
+from deis_analysis.validate import choose
 
 PROCESSES: dict[str, Callable[..., da.Process]] = {
     cls.__name__: cls for cls in (da.VPLinear, da.VPCosine, da.SubVP, da.VE, da.EDM, da.RectifiedFlow)

@@ -1,4 +1,4 @@
-r"""Gaussian mixtures under a forward process: exact density, predictions and flow; data sets as mixtures.
+r"""Gaussian mixtures under a forward process: exact density, predictions and flow.
 
 If x₀ has density Σ w_k N(m_k, C_k), then x_t = α x₀ + (1−α) μ + σ ε has density Σ w_k N(α m_k + (1−α) μ, V_k) with
 V_k = α² C_k + σ² I (μ = 0 but for `MeanReverting`).  With responsibilities r_k ∝ w_k N(x; …),
@@ -19,7 +19,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from deis_analysis import backend
-from deis_analysis.process import PREDICTIONS, Array, Process, choose, positive_int
+from deis_analysis.process import PREDICTIONS, Array, Process
+from deis_analysis.validate import choose, positive_int
 
 Model = Callable[[Any, float], Any]
 _WEIGHT_SLACK = 1e-9
@@ -44,9 +45,9 @@ class _Mixture:
         choose("prediction", prediction, PREDICTIONS)
 
         def exact(x: Any, t: float) -> Any:
-            alpha, sigma, centre = _levels(process, t)
+            alpha, sigma, centre = levels(process, t)
             part_x0, part_eps = (float(c) for c in process.prediction_parts(prediction, t))
-            y = _minus(self._checked(x), centre)
+            y = centred(self._checked(x), centre)
             _, pulled, denoised = self._terms(y, alpha, sigma, part_x0 != 0)
             if part_x0 == 0:
                 return (part_eps * sigma) * pulled
@@ -74,8 +75,8 @@ class _Mixture:
         """Log density at time ``t`` of ``process``, of the data if both are None; one value per sample."""
         if (process is None) != (t is None):
             raise ValueError(f"process={process!r} and t={t!r} must be given together")
-        alpha, sigma, centre = (1.0, 0.0, None) if process is None else _levels(process, t)
-        return self._terms(_minus(self._checked(x), centre), alpha, sigma, False)[0]
+        alpha, sigma, centre = (1.0, 0.0, None) if process is None else levels(process, t)
+        return self._terms(centred(self._checked(x), centre), alpha, sigma, False)[0]
 
     def _checked(self, x: Any) -> Any:
         x = x if hasattr(x, "dtype") else np.asarray(x, dtype=np.float64)
@@ -84,19 +85,19 @@ class _Mixture:
         return x
 
 
-def _levels(process: Process, t: Any) -> tuple[float, float, Array | None]:
+def levels(process: Process, t: Any) -> tuple[float, float, Array | None]:
     """(α, σ, (1 − α) μ), the last None where the process reverts to 0."""
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
     return alpha, sigma, None if process.mean is None else np.asarray((1.0 - alpha) * np.asarray(process.mean))
 
 
-def _minus(x: Any, centre: Array | None) -> Any:
+def centred(x: Any, centre: Array | None) -> Any:
     """x − (1 − α) μ, which is distributed as αx₀ + σε."""
     return x if centre is None else x - backend.like(centre, x)
 
 
 def _diffuse(process: Process, t: float, x: Array, rng: np.random.Generator) -> Array:
-    alpha, sigma, centre = _levels(process, t)
+    alpha, sigma, centre = levels(process, t)
     noisy = alpha * x + sigma * rng.standard_normal(x.shape)
     return noisy if centre is None else noisy + centre
 
@@ -135,8 +136,8 @@ class _Scalar(_Mixture):
         return backend.like(self._quantile_flow(process, values, float(t_from), float(t_to)), x)
 
     def _quantile_flow(self, process: Process, x: Array, t_from: float, t_to: float) -> Array:
-        (a, s, centre), (a_to, s_to, centre_to) = _levels(process, t_from), _levels(process, t_to)
-        x = _minus(x, centre)
+        (a, s, centre), (a_to, s_to, centre_to) = levels(process, t_from), levels(process, t_to)
+        x = centred(x, centre)
         means, means_to = a * self._means, a_to * self._means
         scale = np.sqrt(a * a * self._variances + s * s)
         scale_to = np.sqrt(a_to * a_to * self._variances + s_to * s_to)
@@ -278,10 +279,10 @@ class GaussianMixture(_Scalar):
                 "(for others use reference_solution)"
             )
         x = self._checked(x)
-        (a, s, centre), (a_to, s_to, centre_to) = _levels(process, t_from), _levels(process, t_to)
+        (a, s, centre), (a_to, s_to, centre_to) = levels(process, t_from), levels(process, t_to)
         ratio = np.sqrt((a_to**2 * self._spectrum + s_to**2) / (a**2 * self._spectrum + s**2))
         mean = backend.like(self.means[0], x)
-        rotated = self._rotate((_minus(x, centre) - a * mean)[..., None, :], x, transpose=False) * backend.like(
+        rotated = self._rotate((centred(x, centre) - a * mean)[..., None, :], x, transpose=False) * backend.like(
             ratio, x
         )
         y = a_to * mean + self._rotate(rotated, x, transpose=True)[..., 0, :]
@@ -329,86 +330,3 @@ class ProductMixture(_Scalar):
         if process is None:
             return x
         return _diffuse(process, t, x, rng)
-
-
-class IdealDenoiser:
-    """The ε model of a data set seen as a mixture of Gaussians of standard deviation ``std`` at its points."""
-
-    _BLOCK_ENTRIES = 2**23  # entries of a block of data: 64 MiB in float64
-
-    def __init__(self, data: Any, process: Process, std: float) -> None:
-        self.data, self.process, self.std = data, process, std
-        self.count, self.shape = data.shape[0], tuple(data.shape[1:])
-        self._flat = data.reshape(self.count, -1)
-        self._block = max(1, min(self.count, self._BLOCK_ENTRIES // self._flat.shape[1]))
-        self._norms = self._squared_norms()
-
-    def _squared_norms(self) -> Any:
-        xp = array_namespace(self._flat)
-        blocks = (self._flat[i : i + self._block] for i in range(0, self.count, self._block))
-        return xp.concat([xp.sum(backend.cast(b, xp.float64) ** 2, axis=1) for b in blocks])
-
-    def __call__(self, x: Any, t: float) -> Any:
-        """ε for x of shape (batch, *data.shape[1:]), computed in the dtype of ``x``."""
-        if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1:
-            raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (batch, {', '.join(map(str, self.shape))})")
-        if backend.is_torch(x) != backend.is_torch(self._flat):
-            raise ValueError("x and data must be of one library; convert the data once, before ideal_denoiser")
-        alpha, sigma, centre = _levels(self.process, t)
-        variance = (alpha * self.std) ** 2 + sigma**2
-        if variance == 0:
-            raise ValueError(f"t={t!r}: σ=0 there, where the distribution of a data set has no density; allowed: σ > 0")
-        flat = _minus(x, centre).reshape(x.shape[0], -1)
-        mean = self._posterior_mean(flat, alpha, variance)
-        return ((flat - alpha * mean) * (sigma / variance)).reshape(x.shape)
-
-    def _posterior_mean(self, x: Any, alpha: float, variance: float) -> Any:
-        """Σ softmax(−|x − αm|²/2v) m over all data points m, block by block with a running maximum."""
-        xp = array_namespace(x)
-        query = x * (alpha / variance)
-        top: Any = None
-        total: Any = None
-        mean: Any = None
-        for i in range(0, self.count, self._block):
-            points = backend.cast(self._flat[i : i + self._block], x.dtype)
-            offset = backend.cast(self._norms[i : i + self._block] * (0.5 * alpha * alpha / variance), x.dtype)
-            logits = query @ points.T
-            logits -= offset  # −|x|²/2v is common to all points and drops out
-            peak = xp.max(backend.detached(logits), axis=1, keepdims=True)  # a shift: its gradient cancels
-            if top is not None:
-                peak = xp.maximum(peak, top)
-            logits -= peak
-            share = _exp_in_place(xp, logits)
-            part, weight = share @ points, xp.sum(share, axis=1, keepdims=True)
-            if top is None:
-                mean, total = part, weight
-            else:
-                rescale = xp.exp(top - peak)
-                mean, total = mean * rescale + part, total * rescale + weight
-            top = peak
-        return mean / total
-
-
-def _exp_in_place(xp: Any, a: Any) -> Any:
-    return a.exp_() if backend.is_torch(a) and not a.requires_grad else xp.exp(a)
-
-
-def ideal_denoiser(data: Any, process: Process, std: float = 0.0) -> IdealDenoiser:
-    """The exact ε model of the empirical distribution of ``data``, smoothed by ``std``.
-
-    Blocks of 64 MiB stream through the softmax, so beside the data itself only a block and (batch, d) arrays are held.
-
-    Args:
-        data: (n, …) NumPy or torch array of floating dtype, not copied; x then has shape (batch, …).
-        process: the forward process. std: standard deviation of the Gaussian at each point, ≥ 0.
-
-    Source: Karras et al. 2022, eq. 57 (app. B.3).
-    """
-    data = backend.floating("data", data)
-    if data.ndim < 2 or data.shape[0] == 0:
-        raise ValueError(
-            f"data has shape {tuple(data.shape)}; allowed: (n, ...) with n >= 1 points of at least 1 dimension"
-        )
-    if not (np.isfinite(std) and std >= 0):
-        raise ValueError(f"std={std!r} must be finite and >= 0")
-    return IdealDenoiser(data, process, float(std))

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torchdiffeq import odeint
 
-from deis_analysis.process import PREDICTIONS, Process, choose
+from deis_analysis.process import PREDICTIONS, Process
 from deis_analysis.tableau import Model
+from deis_analysis.validate import choose
 
 _TIGHTEN = 0.1
 

@@ -25,7 +25,8 @@ from typing import Any
 import sympy as sp
 from sympy.integrals.risch import NonElementaryIntegral, risch_integrate
 
-from deis_analysis.process import PREDICTIONS, VARIABLES, choose, positive_int
+from deis_analysis.process import PREDICTIONS, VARIABLES
+from deis_analysis.validate import choose, positive_int
 
 TIME, NEXT = sp.Symbol("t", positive=True), sp.Symbol("s", positive=True)
 PHI = sp.Symbol("phi", real=True)

@@ -21,7 +21,8 @@ import numpy as np
 from deis_analysis import backend, printing
 from deis_analysis.brownian import BrownianPath
 from deis_analysis.liveness import Row, make_plan, peak_memory
-from deis_analysis.process import PREDICTIONS, Array, Process, choose
+from deis_analysis.process import PREDICTIONS, Array, Process
+from deis_analysis.validate import choose
 
 Model = Callable[[Any, float], Any]
 _NODE_SLACK = 1e-12

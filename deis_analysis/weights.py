@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process, choose, positive_int
+from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
+from deis_analysis.validate import choose, positive_int
 
 _POINTS = 16
 _PANEL = 0.5  # widest panel in λ

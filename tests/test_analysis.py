@@ -64,7 +64,7 @@ def test_exact_transfer_is_the_flow_and_tables_approach_it():
         for n in (40, 160)
     ]
     assert errors[1] < 1e-2 * errors[0]
-    with pytest.raises(ValueError, match="variance=.* must be finite"):
+    with pytest.raises(ValueError, match=r"variance=.* must be finite"):
         da.transfer(da.build("ddim", VP, TS), VP, -1.0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -140,7 +142,7 @@ def test_rho_heun_on_edm_is_edms_heun_but_for_its_last_step():
     mix = da.GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.1, 0.1])
     denoise, x = mix.x0(process), 80 * np.linspace(-1, 1, 5)
     u = x
-    for a, b in zip(ts, ts[1:], strict=False):
+    for a, b in pairwise(ts):
         d = (u - denoise(u, a)) / a
         euler = u + (b - a) * d
         u = u + (b - a) * (d + (euler - denoise(euler, b)) / b) / 2

@@ -19,8 +19,8 @@ PROBLEMS = {
     "gaussian": (da.GaussianMixture([1.0], [0.5], [0.3]), {"kind": "t1.5"}),
 }
 RANGE = {"t_start": 0.4, "t_end": 0.1}
-# On Gaussian data dy/dρ = ρ y/(ρ² + v), and the midpoint rule's leading error f''/24 + f f'/4 + f³/6, f = ρ/(ρ² + v), is
-# identically zero: it gains an order there (test below). A single Gaussian cannot measure its order.
+# On Gaussian data dy/dρ = f y, f = ρ/(ρ² + v), and the midpoint rule's leading error f''/24 + f f'/4 + f³/6 is identically
+# zero: it gains an order there (test below). A single Gaussian cannot measure its order.
 SUPERCONVERGENT = {("rhork_2midpoint", "gaussian"): 3}
 
 

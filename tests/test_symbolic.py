@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deis_analysis.symbolic as symbolic
-from deis_analysis.process import EDM, PREDICTIONS, VE, RectifiedFlow, SubVP, VPCosine, VPLinear
+from deis_analysis.process import PREDICTIONS
+from deis_analysis.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPLinear
 from deis_analysis.symbolic import DERIVATIONS, PROCESSES, TIME, butcher_order, derive, order_conditions
 from deis_analysis.symbolic import weights_closed_form as closed_form
 from deis_analysis.weights import phi, quadrature_weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import exact
 import mpmath as mp
 import numpy as np
@@ -79,10 +81,7 @@ def test_weights_match_scipy_quad(process, prediction, variable, data):
     edges = [a, *kinks[::-1], b]
     found = da.quadrature_weights(process, prediction, variable, nodes, a=a, b=b)
     for j in range(nodes.size):
-        parts = [
-            quad(integrand, x, y, args=(j,), epsabs=0, epsrel=1e-10, limit=200)[0]
-            for x, y in zip(edges, edges[1:], strict=False)
-        ]
+        parts = [quad(integrand, x, y, args=(j,), epsabs=0, epsrel=1e-10, limit=200)[0] for x, y in pairwise(edges)]
         assert abs(found[j] - sum(parts)) <= 1e-8 * np.max(np.abs(found))
 
 
@@ -126,8 +125,8 @@ def test_polynomials_up_to_the_degree_are_integrated_exactly_and_not_one_more():
 
 
 def test_where_conditioning_limits_small_weights():
-    """Nodes 1e-6 apart and a step of 0.3: weights reach 1e+24; each is exact relative to the largest, while their sum,
-    24 orders smaller, is lost. The limit is that of the problem, not of the rule: it is what float64 weights can carry."""
+    """Nodes 1e-6 apart and a step of 0.3: weights reach 1e+24. Each is exact relative to the largest, while their sum,
+    24 orders smaller, is lost: the limit of what float64 weights can carry, not of the rule that finds them."""
     process, gap = da.VPLinear(), 1e-6
     nodes = 0.5 + gap * np.arange(5)
     w = da.quadrature_weights(process, "eps", "t", nodes, a=0.5, b=0.2)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process import Process, check_grid
+from deis_analysis.grids import check_grid
+from deis_analysis.process import Process
 from deis_analysis.solvers.exponential_adams import adams
 from deis_analysis.solvers.registry import Solver, assemble, register
 from deis_analysis.tableau import Tableau

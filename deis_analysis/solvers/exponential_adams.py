@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process import PREDICTIONS, VARIABLES, Process, check_grid, choose, positive_int
+from deis_analysis.grids import check_grid
+from deis_analysis.process import PREDICTIONS, VARIABLES, Process
 from deis_analysis.solvers.registry import Solver, assemble, register
 from deis_analysis.tableau import Tableau
+from deis_analysis.validate import choose, positive_int
 from deis_analysis.weights import adams_weights
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process, check_grid, choose
+from deis_analysis.grids import check_grid
+from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
 from deis_analysis.solvers.registry import Solver, assemble, register
 from deis_analysis.tableau import Tableau
+from deis_analysis.validate import choose
 from deis_analysis.weights import adams_weights, check_finite, increments
 
 

@@ -1,0 +1,38 @@
+# `make figures` and `make test` do all the set-up on a fresh machine; every target calls `install`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FILES := deis_analysis experiments tests
+
+.PHONY: figures test lint bench install format clean
+
+figures: install  ## draw every figure into figures/, offline, on embedded data
+	$(BIN)/python -m experiments run --all
+
+test: install  ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=10 -q
+
+lint: install  ## format, lint and types
+	$(BIN)/ruff format --check $(FILES)
+	$(BIN)/ruff check $(FILES)
+	$(BIN)/mypy
+
+bench: install  ## ratios, measured side by side in one run
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench.py
+
+format: install
+	$(BIN)/ruff format $(FILES)
+	$(BIN)/ruff check --fix $(FILES)
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, found %s; set PYTHON=python3.x" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) figures/.done figures/.quick .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

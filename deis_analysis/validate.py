@@ -1,0 +1,47 @@
+"""Checks at the boundary: each names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def choose(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``allowed``; raise a ValueError that names the nearest ones otherwise."""
+    allowed = tuple(allowed)
+    if isinstance(value, str) and value in allowed:
+        return value
+    near = difflib.get_close_matches(str(value), allowed, n=3, cutoff=0.4)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    raise ValueError(f"{name}={value!r} is unknown{hint}. Allowed: {', '.join(allowed)}")
+
+
+def positive_int(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` as an int; raise a ValueError unless it is an integer ≥ ``minimum`` (True and 3.0 are not)."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be an integer >= {minimum}") from None
+    if number < minimum:
+        raise ValueError(f"{name}={number} must be an integer >= {minimum}")
+    return number
+
+
+def positive(**values: float) -> None:
+    """Raise a ValueError unless every value is a positive finite number."""
+    for name, value in values.items():
+        if not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value!r} must be a positive finite number")
+
+
+def first(values: np.ndarray, where: np.ndarray) -> str:
+    """The first of ``values`` at which ``where`` holds, for a message."""
+    i = int(np.flatnonzero(where)[0])
+    return f"{float(values[i])!r} at index {i}"

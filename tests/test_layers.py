@@ -1,0 +1,111 @@
+"""The architecture as a test: imports point down, the package imports fast and without torch, names do not clash."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deis_analysis
+
+ROOT = Path(deis_analysis.__file__).parent
+LAYERS = [
+    {"validate", "process", "schedules", "grids", "backend", "brownian", "liveness", "printing", "tableau"},  # 0
+    {"weights", "mixture", "denoiser", "symbolic"},  # 1
+    {"solvers"},  # 2
+    {"analysis", "error", "reference"},  # 3
+    {"cli", "__init__"},  # 4
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+NUMPY_ONLY = {"validate", "process", "schedules", "grids", "backend", "brownian", "liveness", "printing", "tableau"}
+
+
+def module_name(path):
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path):
+    """(top-level package, module inside deis_analysis or None, at run time) of each import."""
+    typing_only = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            typing_only |= set(ast.walk(node))
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            inner = parts[1] if parts[0] == "deis_analysis" and len(parts) > 1 and parts[1] in LEVEL else None
+            yield parts[0], inner, node not in typing_only
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def test_every_module_has_a_layer():
+    assert {module_name(path) for path in FILES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    own = module_name(path)
+    for top, inner, runtime in imports(path):
+        if inner is not None and runtime and inner != own:
+            assert LEVEL[inner] <= LEVEL[own], f"{own} imports {inner}"
+            assert inner != "symbolic" or own == "cli", f"{own} imports symbolic, which is a witness"
+        if own in NUMPY_ONLY and runtime:
+            assert top in {"deis_analysis", "numpy", "rich", *sys.stdlib_module_names}, f"{own} imports {top}"
+        if own != "reference":
+            assert top not in {"torch", "torchdiffeq", "matplotlib", "jax"}, f"{own} imports {top}"
+
+
+def test_import_is_light():
+    """Importing the package takes under a second and leaves torch, sympy, matplotlib and pandas alone."""
+    code = (
+        "import sys, time; start = time.perf_counter(); import deis_analysis as da; took = time.perf_counter() - start;"
+        "heavy = [m for m in ('torch', 'sympy', 'matplotlib', 'pandas', 'jax', 'torchdiffeq') if m in sys.modules];"
+        "p = da.VPLinear(); da.run(da.build('tab3', p, da.grid(p, 5)), lambda x, t: x, __import__('numpy').ones(2));"
+        "print(took, heavy, 'torch' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        for _ in range(3)
+    ]
+    assert min(float(run.split()[0]) for run in runs) < 1.0
+    assert all(run.split(maxsplit=1)[1].strip() == "[] False" for run in runs)
+
+
+def test_reference_is_reached_lazily():
+    assert callable(deis_analysis.reference_solution)
+    assert "reference_solution" in dir(deis_analysis)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = deis_analysis.nonsense
+
+
+def test_no_public_function_shares_its_name_with_a_module():
+    modules = {path.stem for path in FILES} - {"__init__"}
+    assert not modules & set(deis_analysis.__all__)
+    assert not modules & set(deis_analysis.solvers.__all__)
+
+
+def test_public_names_exist_and_have_docstrings():
+    for name in deis_analysis.__all__:
+        value = getattr(deis_analysis, name)
+        if callable(value):
+            assert value.__doc__, name
+
+
+def test_library_code_does_not_print():
+    for path in FILES:
+        if path.stem == "cli":
+            continue
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), path
