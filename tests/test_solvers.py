@@ -19,7 +19,7 @@ PROBLEMS = {
     "gaussian": (da.GaussianMixture([1.0], [0.5], [0.3]), {"kind": "t1.5"}),
 }
 RANGE = {"t_start": 0.4, "t_end": 0.1}
-# On Gaussian data dy/dρ = f y, f = ρ/(ρ² + v), and the midpoint rule's leading error f''/24 + f f'/4 + f³/6 is identically
+# On Gaussian data dy/dρ = f y, f = ρ/(ρ² + v), the midpoint rule's leading error f''/24 + f f'/4 + f³/6 is identically
 # zero: it gains an order there (test below). A single Gaussian cannot measure its order.
 SUPERCONVERGENT = {("rhork_2midpoint", "gaussian"): 3}
 
@@ -94,7 +94,8 @@ def test_nfe_follows_the_declared_rule(name):
         table = da.build(name, VP, da.grid(VP, steps))
         da.run(table, lambda x, t, calls=calls: calls.append(t) or 0 * x, np.ones(2))
         assert table.nfe == len(calls) == row.stages * steps
-        assert not table.stochastic
+        assert table.stochastic == row.stochastic
+        assert not row.stochastic
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid
+from deis_analysis.grids import check_grid, grid
 from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
+from deis_analysis.schedules import VPLinear
 from deis_analysis.tableau import Tableau
 from deis_analysis.validate import choose
 
@@ -47,6 +49,12 @@ class Solver:
     def __post_init__(self) -> None:
         choose("prediction", self.prediction, PREDICTIONS)
         choose("variable", self.variable, VARIABLES)
+
+    @cached_property
+    def stochastic(self) -> bool:
+        """Whether the method draws noise, read off a short table."""
+        process = VPLinear()
+        return self.build(process, grid(process, self.starting_steps + 2)).stochastic
 
 
 SOLVERS: dict[str, Solver] = {}
