@@ -176,13 +176,7 @@ def _match_quantiles(x: Array, log_w: Array, source: Any, target: Any) -> Array:
         terms = log_w[i] + log_ndtr(side[i][..., None] * (y[..., None] - m_to[i]) / s_to[i])
         return side[i] * (_logsumexp(np, terms) - level[i])
 
-    y = np.asarray(find_root(mismatch, (low, high), args=(index,)).x)
-    for _ in range(2):  # Newton in the log tail polishes the last digits: dy = (log F − level) F/f
-        log_f = _logsumexp(np, log_w - 0.5 * (((y[:, None] - m_to) / s_to) ** 2 + np.log(2 * np.pi * s_to**2)))
-        log_tail = tail(y, m_to, s_to, side)
-        step = side * (log_tail - level) * np.exp(np.minimum(log_tail - log_f, 700.0))
-        y = np.clip(y - step, low, high)
-    return np.asarray(y.reshape(shape))
+    return np.asarray(find_root(mismatch, (low, high), args=(index,)).x).reshape(shape)
 
 
 class GaussianMixture(_Scalar):

@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 
 Config = dict[str, Any]
 Progress = Callable[[float], None]
+Frame = Any  # a pandas.DataFrame, whose stubs do not follow access to columns by name
 SHARED = ("runner", "style", "problems", "__main__")
 
 
@@ -30,13 +31,13 @@ class Experiment(Protocol):
     CONFIG: Config
     QUICK: Config
 
-    def compute(self, config: Config, progress: Progress) -> Any:
+    def compute(self, config: Config, progress: Progress) -> Frame:
         """All the numbers, as a tidy data frame."""
 
-    def verdict(self, frame: Any, config: Config) -> str:
+    def verdict(self, frame: Frame, config: Config) -> str:
         """What was found, in one sentence computed from the frame."""
 
-    def draw(self, frame: Any, config: Config) -> Any:
+    def draw(self, frame: Frame, config: Config) -> Any:
         """The figure, from the frame alone."""
 
 

@@ -16,7 +16,9 @@ from experiments import Experiment, discover
 from experiments.runner import FIGURES, Outcome, Task, finished, redraw, run_here, run_parallel
 
 out_option = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where results go (default: figures/, or figures/.quick/)."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where results go (default: figures/, or figures/.quick/).",
 )
 
 
@@ -59,7 +61,9 @@ def list_command(out: Path | None, quick: bool) -> None:
     for name, experiment in discover().items():
         task = Task(name, _folder(out, quick), quick)
         marker = finished(experiment, task)
-        table.add_row(name, experiment.QUESTION, "yes" if marker else "no", f"{marker['wall_time_s']:.1f}" if marker else "")
+        table.add_row(
+            name, experiment.QUESTION, "yes" if marker else "no", f"{marker['wall_time_s']:.1f}" if marker else ""
+        )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
@@ -96,8 +100,14 @@ def run(
 
 def _run_tasks(todo: list[Task], jobs: int, console: Console) -> int:
     """Run, print each outcome as it comes, and return the exit code."""
-    failed, done = [], []
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    failed: list[str] = []
+    done: list[str] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         rows = {task.name: bars.add_task(task.name, total=1.0, start=False) for task in todo}
 

@@ -9,11 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from experiments import Config, Progress, style
+from experiments import Config, Frame, Progress, style
 from experiments.problems import broad_mixture, distinct_solvers, vp_linear
 
 NAME = "convergence"
-QUESTION = "Does every registered sampler converge at its declared order, and do steps from noise to data show that order?"
+QUESTION = (
+    "Does every registered sampler converge at its declared order, and do steps from noise to data show that order?"
+)
 CONFIG: Config = {
     "beta_min": 0.1,
     "beta_max": 20.0,
@@ -28,7 +30,7 @@ QUICK: Config = {"steps": [10, 20, 40, 80], "samples": 16}
 TITLES = {"smooth": "Smooth part, t from {0:g} to {1:g}", "whole": "From noise to data, t from {0:g} to {1:g}"}
 
 
-def compute(config: Config, progress: Progress) -> pd.DataFrame:
+def compute(config: Config, progress: Progress) -> Frame:
     """One row per problem, distinct solver and step count: error, and the slope fitted to that solver's errors."""
     process = vp_linear(config)
     problems = {"smooth": da.order_problem()[1], "whole": broad_mixture()}
@@ -52,14 +54,14 @@ def compute(config: Config, progress: Progress) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def slopes(frame: pd.DataFrame) -> pd.DataFrame:
+def slopes(frame: Frame) -> Frame:
     """One row per solver: declared orders, and the slope on each problem."""
     wide = frame.pivot_table(index="solver", columns="problem", values="slope", sort=False)
     declared = frame.groupby("solver", sort=False)[["order", "order_exact_start"]].first()
     return wide.join(declared)
 
 
-def verdict(frame: pd.DataFrame, config: Config) -> str:
+def verdict(frame: Frame, config: Config) -> str:
     """How far the slopes are from the declared orders, and where the slope from noise to data departs most."""
     table, tolerance = slopes(frame), config["tolerance"]
     off = (table.smooth - table.order).abs()
@@ -67,20 +69,21 @@ def verdict(frame: pd.DataFrame, config: Config) -> str:
     met = int((off <= tolerance).sum())
     names = ", ".join(f"{name} {table.whole[name]:.2f} for {table.order[name]}" for name in above.index[:3])
     beyond = int((above > tolerance).sum())
+    first, last = config["ranges"]["whole"]
     steeper = (
-        f"from noise (t = {config['ranges']['whole'][0]:g}) to data (t = {config['ranges']['whole'][1]:g}) {beyond} are steeper than "
-        f"declared by more than {tolerance:g} up to {frame.steps.max()} steps ({names})"
+        f"from noise (t = {first:g}) to data (t = {last:g}) {beyond} are steeper than declared by more than "
+        f"{tolerance:g} up to {frame.steps.max()} steps ({names})"
         if beyond
         else f"from noise to data none is steeper than declared by more than {tolerance:g}"
     )
     worst = "" if met == len(table) else f", the worst being {off.idxmax()} with {table.smooth[off.idxmax()]:.2f}"
     return (
-        f"On the smooth part {met} of {len(table)} distinct samplers show their declared order within {tolerance:g} (largest "
-        f"deviation {off.max():.2f}{worst}), while {steeper}."
+        f"On the smooth part {met} of {len(table)} distinct samplers show their declared order within {tolerance:g} "
+        f"(largest deviation {off.max():.2f}{worst}), while {steeper}."
     )
 
 
-def draw(frame: pd.DataFrame, config: Config) -> Figure:
+def draw(frame: Frame, config: Config) -> Figure:
     """Errors against calls on both problems, and all slopes beside the declared orders."""
     table = slopes(frame)
     off = (table.smooth - table.order).abs()
@@ -91,9 +94,11 @@ def draw(frame: pd.DataFrame, config: Config) -> Figure:
         else f"{met} of {len(table)} samplers show their declared order within {config['tolerance']:g}"
     ) + f"; run from noise to data, {beyond} look steeper than they are"  # fmt: skip
     note = (
-        f"1-D Gaussian mixtures with exact flow, VPLinear({config['beta_min']:g}, {config['beta_max']:g}), {config['grid']} grids of "
-        f"{min(config['steps'])} to {max(config['steps'])} steps, {config['samples']} samples; slopes fitted to the finest steps. "
-        "Marker: order with exact start (circle 1, square 2, triangle 3, diamond 4); triangles: slopes."
+        f"1-D Gaussian mixtures with exact flow, {style.setting(config)}, {config['grid']} grids of "
+        f"{min(config['steps'])} "
+        f"to {max(config['steps'])} steps, {config['samples']} samples; slopes fitted to the finest steps. Marker: "
+        "order "
+        "with an exact start (circle 1, square 2, triangle 3, diamond 4)."
     )
     fig = style.new_figure(14.0, 7.4, headline, note)
     margins = style.body(fig, bottom=0.6, left=0.75, right=0.25, extra_top=0.4)
@@ -101,49 +106,48 @@ def draw(frame: pd.DataFrame, config: Config) -> Figure:
     for ax, problem in zip(axes, config["ranges"], strict=False):
         _errors(ax, frame[frame.problem == problem], TITLES[problem].format(*config["ranges"][problem]))
     axes[1].set_ylabel("")
-    _orders(axes[2], table, config)
+    _orders(axes[2], table)
     return fig
 
 
-def _errors(ax: Any, rows: pd.DataFrame, title: str) -> None:
+def _errors(ax: Any, rows: Frame, title: str) -> None:
     for name, part in rows.groupby("solver", sort=False):
         ax.plot(part.nfe, part.rms, **style.look(name), alpha=0.9)
-    ax.set(xscale="log", yscale="log", title=title, xlabel="model calls (NFE)", ylabel="RMS error against the exact flow")
+    ax.set(
+        xscale="log", yscale="log", title=title, xlabel="model calls (NFE)", ylabel="RMS error against the exact flow"
+    )
     style.plain_log_ticks(ax.xaxis, [10, 30, 100, 300, 1000])
     ax.set_xlim(rows.nfe.min() * 0.75, rows.nfe.max() * 1.15)
-    floor = rows.rms.min()
-    anchors = {1: (0.62, 4.0), 2: (0.30, 0.02), 3: (0.62, 0.02), 4: (0.30, 0.02)}
-    for order in sorted(set(rows.order)):
-        part = rows[rows.order == order]
-        x = part.nfe.max() / (3.0 if order < 4 else 6.0)
-        y = float(np.exp(np.interp(np.log(x), *_envelope(part, max if order == 1 else min))))
-        factor = 1.9
-        y *= 2.2 if order == 1 else 0.28
-        if y * factor**-order > floor * 0.01:
-            style.slope_triangle(ax, x, y, order, factor, f"order {order}")
-    del anchors
+    ax.set_ylim(rows.rms.min() * 0.3, rows.rms.max() * 2.5)
+    style.slope_fan(ax, sorted(set(rows.order)), 0.07, 0.42, 0.2)
 
 
-def _envelope(part: pd.DataFrame, choice: Any) -> tuple[np.ndarray, np.ndarray]:
-    edge = part.groupby("nfe").rms.agg(choice)
-    return np.log(edge.index.to_numpy(float)), np.log(edge.to_numpy())
-
-
-def _orders(ax: Any, table: pd.DataFrame, config: Config) -> None:
+def _orders(ax: Any, table: Frame) -> None:
     names = list(table.index)
     y = np.arange(len(names))[::-1]
     for order in range(1, int(max(table.whole.max(), table.order.max())) + 2):
         ax.axvline(order, color="#dddddd", lw=0.8, zorder=0)
-    ax.plot(table.order, y, linestyle="none", marker="|", markersize=13, markeredgewidth=2.4, color="#444444", zorder=1)
+    bar: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 13, "markeredgewidth": 2.4}
+    ax.plot(table.order, y, **bar, color="#444444", zorder=1, label="declared")
+    smooth: dict[str, Any] = {"marker": "o", "markersize": 5.5, "linestyle": "none", "zorder": 3}
+    whole: dict[str, Any] = {
+        "marker": ">",
+        "markersize": 6.5,
+        "linestyle": "none",
+        "markerfacecolor": "white",
+        "zorder": 2,
+    }
+    ax.plot([], [], **smooth, color="#444444", label="smooth part")
+    ax.plot([], [], **whole, color="#444444", label="noise to data")
     for name, height in zip(names, y, strict=True):
         colour = style.family(name)[0]
         ax.plot([table.smooth[name], table.whole[name]], [height, height], color=colour, lw=0.9, alpha=0.6)
-        ax.plot(table.smooth[name], height, marker="o", color=colour, markersize=5.5, linestyle="none", zorder=3)
-        ax.plot(table.whole[name], height, marker=">", color=colour, markerfacecolor="white", markersize=6.5, linestyle="none", zorder=2)
+        ax.plot(table.smooth[name], height, **smooth, color=colour)
+        ax.plot(table.whole[name], height, **whole, color=colour)
     ax.set_yticks(y, names, fontsize=9)
     for tick, name in zip(ax.get_yticklabels(), names, strict=True):
         tick.set_color(style.family(name)[0])
     ax.grid(False)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlabel="slope of log error against log 1/N", ylim=(-0.8, len(names) - 0.2), title="Slopes (bar: declared order)")
-    ax.text(0.0, -0.075, "● smooth part   ▷ from noise to data", transform=ax.transAxes, fontsize=9, color="#333333", va="top")
+    ax.set(xlabel="slope of log error against log 1/N", ylim=(-0.8, len(names) + 1.2), title="Slopes")
+    ax.legend(loc="upper center", ncols=3, columnspacing=1.2, handletextpad=0.2)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from experiments import Config, Progress, style
+from experiments import Config, Frame, Progress, style
 from experiments.problems import DigitsProblem, bootstrap_ratio, digits_problem, distinct_solvers, steps_for
 
 NAME = "digits_work_precision"
@@ -31,10 +31,10 @@ CONFIG: Config = {
     "shown_samples": 14,
     "device": "cpu",
 }
-QUICK: Config = {"samples": 256, "rtol": 1e-6, "calls": [5, 10, 20], "shown_samples": 6}
+QUICK: Config = {"samples": 256, "rtol": 1e-5, "calls": [5, 10], "shown_samples": 6}
 
 
-def compute(config: Config, progress: Progress) -> pd.DataFrame:
+def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (one per solver and step count), "sample" (pixels of some results) and "reference"."""
     problem = digits_problem(config)
     progress(0.3)
@@ -48,7 +48,9 @@ def compute(config: Config, progress: Progress) -> pd.DataFrame:
             if steps == 0:
                 continue
             table = da.build(
-                name, problem.process, da.grid(problem.process, steps, config["grid"], config["t_start"], config["t_end"])
+                name,
+                problem.process,
+                da.grid(problem.process, steps, config["grid"], config["t_start"], config["t_end"]),
             )
             x = da.run(table, problem.model, problem.x_T)
             error = ((x - problem.reference) ** 2).mean(dim=1).cpu().numpy()
@@ -88,18 +90,25 @@ def _pixels(problem: DigitsProblem, solver: str, x: Any, count: int) -> list[dic
     elsewhere = (problem.nearest(x) != problem.nearest(problem.reference)).cpu().numpy()
     images = x[:count].cpu().numpy()
     return [
-        {"part": "sample", "solver": solver, "sample": i, "pixel": j, "value": round(float(v), 3), "elsewhere": float(elsewhere[i])}
+        {
+            "part": "sample",
+            "solver": solver,
+            "sample": i,
+            "pixel": j,
+            "value": round(float(v), 3),
+            "elsewhere": float(elsewhere[i]),
+        }
         for i, image in enumerate(images)
         for j, v in enumerate(image)
     ]
 
 
-def _at(frame: pd.DataFrame, solver: str, calls: int) -> pd.Series:
+def _at(frame: Frame, solver: str, calls: int) -> Frame:
     rows = frame[(frame.part == "error") & (frame.solver == solver) & (frame.nfe == calls)]
     return rows.iloc[0]
 
 
-def findings(frame: pd.DataFrame, config: Config) -> dict[str, Any]:
+def findings(frame: Frame, config: Config) -> dict[str, Any]:
     """The numbers that verdict and headline state."""
     calls = config["compared_at"]
     errors = frame[frame.part == "error"]
@@ -119,72 +128,96 @@ def findings(frame: pd.DataFrame, config: Config) -> dict[str, Any]:
     }
 
 
-def verdict(frame: pd.DataFrame, config: Config) -> str:
+def verdict(frame: Frame, config: Config) -> str:
     """How tab3 and DDIM compare at the stated number of calls, by RMS, by median and by where samples end."""
     f, text = findings(frame, config), style.as_text
     expected = config["expected_ratio"]
     met = "as expected at least" if f["ratio"] >= expected else "against the expectation below"
     median = f["tab3"]["median"] / f["ddim"]["median"]
+    contrast = "though" if (median > 1) == (f["ratio"] > 1) else "and"
     typical = f"{text(median)}x further off" if median > 1 else f"{text(1 / median)}x closer"
-    best = "which no other solver beats" if f["best"] == "tab3" else f"while {f['best']} is best with {text(f['best_rms'])}"
+    best = (
+        "the least of all solvers" if f["best"] == "tab3" else f"{f['best']} having the least, {text(f['best_rms'], 3)}"
+    )
     return (
-        f"At {config['compared_at']} calls on the {config['grid']} grid DDIM's RMS error per pixel is "
-        f"{text(f['ddim'].rms, 3)} and tab3's {text(f['tab3'].rms, 3)}, {met} {expected:g}x less ({f['ratio']:.2f}x; 95 % "
-        f"{f['low']:.2f} to {f['high']:.2f} over {config['samples']} samples), {best}; the gap comes from samples that end "
-        f"at another digit ({f['ddim'].elsewhere:.0%} with DDIM, {f['tab3'].elsewhere:.0%} with tab3), the median sample "
-        f"being {typical} with tab3 ({text(f['tab3']['median'])} against {text(f['ddim']['median'])}); the reference is "
-        f"{text(f['certainty'])}x more accurate than the smallest error shown."
+        f"At {config['compared_at']} calls on the {config['grid']} grid the RMS error per pixel is "
+        f"{text(f['ddim'].rms, 3)} with DDIM and {text(f['tab3'].rms, 3)} with tab3 ({best}), {f['ratio']:.2f}x less "
+        f"(95 % {f['low']:.2f} to {f['high']:.2f} over {config['samples']} samples), {met} {expected:g}x: "
+        f"{f['tab3'].elsewhere:.0%} of the samples end at another digit with tab3, {f['ddim'].elsewhere:.0%} with "
+        "DDIM, "
+        f"{contrast} the median sample is {typical} with tab3 ({text(f['tab3']['median'])} against "
+        f"{text(f['ddim']['median'])}); the reference is {text(f['certainty'], 1)} times more accurate than the "
+        "smallest "
+        "error shown."
     )
 
 
-def draw(frame: pd.DataFrame, config: Config) -> Figure:
-    """Error against calls for every solver, and below it samples from the same noise."""
+def draw(frame: Frame, config: Config) -> Figure:
+    """Error against calls, a panel per family with DDIM and tab3 in each; below it samples from the same noise."""
     f, calls = findings(frame, config), config["compared_at"]
-    more = "less" if f["ratio"] >= 1 else "more"
-    factor = max(f["ratio"], 1 / f["ratio"])
+    factor, more = max(f["ratio"], 1 / f["ratio"]), "less" if f["ratio"] >= 1 else "more"
     headline = (
-        f"Digits, {calls} model calls: tab3 errs {factor:.1f}× {more} than DDIM: {f['tab3'].elsewhere:.0%} of its samples end at "
-        f"another digit, {f['ddim'].elsewhere:.0%} of DDIM's"
+        f"Digits, {calls} model calls: tab3 errs {factor:.2f}× {more} than DDIM; {f['tab3'].elsewhere:.0%} of its "
+        "samples "
+        f"end at another digit, {f['ddim'].elsewhere:.0%} of DDIM's"
     )
+    accuracy = style.as_text(frame[frame.part == "reference"].estimate.iloc[0], 1)
     note = (
-        f"Ideal denoiser of the 1,797 digits (64-D, scaled to [-1, 1], std {config['std']:g}); VPLinear({config['beta_min']:g}, "
-        f"{config['beta_max']:g}), t from {config['t_start']:g} to {config['t_end']:g}, {config['grid']} grid; {config['samples']} samples, "
-        f"seed {config['seed']}; error against DOPRI5, itself accurate to {style.as_text(frame[frame.part == 'reference'].estimate.iloc[0], 1)}."
+        f"Ideal denoiser of the 1,797 digits (64-D, scaled to [-1, 1], std {config['std']:g}); "
+        f"{style.setting(config)}, "
+        f"{config['grid']} grid; {config['samples']} samples; error against DOPRI5, itself accurate to {accuracy}. "
+        "DDIM (black) and tab3 (blue) in every panel."
     )
-    fig = style.new_figure(10.5, 10.0, headline, note)
-    rows = 1 + len(config["shown"])
-    samples = fig.add_gridspec(1, 1, left=0.115, right=0.985, bottom=0.015, top=0.36)
-    top = style.body(fig)["top"]
-    ax = fig.add_axes((0.075, 0.455, 0.735, top - 0.455))
-    _curves(ax, frame, config, f)
-    _samples(fig.add_subplot(samples[0]), frame, config, rows)
+    solvers = list(frame[frame.part == "error"].solver.unique())
+    families = list(dict.fromkeys(style.family(name) for name in solvers if style.family(name) != style.DDIM))
+    columns = 3
+    rows, shown = -(-len(families) // columns), 1 + len(config["shown"])
+    curves, samples = 2.65 * rows, 0.68 * shown + 0.5
+    height = curves + samples + 1.9
+    fig = style.new_figure(12.0, height, headline, note)
+    margins = style.body(fig, left=0.75, right=1.35, extra_top=0.35)
+    margins["bottom"] = (samples + 0.85) / height
+    axes = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False,
+                        gridspec_kw={**margins, "wspace": 0.5, "hspace": 0.22})  # fmt: skip
+    for ax, family in zip(axes.flat, families, strict=False):
+        _curves(ax, frame[frame.part == "error"], family, config, f)
+    for ax in axes.flat[len(families) :]:
+        ax.set_axis_off()
+    for ax in axes[-1]:
+        ax.set_xlabel("model calls (NFE)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("RMS error per pixel")
+    _samples(fig.add_axes((0.09, 0.01, 0.9, (samples - 0.25) / height)), frame, config, shown)
     return fig
 
 
-def _curves(ax: Any, frame: pd.DataFrame, config: Config, f: dict[str, Any]) -> None:
-    errors = frame[frame.part == "error"]
-    ceiling = 2.0 * errors[errors.solver == "ddim"].rms.max()
+def _curves(ax: Any, errors: Frame, family: tuple[str, str], config: Config, f: dict[str, Any]) -> None:
+    errors = errors[errors.nfe >= min(config["calls"])]
     ends = []
     for name, rows in errors.groupby("solver", sort=False):
-        strong = name in ("ddim", "tab3")
-        ax.plot(rows.nfe, rows.rms, **{**style.look(name), "linewidth": 2.6 if strong else 1.1}, zorder=3 if strong else 2)
-        same = rows.same_as.iloc[0]
-        label = f"{name}" + (f" (= {len(same.split(' = '))} others)" if isinstance(same, str) and same else "")
-        ends.append((rows.nfe.iloc[-1], rows.rms.iloc[-1], label, style.family(name)[0]))
+        member, anchor = style.family(name) == family, name in ("ddim", "tab3")
+        if not (member or anchor):
+            continue
+        ax.plot(
+            rows.nfe, rows.rms, **{**style.look(name), "linewidth": 2.2 if anchor else 1.3}, zorder=2 if anchor else 3
+        )
+        if member or name == "ddim":
+            ends.append((rows.nfe.iloc[-1], rows.rms.iloc[-1], str(name), style.family(name)[0]))
     calls = config["compared_at"]
-    ax.set(xscale="log", yscale="log", ylim=(0.7 * errors.rms.min(), ceiling), xlim=(errors.nfe.min() * 0.93, errors.nfe.max() * 1.03))
+    ax.set(xscale="log", yscale="log", title=family[1])
+    ax.set_ylim(0.7 * errors.rms.min(), 2.0 * errors[errors.solver == "ddim"].rms.max())
+    ax.set_xlim(errors.nfe.min() * 0.93, errors.nfe.max() * 1.05)
     style.plain_log_ticks(ax.xaxis, sorted(set(config["calls"])))
-    ax.set_xlabel("model calls (NFE)")
-    ax.set_ylabel("RMS error per pixel (grey values in [-1, 1])")
-    ax.annotate("", (calls, f["tab3"].rms), (calls, f["ddim"].rms), arrowprops={"arrowstyle": "<->", "lw": 1.6, "color": "black"}, zorder=6)
-    ax.annotate(
-        f"{f['ratio']:.2f}×", (calls, np.sqrt(f["tab3"].rms * f["ddim"].rms)), xytext=(-6, 0), textcoords="offset points",
-        ha="right", va="center", fontsize=12, fontweight="bold", zorder=6,
-    )  # fmt: skip
-    style.end_labels(ax, ends)
+    if family == style.family("tab3"):
+        arrow = {"arrowstyle": "<->", "lw": 1.6, "color": "black", "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (calls, f["tab3"].rms), (calls, f["ddim"].rms), arrowprops=arrow, zorder=6)
+        ax.annotate(f"{f['ratio']:.2f}× at {calls} calls", (calls, f["tab3"].rms), xytext=(0.05, 0.3), va="center",
+                    textcoords="axes fraction", fontsize=11, fontweight="bold", zorder=6,
+                    arrowprops={"arrowstyle": "-", "lw": 0.8, "shrinkB": 3})  # fmt: skip
+    style.end_labels(ax, ends, 9)
 
 
-def _samples(ax: Any, frame: pd.DataFrame, config: Config, rows: int) -> None:
+def _samples(ax: Any, frame: Frame, config: Config, rows: int) -> None:
     pixels = frame[frame.part == "sample"]
     names = ["reference", *config["shown"]]
     count, size, gap = config["shown_samples"], 8, 2
@@ -206,6 +239,6 @@ def _samples(ax: Any, frame: pd.DataFrame, config: Config, rows: int) -> None:
     ax.imshow(-np.ma.masked_invalid(canvas), vmin=-1, vmax=1, interpolation="nearest", rasterized=True)
     ax.set(xlim=(-2, count * (size + gap)), ylim=(rows * (size + gap) - 1, -2))
     ax.set_title(
-        f"The first {count} samples at {config['compared_at']} calls, same noise; framed: another digit than the reference's",
+        f"The first {count} samples at {config['compared_at']} calls, same noise; framed: not the reference's digit",
         fontsize=10, color="#333333",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -85,13 +86,13 @@ def digits_problem(config: dict[str, Any]) -> DigitsProblem:
 def exact_path(
     model: Any, process: Process, x: Any, times: Iterable[float], rtol: float
 ) -> tuple[dict[float, Any], float]:
-    """States of the probability flow at descending ``times``, the first belonging to ``x``, and the summed error estimates.
+    """States of the probability flow at descending ``times``, the first that of ``x``, and the summed error estimates.
 
     Each piece is a `reference_solution` from the piece before; times closer than 1e-12 share a state.
     """
     levels = sorted({float(t) for t in times}, reverse=True)
     states, error = {levels[0]: x}, 0.0
-    for before, now in zip(levels, levels[1:], strict=False):
+    for before, now in itertools.pairwise(levels):
         if before - now < 1e-12:
             states[now] = states[before]
             continue
@@ -103,7 +104,7 @@ def exact_path(
 def step_points(ts: Array, points: int) -> list[float]:
     """The times at which `deis_analysis.extrapolation_error` visits the path, with the grid's own."""
     visited = [float(t) for t in ts]
-    for a, b in zip(ts[:-1], ts[1:], strict=True):
+    for a, b in itertools.pairwise(ts):
         visited += [float(a + (b - a) * (j + 1) / points) for j in range(points - 1)]
     return visited
 

@@ -43,7 +43,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one experiment ended: ``status`` is "done", "kept", "failed" or "interrupted"; ``text`` the verdict or error."""
+    """How one experiment ended: ``status`` is "done", "kept" or "failed"; ``text`` is the verdict or the error."""
 
     name: str
     status: str

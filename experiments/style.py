@@ -72,9 +72,9 @@ def new_figure(width: float, height: float, headline: str, note: str) -> Figure:
     inch = 1.0 / height
     fig.text(0.012, 1 - 0.12 * inch, "\n".join(lines), fontsize=13, fontweight="bold", va="top", linespacing=1.15)
     top = 0.12 + 0.235 * len(lines) + 0.06
-    notes = textwrap.wrap(note, int(width * 12.6))
+    notes = textwrap.wrap(note, int(width * 13.2))
     fig.text(0.012, 1 - top * inch, "\n".join(notes), fontsize=9.5, color="#555555", va="top", linespacing=1.2)
-    fig._headroom = (top + 0.17 * len(notes) + 0.1) * inch
+    fig.subplots_adjust(top=1 - (top + 0.17 * len(notes) + 0.1) * inch)  # where `body` begins
     return fig
 
 
@@ -85,7 +85,7 @@ def body(fig: Figure, bottom: float = 0.55, left: float = 0.75, right: float = 0
         "left": left / width,
         "right": 1 - right / width,
         "bottom": bottom / height,
-        "top": 1 - fig._headroom - extra_top / height,
+        "top": fig.subplotpars.top - extra_top / height,
     }
 
 
@@ -137,21 +137,18 @@ def end_labels(ax: Any, labels: Iterable[tuple[float, float, str, str]], fontsiz
         )
 
 
-def slope_triangle(ax: Any, x: float, y: float, order: float, factor: float = 2.0, label: str | None = None) -> None:
-    """A right triangle that falls by ``factor`` ** ``order`` from (x, y) to x·factor; log–log axes."""
-    low = y * factor**-order
-    ax.fill([x, x * factor, x], [y, low, low], facecolor="#f4f4f4", edgecolor="#444444", lw=0.8, zorder=4)
-    ax.annotate(
-        label or f"{order:g}",
-        (x, np.sqrt(y * low)),
-        xytext=(-3, 0),
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize=8.5,
-        color="#222222",
-        zorder=5,
-    )
+def slope_fan(ax: Any, orders: Sequence[int], left: float, top: float, width: float) -> None:
+    """Slope triangles of several orders on a common upper leg, at (left, top) in axes fractions, log–log axes."""
+    to_data = (ax.transAxes + ax.transData.inverted()).transform
+    x0, y0 = to_data((left, top))
+    x1, _ = to_data((left + width, top))
+    for order in orders:
+        y = y0 * (x1 / x0) ** -float(order)
+        ax.fill([x0, x1, x1], [y0, y0, y], facecolor="#00000008", edgecolor="#666666", lw=0.8, zorder=1)
+        ax.annotate(
+            f"{order:g}", (x1, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color="#333333"
+        )
+    ax.annotate("order", (x1, y0), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color="#333333")
 
 
 def plain_log_ticks(axis: Any, ticks: Sequence[float]) -> None:
@@ -159,6 +156,14 @@ def plain_log_ticks(axis: Any, ticks: Sequence[float]) -> None:
     axis.set_major_locator(matplotlib.ticker.FixedLocator(list(ticks)))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def setting(config: dict[str, Any]) -> str:
+    """The process and, where a configuration has them, the ends of the time grid, for a figure's note."""
+    text = f"VPLinear({config['beta_min']:g}, {config['beta_max']:g})"
+    if "t_start" in config:
+        text += f", t from {config['t_start']:g} to {config['t_end']:g}"
+    return text
 
 
 def as_text(value: float, digits: int = 2) -> str:

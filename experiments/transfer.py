@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from experiments import Config, Progress, style
+from experiments import Config, Frame, Progress, style
 from experiments.problems import digits, steps_for, vp_linear
 
 NAME = "transfer"
@@ -27,8 +25,8 @@ CONFIG: Config = {
 QUICK: Config = {"variances": [1e-6, 10.0, 41]}
 
 
-def compute(config: Config, progress: Progress) -> pd.DataFrame:
-    """Rows of part "curve" (solver, variance, ratio) and "spectrum" (the digits' covariance eigenvalues, with ratios)."""
+def compute(config: Config, progress: Progress) -> Frame:
+    """Rows of part "curve" (solver, variance, ratio) and "spectrum" (the same at the digits' eigenvalues)."""
     process = vp_linear(config)
     low, high, count = config["variances"]
     spectrum = np.linalg.eigvalsh(np.cov(digits().T))[::-1]
@@ -48,7 +46,7 @@ def compute(config: Config, progress: Progress) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def findings(frame: pd.DataFrame) -> pd.DataFrame:
+def findings(frame: Frame) -> Frame:
     """Per solver, over the digits' spectrum: smallest and largest ratio, and the typical |log ratio| as a factor."""
     spectrum = frame[frame.part == "spectrum"]
     grouped = spectrum.groupby("solver", sort=False).ratio
@@ -56,57 +54,81 @@ def findings(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"low": grouped.min(), "high": grouped.max(), "typical": typical})
 
 
-def verdict(frame: pd.DataFrame, config: Config) -> str:
+def verdict(frame: Frame, config: Config) -> str:
     """How far each solver's scale factors are from the exact ones on the digits' spectrum."""
     found = findings(frame)
     parts = ", ".join(
-        f"{row.Index} by {row.typical:.2f}x ({row.low:.2f} to {row.high:.2f})" for row in found.sort_values("typical").itertuples()
+        f"{row.Index} by {row.typical:.2f}x ({row.low:.2f} to {row.high:.2f})"
+        for row in found.sort_values("typical").itertuples()
     )
     shrinks = [name for name, row in found.iterrows() if row.high < 1]
     closing = f"; {', '.join(shrinks)} shrink every direction" if shrinks else ""
     return (
-        f"At {config['calls']} calls on the {config['grid']} grid, typically (root mean square of the log) over the principal directions "
-        f"of the digits, the standard deviation comes out wrong: {parts}{closing}."
+        f"At {config['calls']} calls on the {config['grid']} grid, typically (root mean square of the log) over the "
+        f"principal directions of the digits, the standard deviation comes out wrong: {parts}{closing}."
     )
 
 
-def draw(frame: pd.DataFrame, config: Config) -> Figure:
+def draw(frame: Frame, config: Config) -> Figure:
     """Transfer over exact transfer against the variance, with the digits' spectrum as a rug."""
     found = findings(frame).sort_values("typical")
     best, worst = found.index[0], found.index[-1]
     headline = (
-        f"{config['calls']} calls: over the digits' directions {best} is typically {found.typical.iloc[0]:.2f}× off in scale, "
-        f"{worst} {found.typical.iloc[-1]:.2f}×"
+        f"{config['calls']} calls: over the digits' directions {best} is typically {found.typical.iloc[0]:.2f}× off in "
+        f"scale, {worst} {found.typical.iloc[-1]:.2f}×"
     )
     note = (
-        "How the table scales a Gaussian direction, over how the exact flow does (transfer functions: no sampling); 1 is right, below 1 the "
-        f"sampler shrinks. VPLinear({config['beta_min']:g}, {config['beta_max']:g}), {config['grid']} grid, t from {config['t_start']:g} to "
-        f"{config['t_end']:g}; ticks below: eigenvalues of the digits' covariance, on [-1, 1]."
+        "How the table scales a Gaussian direction, over how the exact flow does (transfer functions: no sampling); "
+        "1 is "
+        f"right, below 1 the sampler shrinks. {style.setting(config)}, {config['grid']} grid; ticks below: "
+        "eigenvalues of "
+        "the digits' covariance, pixels in [-1, 1]."
     )
     fig = style.new_figure(10.0, 6.2, headline, note)
-    ax = fig.subplots(gridspec_kw=style.body(fig, bottom=0.6, left=0.8, right=1.35, extra_top=0.15))
+    ax = fig.subplots(gridspec_kw=style.body(fig, bottom=0.6, left=0.8, right=1.75, extra_top=0.15))
     curves = frame[frame.part == "curve"]
     ends = []
     for solver, part in curves.groupby("solver", sort=False):
         look = {**style.look(solver), "linewidth": 2.2, "markevery": max(1, len(part) // 12)}
         ax.plot(part.variance, part.ratio, **look)
         steps = da.SOLVERS[str(solver)].stages
-        ends.append((part.variance.iloc[-1], part.ratio.iloc[-1], f"{solver}" + (f" ({part.nfe.iloc[0] // steps} steps)" if steps > 1 else ""), look["color"]))
+        ends.append(
+            (
+                part.variance.iloc[-1],
+                part.ratio.iloc[-1],
+                f"{solver}" + (f" ({part.nfe.iloc[0] // steps} steps)" if steps > 1 else ""),
+                look["color"],
+            )
+        )
     ax.axhline(1.0, color="#333333", lw=1.2, zorder=1)
     ax.text(curves.variance.min() * 1.3, 1.0, "exact", va="bottom", fontsize=9.5, color="#333333")
     spectrum = frame[(frame.part == "spectrum") & (frame.solver == config["solvers"][0])].variance
     shown = spectrum[spectrum > curves.variance.min()]
-    ax.plot(shown, np.full(len(shown), 0.02), "|", color=style.ORANGE, markersize=16, markeredgewidth=1.4, transform=ax.get_xaxis_transform(), clip_on=False)
-    ax.text(np.sqrt(shown.min() * shown.max()), 0.065, f"variance of the digits' principal directions ({len(shown)} of {len(spectrum)} shown)",
-            color="#9a6a00", fontsize=9.5, ha="center", transform=ax.get_xaxis_transform())  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="variance of the data along a direction", ylabel="standard deviation produced / exact")
+    ax.plot(
+        shown,
+        np.full(len(shown), 0.02),
+        "|",
+        color=style.ORANGE,
+        markersize=16,
+        markeredgewidth=1.4,
+        transform=ax.get_xaxis_transform(),
+        clip_on=False,
+    )
+    rug = f"variance of the digits' principal directions ({len(shown)} of {len(spectrum)} shown)"
+    ax.text(np.sqrt(shown.min() * shown.max()), 0.065, rug, color="#9a6a00", fontsize=9.5, ha="center",
+            transform=ax.get_xaxis_transform())  # fmt: skip
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="variance of the data along a direction",
+        ylabel="standard deviation produced / exact",
+    )
     low, high = curves.ratio.min(), curves.ratio.max()
     ax.set_ylim(low / (high / low) ** 0.25, high * 1.08)
     ax.set_xlim(curves.variance.min(), curves.variance.max())
-    style.plain_log_ticks(ax.yaxis, [t for t in (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4) if ax.get_ylim()[0] < t < ax.get_ylim()[1]])
+    style.plain_log_ticks(
+        ax.yaxis,
+        [t for t in (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4) if ax.get_ylim()[0] < t < ax.get_ylim()[1]],
+    )
     style.end_labels(ax, ends, 10)
     return fig
-
-
-def _unused() -> Any:  # pragma: no cover
-    return None

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 import deis_analysis as da
 from deis_analysis.process import Array
-from experiments import Config, Progress, style
+from experiments import Config, Frame, Progress, style
 from experiments.problems import vp_linear
 
 NAME = "weights_accuracy"
-QUESTION = "How many digits do the weights keep, from steps of 1e-8 to the longest, by quadrature, Riemann sum and closed form?"
+QUESTION = "How many digits do weights keep, from steps of 1e-8 on, by quadrature, Riemann sum and closed form?"
 CONFIG: Config = {
     "beta_min": 0.1,
     "beta_max": 20.0,
@@ -27,18 +27,18 @@ CONFIG: Config = {
     "digits": 50,
 }
 QUICK: Config = {"t_steps": [1e-8, 0.2, 4], "lam_steps": [1e-8, 1.5, 4], "digits": 40}
-METHODS = {
-    "quadrature": ("Gauss quadrature (deis_analysis)", style.BLUE, "o", "-"),
-    "riemann64": ("Riemann sum, float64", style.ORANGE, "s", "-"),
-    "riemann32": ("Riemann sum, float32", style.ORANGE, "s", "--"),
-    "closed64": ("closed form, float64", style.VERMILLION, "^", "-"),
-    "closed32": ("closed form, float32", style.VERMILLION, "^", "--"),
-    "expm1": ("closed form with expm1, float64", style.GREEN, "v", "-"),
+METHODS = {  # name, colour, marker, line, where its label stands: share of the way along, offset in points
+    "quadrature": ("Gauss quadrature (deis_analysis)", style.BLUE, "o", "-", 0.35, (0, 12), "center"),
+    "riemann64": ("Riemann sum, float64", style.ORANGE, "s", "-", 0.85, (0, 14), "center"),
+    "riemann32": ("Riemann sum, float32", "#9a6a00", "s", "--", 0.1, (12, 6), "left"),
+    "closed64": ("closed form,\nfloat64", style.VERMILLION, "^", "-", 0.3, (8, 4), "left"),
+    "closed32": ("closed form,\nfloat32", style.VERMILLION, "^", "--", 0.55, (8, 6), "left"),
+    "expm1": ("closed form with\nexpm1, float64", style.GREEN, "v", "-", 0.45, (-8, -12), "right"),
 }
 
 
-def compute(config: Config, progress: Progress) -> pd.DataFrame:
-    """Rows (panel, method, step): largest error of a weight, relative to the largest weight; NaN where it is not finite."""
+def compute(config: Config, progress: Progress) -> Frame:
+    """Rows (panel, method, step): largest error of a weight, relative to the largest weight; NaN if not finite."""
     rows: list[dict[str, Any]] = []
     t_steps, lam_steps = np.geomspace(*config["t_steps"]), np.geomspace(*config["lam_steps"])
     for i, h in enumerate(t_steps):
@@ -56,7 +56,9 @@ def _relative(weights: Any, exact: Any) -> float:
 
     if not all(np.isfinite(float(w)) for w in weights):
         return float("nan")
-    return float(max(abs(mp.mpf(float(w)) - e) for w, e in zip(weights, exact, strict=True)) / max(abs(e) for e in exact))
+    return float(
+        max(abs(mp.mpf(float(w)) - e) for w, e in zip(weights, exact, strict=True)) / max(abs(e) for e in exact)
+    )
 
 
 def _in_t(config: Config, h: float) -> dict[str, float]:
@@ -167,7 +169,7 @@ def _phi_weights(h: Any, exp: Any, kind: Any) -> list[Any]:
     return [h * (phi1 + kind(3) / two * phi2 + phi3), -two * h * (phi2 + phi3), h * (phi2 / two + phi3)]
 
 
-def findings(frame: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
+def findings(frame: Frame) -> dict[tuple[str, str], dict[str, float]]:
     """Per panel and method: worst error, the step where it is, the error at the longest step, and where it is 100 %."""
     found = {}
     for key, rows in frame.groupby(["panel", "method"], sort=False):
@@ -183,7 +185,7 @@ def findings(frame: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
     return found
 
 
-def verdict(frame: pd.DataFrame, config: Config) -> str:
+def verdict(frame: Frame, config: Config) -> str:
     """The worst errors of each way of computing the weights."""
     f, text = findings(frame), style.as_text
     ours = max(f[("t", "quadrature")]["worst"], f[("lam", "quadrature")]["worst"])
@@ -191,34 +193,47 @@ def verdict(frame: pd.DataFrame, config: Config) -> str:
 
     def lost(key: tuple[str, str]) -> str:
         below = f[key]["lost_below"]
-        return f"has no correct digit at steps of {text(below, 1)} and less" if below else f"errs by at most {text(f[key]['worst'], 1)}"
+        return (
+            f"has no correct digit at steps of {text(below, 1)} and less"
+            if below
+            else f"errs by at most {text(f[key]['worst'], 1)}"
+        )
 
+    riemann, points = text(f[("t", "riemann64")]["longest"]), config["riemann_points"]
     return (
         f"Relative to the largest weight, quadrature errs by at most {text(ours)} at every step length, the "
-        f"{config['riemann_points']:,}-point Riemann sum by {text(f[('t', 'riemann64')]['longest'])} at a step of {h:g} in t "
-        f"(in float32 it {lost(('t', 'riemann32'))}), and the naive closed form of degree {config['lam_degree']} in λ "
-        f"{lost(('lam', 'closed64'))} ({_times_form(f)}), in float32 it {lost(('lam', 'closed32'))}."
+        f"{points:,}-point "
+        f"Riemann sum by {riemann} at a step of {h:g} in t (in float32 it {lost(('t', 'riemann32'))}), and the naive "
+        "closed "
+        f"form of degree {config['lam_degree']} in λ {lost(('lam', 'closed64'))} ({_times_form(f)}), in float32 it "
+        f"{lost(('lam', 'closed32'))}."
     )
 
 
 def _times_form(f: dict[tuple[str, str], dict[str, float]]) -> str:
     below = f[("lam", "expm1")]["lost_below"]
-    return f"expm1 moves that to {style.as_text(below, 1)}" if below else f"expm1: at most {style.as_text(f[('lam', 'expm1')]['worst'], 1)}"
+    return (
+        f"expm1 moves that to {style.as_text(below, 1)}"
+        if below
+        else f"expm1: at most {style.as_text(f[('lam', 'expm1')]['worst'], 1)}"
+    )
 
 
-def draw(frame: pd.DataFrame, config: Config) -> Figure:
+def draw(frame: Frame, config: Config) -> Figure:
     """Error against step length; left (ε, t), right (ε, λ)."""
     f, text = findings(frame), style.as_text
     ours = max(f[("t", "quadrature")]["worst"], f[("lam", "quadrature")]["worst"])
     below = f[("lam", "closed64")]["lost_below"]
+    riemann = text(f[("t", "riemann64")]["best"], 1)
     headline = (
-        f"Quadrature keeps weights to {text(ours, 1)} at every step; the released Riemann sum stops at {text(f[('t', 'riemann64')]['best'], 1)}"
+        f"Quadrature keeps weights to {text(ours, 1)} at every step; the released Riemann sum stops at {riemann}"
         + (f", closed forms lose all digits at h = {text(below, 1)}" if below else "")
     )
     note = (
-        f"Largest error of a weight over the largest weight, against mpmath with {config['digits']} digits; VPLinear({config['beta_min']:g}, "
-        f"{config['beta_max']:g}), step from t = {config['start']:g}, earlier nodes one step apart. Closed form: φ1 = (e^h − 1)/h, "
-        "φ2 = (φ1 − 1)/h, φ3 = (φ2 − 1/2)/h. A cross on top: not finite, or wrong by more than 100 times."
+        f"Largest error of a weight over the largest weight, against mpmath with {config['digits']} digits; "
+        f"{style.setting(config)}, step from t = {config['start']:g}, earlier nodes one step apart. Closed form: "
+        "φ1 = (e^h − 1)/h, φ2 = (φ1 − 1)/h, φ3 = (φ2 − 1/2)/h. A cross on top: not finite, or wrong by more than 100 "
+        "times."
     )
     fig = style.new_figure(12.0, 6.6, headline, note)
     margins = style.body(fig, bottom=0.6, left=0.85, right=0.3, extra_top=0.35)
@@ -234,17 +249,24 @@ def draw(frame: pd.DataFrame, config: Config) -> Figure:
     return fig
 
 
-def _panel(ax: Any, rows: pd.DataFrame) -> None:
+def _panel(ax: Any, rows: Frame) -> None:
     ceiling, floor = 100.0, 3e-18
     for method, part in rows.groupby("method", sort=False):
-        name, colour, marker, line = METHODS[str(method)]
+        name, colour, marker, line, share, offset, side = METHODS[str(method)]
         part = part.sort_values("step")
         fine = part[part.error <= ceiling]
-        face = "white" if line == "--" else colour
-        ax.plot(fine.step, np.maximum(fine.error, floor), color=colour, marker=marker, linestyle=line, markerfacecolor=face, label=name,
-                linewidth=2.4 if method == "quadrature" else 1.4)  # fmt: skip
+        shown = np.maximum(fine.error.to_numpy(), floor)
+        look = {
+            "color": colour,
+            "marker": marker,
+            "linestyle": line,
+            "markerfacecolor": "white" if line == "--" else colour,
+        }
+        ax.plot(fine.step, shown, **look, linewidth=2.4 if method == "quadrature" else 1.4)
+        k = round(share * (len(fine) - 1))
+        ax.annotate(name, (fine.step.iloc[k], shown[k]), xytext=offset, textcoords="offset points", ha=side, va="center",
+                    color=colour, fontsize=9.5)  # fmt: skip
         gone = part[~(part.error <= ceiling)]
         ax.plot(gone.step, np.full(len(gone), ceiling), color=colour, marker="x", linestyle="none", clip_on=False)
     ax.axhline(1.0, color="#999999", lw=0.8, zorder=0)
     ax.set(xscale="log", yscale="log", ylim=(1e-18, ceiling))
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 0.16))
