@@ -133,6 +133,8 @@ class _Scalar(_Mixture):
         """Exact probability flow of ``x`` from ``t_from`` to ``t_to``, by quantiles; the kind and shape of ``x``."""
         x = self._checked(x)
         values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
+        if not np.all(np.isfinite(values)):
+            raise ValueError("x must be finite; it holds NaN or infinity")
         return backend.like(self._quantile_flow(process, values, float(t_from), float(t_to)), x)
 
     def _quantile_flow(self, process: Process, x: Array, t_from: float, t_to: float) -> Array:
@@ -163,9 +165,13 @@ def _match_quantiles(x: Array, log_w: Array, source: Any, target: Any) -> Array:
         terms = log_w + log_ndtr(side[..., None] * (y[..., None] - means) / scale)
         return _logsumexp(np, terms)
 
-    lower = tail(x, m, s, np.ones_like(x))
-    side = np.where(lower <= np.log(0.5), 1.0, -1.0)
-    level = tail(x, m, s, side)
+    with np.errstate(invalid="ignore"):
+        lower = tail(x, m, s, np.ones_like(x))
+        side = np.where(lower <= np.log(0.5), 1.0, -1.0)
+        level = tail(x, m, s, side)
+    lost = ~(np.isfinite(lower) & np.isfinite(level))
+    if lost.any():
+        raise ValueError(f"x={float(x[np.argmax(lost)])!r} is too far out: the logarithm of its tail is not finite")
     ends = m_to + s_to * (side * ndtri_exp(np.minimum(level, -1e-300)))[:, None]
     room = 1e-9 * (np.max(s_to, axis=-1) + np.abs(ends).max(axis=-1))
     active = np.where(np.isneginf(log_w), np.nan, ends)
@@ -176,7 +182,12 @@ def _match_quantiles(x: Array, log_w: Array, source: Any, target: Any) -> Array:
         terms = log_w[i] + log_ndtr(side[i][..., None] * (y[..., None] - m_to[i]) / s_to[i])
         return side[i] * (_logsumexp(np, terms) - level[i])
 
-    return np.asarray(find_root(mismatch, (low, high), args=(index,)).x).reshape(shape)
+    found = find_root(mismatch, (low, high), args=(index,))
+    if not np.all(found.success):
+        raise ValueError(
+            f"x={float(x[np.argmin(found.success)])!r} is too far out: its tail has no logarithm in float64"
+        )
+    return np.asarray(found.x).reshape(shape)
 
 
 class GaussianMixture(_Scalar):

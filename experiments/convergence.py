@@ -95,10 +95,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     ) + f"; run from noise to data, {beyond} look steeper than they are"  # fmt: skip
     note = (
         f"1-D Gaussian mixtures with exact flow, {style.setting(config)}, {config['grid']} grids of "
-        f"{min(config['steps'])} "
-        f"to {max(config['steps'])} steps, {config['samples']} samples; slopes fitted to the finest steps. Marker: "
-        "order "
-        "with an exact start (circle 1, square 2, triangle 3, diamond 4)."
+        f"{min(config['steps'])} to {max(config['steps'])} steps, {config['samples']} samples; slopes fitted to the "
+        "finest steps. Marker: order with an exact start (circle 1, square 2, triangle 3, diamond 4)."
     )
     fig = style.new_figure(14.0, 7.4, headline, note)
     margins = style.body(fig, bottom=0.6, left=0.75, right=0.25, extra_top=0.4)

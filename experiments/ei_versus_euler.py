@@ -148,11 +148,9 @@ def verdict(frame: Frame, config: Config) -> str:
     )  # fmt: skip
     return (
         f"By mean pixel difference at N = {config['compared_at']}, on the digits {claim(d)}; on a Gaussian of their "
-        "mean "
-        f"and covariance {claim(g)}: {summary}; by RMS frozen eps beats Euler on the digits at {d['eps_better_rms']} "
-        "of "
-        f"{d['counts']} step counts; the largest Δs of a frozen score over that of a frozen eps is "
-        f"{style.as_text(d['delta'])} on the digits, {style.as_text(g['delta'])} on the Gaussian."
+        f"mean and covariance {claim(g)}: {summary}; by RMS frozen eps beats Euler on the digits at "
+        f"{d['eps_better_rms']} of {d['counts']} step counts; the largest Δs of a frozen score over that of a frozen "
+        f"eps is {style.as_text(d['delta'])} on the digits, {style.as_text(g['delta'])} on the Gaussian."
     )
 
 
@@ -161,14 +159,13 @@ def draw(frame: Frame, config: Config) -> Figure:
     found = findings(frame, config)
     d, g = found["digits"], found["gaussian"]
     headline = (
-        f"Freezing the score: {d['score']:.1f}× Euler's error; freezing ε: {_times(d['eps'])} on the digits, "
-        f"but {_times(g['eps'])} on a Gaussian"
+        f"Freezing the score: {d['score']:.1f}× Euler's error; freezing ε: {_times(d['eps'])} on the digits, but "
+        f"{_times(g['eps'])} on a Gaussian"
     )
     note = (
         f"Errors at N = {config['compared_at']}; uniform t grid, {style.setting(config)}, {config['samples']} samples. "
         f"Right: how far the frozen prediction is from the true score while a step of N = {config['path_steps']} "
-        "lasts, "
-        "RMS over pixels, along the exact solution."
+        "lasts, RMS over pixels, along the exact solution."
     )
     fig = style.new_figure(10.5, 8.6, headline, note)
     margins = style.body(fig, bottom=0.55, left=0.8, right=0.3, extra_top=0.35)

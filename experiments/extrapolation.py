@@ -134,9 +134,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     g, d = found[("gaussian", finest)], found[("digits", finest)]
     where = f", losing only below t ≈ {d['loses_below']:.2f}" if d["loses_below"] else ""
     headline = (
-        f"N = {finest}: degree {g['high']} extrapolates ε {_change(g['gain'])} than DDIM's constant on a Gaussian; "
-        "on the "
-        f"digits {_change(d['gain'])} over the path{where}"
+        f"N = {finest}: degree {g['high']} extrapolates ε {_change(g['gain'])} than DDIM's constant on a Gaussian; on "
+        f"the digits {_change(d['gain'])} over the path{where}"
     )
     note = (
         "Δε = root mean square of extrapolated minus true ε along the exact solution, while each step lasts; "

@@ -28,6 +28,7 @@ from experiments import SHARED, Config, Experiment, Progress, discover
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 SUFFIXES = ("csv", "png", "svg", "json")
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost a busy machine a factor of six
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 

@@ -102,14 +102,12 @@ def draw(frame: Frame, config: Config) -> Figure:
     tab3 = found[(found.solver == "tab3")]
     headline = (
         f"{calls} calls: {counts.index[0]} is the best grid in {counts.iloc[0]} of {len(found)} cases; for tab3 the "
-        "choice "
-        f"is worth {tab3.factor.min():.1f}× to {tab3.factor.max():.1f}×"
+        f"choice is worth {tab3.factor.min():.1f}× to {tab3.factor.max():.1f}×"
     )
     note = (
         "RMS error on a 1-D mixture (exact flow) and on the ideal denoiser of the digits (certified reference); "
         f"{style.setting(config)}. In colour: the best grid at {calls} calls. tN: power N in t; rho7: power 7 in ρ; "
-        "logrho: "
-        "uniform in log ρ."
+        "logrho: uniform in log ρ."
     )
     fig = style.new_figure(12.0, 7.6, headline, note)
     margins = style.body(fig, bottom=0.55, left=0.8, right=0.75, extra_top=0.35)

@@ -78,11 +78,9 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"scale, {worst} {found.typical.iloc[-1]:.2f}×"
     )
     note = (
-        "How the table scales a Gaussian direction, over how the exact flow does (transfer functions: no sampling); "
-        "1 is "
-        f"right, below 1 the sampler shrinks. {style.setting(config)}, {config['grid']} grid; ticks below: "
-        "eigenvalues of "
-        "the digits' covariance, pixels in [-1, 1]."
+        "How the table scales a Gaussian direction, over how the exact flow does (transfer functions: no sampling); 1 "
+        f"is right, below 1 the sampler shrinks. {style.setting(config)}, {config['grid']} grid; ticks below: "
+        "eigenvalues of the digits' covariance."
     )
     fig = style.new_figure(10.0, 6.2, headline, note)
     ax = fig.subplots(gridspec_kw=style.body(fig, bottom=0.6, left=0.8, right=1.75, extra_top=0.15))

@@ -202,11 +202,9 @@ def verdict(frame: Frame, config: Config) -> str:
     riemann, points = text(f[("t", "riemann64")]["longest"]), config["riemann_points"]
     return (
         f"Relative to the largest weight, quadrature errs by at most {text(ours)} at every step length, the "
-        f"{points:,}-point "
-        f"Riemann sum by {riemann} at a step of {h:g} in t (in float32 it {lost(('t', 'riemann32'))}), and the naive "
-        "closed "
-        f"form of degree {config['lam_degree']} in λ {lost(('lam', 'closed64'))} ({_times_form(f)}), in float32 it "
-        f"{lost(('lam', 'closed32'))}."
+        f"{points:,}-point Riemann sum by {riemann} at a step of {h:g} in t (in float32 it "
+        f"{lost(('t', 'riemann32'))}), and the naive closed form of degree {config['lam_degree']} in λ "
+        f"{lost(('lam', 'closed64'))} ({_times_form(f)}), in float32 it {lost(('lam', 'closed32'))}."
     )
 
 
@@ -231,9 +229,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     note = (
         f"Largest error of a weight over the largest weight, against mpmath with {config['digits']} digits; "
-        f"{style.setting(config)}, step from t = {config['start']:g}, earlier nodes one step apart. Closed form: "
-        "φ1 = (e^h − 1)/h, φ2 = (φ1 − 1)/h, φ3 = (φ2 − 1/2)/h. A cross on top: not finite, or wrong by more than 100 "
-        "times."
+        f"{style.setting(config)}, step from t = {config['start']:g}, earlier nodes one step apart. Closed form: φ1 = "
+        "(e^h − 1)/h, φ2 = (φ1 − 1)/h, φ3 = (φ2 − 1/2)/h. A cross on top: not finite, or wrong by more than 100 times."
     )
     fig = style.new_figure(12.0, 6.6, headline, note)
     margins = style.body(fig, bottom=0.6, left=0.85, right=0.3, extra_top=0.35)
@@ -264,8 +261,8 @@ def _panel(ax: Any, rows: Frame) -> None:
         }
         ax.plot(fine.step, shown, **look, linewidth=2.4 if method == "quadrature" else 1.4)
         k = round(share * (len(fine) - 1))
-        ax.annotate(name, (fine.step.iloc[k], shown[k]), xytext=offset, textcoords="offset points", ha=side, va="center",
-                    color=colour, fontsize=9.5)  # fmt: skip
+        label = {"ha": side, "va": "center", "color": colour, "fontsize": 9.5}
+        ax.annotate(name, (fine.step.iloc[k], shown[k]), xytext=offset, textcoords="offset points", **label)
         gone = part[~(part.error <= ceiling)]
         ax.plot(gone.step, np.full(len(gone), ceiling), color=colour, marker="x", linestyle="none", clip_on=False)
     ax.axhline(1.0, color="#999999", lw=0.8, zorder=0)

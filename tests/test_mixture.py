@@ -272,6 +272,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     assert peak < 2.0  # GiB, of which the data are 0.57
 
 
+PAIR = da.GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.1, 0.2])
+
+
 # -- bad input ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -297,6 +300,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         (lambda: da.GaussianMixture([1.0], [0.0], [1.0]).model(VP, "noise"), "prediction='noise'"),
         (lambda: da.GaussianMixture([1.0], [0.0], [1.0]).log_prob(np.ones(2), VP), "must be given together"),
         (lambda: da.GaussianMixture([1.0], [0.0], [1.0]).sample(0), "n=0 must be an integer"),
+        (lambda: PAIR.flow(VP, np.array([0.0, np.nan]), 1.0, 0.1), "x must be finite"),
+        (lambda: PAIR.flow(VP, np.array([0.0, 1e200]), 1.0, 0.1), r"x=1e\+200 is too far out"),
+        (lambda: PAIR.flow(VP, np.array([0.0, -1e200]), 1.0, 0.1), r"x=-1e\+200 is too far out"),
         (lambda: da.ProductMixture([]), "marginals must be"),
         (lambda: da.ProductMixture([vector_mixtures()["full"][0]]), "marginals must be one-dimensional"),
         (
