@@ -25,7 +25,7 @@ CONFIG: Config = {
     "floor": 1e-4,
     "samples": 64,
     "seed": 0,
-    "rtol": 1e-6,
+    "rtol": 1e-8,
     "steps": [10, 20],
     "degrees": [0, 1, 2, 3],
     "points": 6,
