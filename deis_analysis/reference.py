@@ -77,7 +77,9 @@ def reference_solution(
         if not np.isfinite(process.lam(t)):
             raise ValueError(f"{name}={t!r}: λ is infinite there on {process!r}")
     if not process.lam(start) < process.lam(end):
-        raise ValueError(f"t_start={start!r} and t_end={end!r} have the same λ in float64; allowed: times further apart")
+        raise ValueError(
+            f"t_start={start!r} and t_end={end!r} have the same λ in float64; allowed: times further apart"
+        )
     flow = _Flow(model, process, prediction, not isinstance(x_T, torch.Tensor))
     state = torch.as_tensor(x_T).detach().to(torch.float64)
     if not bool(torch.isfinite(state).all()):
