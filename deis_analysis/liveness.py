@@ -36,8 +36,8 @@ class Row:
 def make_plan(tableau: Tableau) -> list[Row]:
     """One `Row` per node, in order."""
     n, calls = tableau.times.size, set(tableau.evaluated)
-    last_state = [int(np.max(np.flatnonzero(tableau.states[:, j]), initial=j)) for j in range(n)]
-    last_output = [int(np.max(np.flatnonzero(tableau.outputs[:, j]), initial=-1)) for j in range(n)]
+    last_state = _last_use(tableau.states, np.arange(n))
+    last_output = _last_use(tableau.outputs, np.full(n, -1))
     last_state[-1] = n  # the result outlives the loop
 
     def terms(row: Array) -> tuple[tuple[float, int], ...]:
@@ -57,6 +57,13 @@ def make_plan(tableau: Tableau) -> list[Row]:
         )
         for k in range(n)
     ]
+
+
+def _last_use(matrix: Array, unused: Array) -> list[int]:
+    """Per column, the last row that is not zero there."""
+    last, (rows, columns) = unused.copy(), np.nonzero(matrix)
+    np.maximum.at(last, columns, rows)
+    return [int(k) for k in last]
 
 
 def peak_memory(plan: list[Row]) -> int:

@@ -29,7 +29,8 @@ _NODE_SLACK = 1e-12
 
 
 def _frozen(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    array = np.array(value, dtype=np.float64)
+    owned = isinstance(value, np.ndarray) and value.dtype == np.float64 and value.base is None
+    array = value if owned and not value.flags.writeable else np.array(value, dtype=np.float64)  # read-only: no copy
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; allowed: {shape}")
     if not np.all(np.isfinite(array)):
@@ -108,7 +109,7 @@ class Tableau:
             ),
         }
         for name in ("states", "outputs"):
-            if np.any(np.triu(arrays[name])):
+            if any(np.any(row[k:]) for k, row in enumerate(arrays[name])):
                 raise ValueError(f"{name} must be strictly lower triangular: node k may use nodes before it only")
         if np.any(arrays["noise"][0]):
             raise ValueError("noise must not act on node 0, which is x_T")

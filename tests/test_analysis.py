@@ -132,7 +132,7 @@ def test_order_refuses_a_round_off_floor():
     with pytest.raises(ValueError, match="reach the round-off floor"):
         da.observed_order(exact, VP, single)
     with pytest.raises(ValueError, match="reach the round-off floor"):
-        da.observed_order("rhork_4rk", VP, MIX, (640, 1280, 2560, 5120)[:3], **(OPTIONS | {"t_start": 0.11}))
+da.observed_order("rhork_4rk", VP, MIX, (40, 80, 160), **(OPTIONS | {"t_start": 0.12}))
 
 
 def test_order_sees_the_difference_between_own_and_exact_start():

@@ -126,7 +126,7 @@ def runge_kutta(
     if not natural:
         slope = process.kappa_rate(prediction, times) / process.variable_rate(variable, times)
     gamma = process.gamma(prediction, times)
-    states, outputs = np.zeros((2, times.size, times.size))
+    states, outputs = (np.zeros((times.size, times.size)) for _ in range(2))
     for i, row in enumerate([*tableau.a[1:], tableau.b], 1):
         states[first + i, first] = gamma[first + i] / gamma[first]
         for j, weight in enumerate(row):

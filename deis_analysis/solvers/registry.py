@@ -89,6 +89,8 @@ def assemble(
 ) -> Tableau:
     """A table for ``process``, shifted by the mean that the process reverts to."""
     shift = np.zeros_like(times) if process.mean is None else process.prediction_parts(prediction, times)[0]
+    for matrix in (states, outputs):
+        matrix.setflags(write=False)  # handed over, so that a long table is not copied
     return Tableau(
         times=times,
         states=states,
