@@ -132,7 +132,7 @@ def test_order_refuses_a_round_off_floor():
     with pytest.raises(ValueError, match="reach the round-off floor"):
         da.observed_order(exact, VP, single)
     with pytest.raises(ValueError, match="reach the round-off floor"):
-da.observed_order("rhork_4rk", VP, MIX, (40, 80, 160), **(OPTIONS | {"t_start": 0.12}))
+        da.observed_order("rhork_4rk", VP, MIX, (40, 80, 160), **(OPTIONS | {"t_start": 0.12}))
 
 
 def test_order_sees_the_difference_between_own_and_exact_start():
