@@ -18,7 +18,7 @@ from deis_analysis.process import Array, Process
 from deis_analysis.schedules import VPLinear
 from deis_analysis.solvers import SOLVERS, Solver
 from deis_analysis.tableau import Model, Tableau
-from deis_analysis.validate import choose, positive_int
+from deis_analysis.validate import choose, positive_int, real
 from deis_analysis.weights import _intervals
 
 Builder = Callable[[Process, Array], Tableau]
@@ -60,7 +60,7 @@ def transfer(tableau: Tableau, process: Process, variance: Any) -> Array:
     Returns:
         array of the shape of ``variance``.
     """
-    v = np.asarray(variance, dtype=np.float64)
+    v = real("variance", variance)
     if not (np.all(np.isfinite(v)) and np.all(v >= 0)):
         raise ValueError(f"variance={variance!r} must be finite and >= 0")
     alpha, sigma = process.alpha(tableau.times), process.sigma(tableau.times)
@@ -80,7 +80,7 @@ def transfer(tableau: Tableau, process: Process, variance: Any) -> Array:
 
 def exact_transfer(process: Process, variance: Any, t_start: float, t_end: float) -> Array:
     """The factor of the exact probability flow on N(0, variance): √((α_s² v + σ_s²)/(α_t² v + σ_t²))."""
-    v = np.asarray(variance, dtype=np.float64)
+    v = real("variance", variance)
     start, end = (float(process.alpha(t)) ** 2 * v + float(process.sigma(t)) ** 2 for t in (t_start, t_end))
     return np.sqrt(end / start)
 
@@ -209,6 +209,8 @@ def observed_order(
         ValueError: fewer than three errors lie clearly above the round-off floor: there is no order to fit.
     """
     choose("start", start, ("own", "exact"))
+    if not isinstance(steps, Iterable):
+        raise ValueError(f"steps={steps!r} must be a sequence of at least 3 step counts")
     counts = sorted({positive_int("steps", n) for n in steps})
     if len(counts) < 3:
         raise ValueError(f"steps={counts} must hold at least 3 different step counts")

@@ -39,13 +39,16 @@ def detached(x: Any) -> Any:
     return x.detach() if is_torch(x) else x
 
 
+def of_floating_dtype(name: str, x: Any) -> Any:
+    """``x`` itself; ValueError unless its dtype is a floating one."""
+    if not (x.dtype.is_floating_point if is_torch(x) else "float" in str(x.dtype)):
+        raise ValueError(f"{name} has dtype {x.dtype}; allowed: a floating dtype (float32, float64, bfloat16 …)")
+    return x
+
+
 def floating(name: str, x: Any) -> Any:
     """``x`` as an array of floating dtype and finite entries; ValueError otherwise."""
-    if not hasattr(x, "dtype"):
-        x = np.asarray(x)
-    kind = x.dtype.is_floating_point if is_torch(x) else "float" in str(x.dtype)
-    if not kind:
-        raise ValueError(f"{name} has dtype {x.dtype}; allowed: a floating dtype (float32, float64, bfloat16 …)")
+    x = of_floating_dtype(name, x if hasattr(x, "dtype") else np.asarray(x))
     if not _traced(x) and not _all_finite(x):
         raise ValueError(f"{name} must be finite; it holds NaN or infinity")
     return np.asarray(x) if isinstance(x, np.generic) else x
@@ -68,6 +71,8 @@ class guarded:
     """A model behind its door: input cast, output shape, dtype and finiteness checked, calls counted."""
 
     def __init__(self, model: Callable[[Any, float], Any], x: Any, model_dtype: Any, check: bool) -> None:
+        if not callable(model):
+            raise ValueError(f"model={model!r} must be callable, as model(x, t)")
         self.model, self.model_dtype, self.shape, self.dtype = model, model_dtype, x.shape, x.dtype
         on_host = not is_torch(x) or x.device.type == "cpu"
         self.at_once = check and on_host and (is_torch(x) or isinstance(x, np.ndarray))

@@ -9,7 +9,8 @@ from array_api_compat import array_namespace
 
 from deis_analysis import backend
 from deis_analysis.mixture import centred, levels
-from deis_analysis.process import Process
+from deis_analysis.process import Process, require_process
+from deis_analysis.validate import scalar
 
 
 class IdealDenoiser:
@@ -31,6 +32,7 @@ class IdealDenoiser:
 
     def __call__(self, x: Any, t: float) -> Any:
         """ε for x of shape (batch, *data.shape[1:]), computed in the dtype of ``x``."""
+        backend.of_floating_dtype("x", x)
         if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1:
             raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (batch, {', '.join(map(str, self.shape))})")
         if backend.is_torch(x) != backend.is_torch(self._flat):
@@ -90,6 +92,7 @@ def ideal_denoiser(data: Any, process: Process, std: float = 0.0) -> IdealDenois
         raise ValueError(
             f"data has shape {tuple(data.shape)}; allowed: (n, ...) with n >= 1 points of at least 1 dimension"
         )
+    std = scalar("std", std)
     if not (np.isfinite(std) and std >= 0):
         raise ValueError(f"std={std!r} must be finite and >= 0")
-    return IdealDenoiser(data, process, float(std))
+    return IdealDenoiser(data, require_process(process), std)

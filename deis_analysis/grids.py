@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process import Array, Process
-from deis_analysis.validate import choose, first, positive_int
+from deis_analysis.process import Array, Process, require_process
+from deis_analysis.validate import choose, first, positive_int, real
 
 
 def grid(
@@ -29,8 +29,9 @@ def grid(
     Source: Zhang & Chen 2023, app. H.3 (power in t, power in ρ, uniform log ρ); Karras et al. 2022, eq. 5 (rho7).
     """
     steps = positive_int("steps", steps)
-    start = process.sampling_range[0] if t_start is None else float(process._check(t_start, "t_start"))
-    end = process.sampling_range[1] if t_end is None else float(process._check(t_end, "t_end"))
+    require_process(process)
+    start = process.sampling_range[0] if t_start is None else process._check_scalar(t_start, "t_start")
+    end = process.sampling_range[1] if t_end is None else process._check_scalar(t_end, "t_end")
     if not end < start:
         raise ValueError(f"t_end={end!r} must be below t_start={start!r}: sampling runs from noise to data")
     if not np.isfinite(process.lam(end)):
@@ -69,7 +70,8 @@ def _finite_start(process: Process, start: float, kind: str) -> None:
 
 def check_grid(process: Process, ts: Any) -> Array:
     """Return ``ts`` as a float64 array; ValueError unless it is 1-D, ≥ 2 points, finite, descending, in range."""
-    times = np.array(ts, dtype=np.float64)
+    require_process(process)
+    times = real("ts", ts)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"ts has shape {times.shape}; allowed: one dimension, at least 2 times")
     if not np.all(np.isfinite(times)):

@@ -19,8 +19,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from deis_analysis import backend
-from deis_analysis.process import PREDICTIONS, Array, Process
-from deis_analysis.validate import choose, positive_int
+from deis_analysis.process import PREDICTIONS, Array, Process, require_process
+from deis_analysis.validate import choose, positive_int, real
 
 Model = Callable[[Any, float], Any]
 _WEIGHT_SLACK = 1e-9
@@ -43,6 +43,7 @@ class _Mixture:
     def model(self, process: Process, prediction: str) -> Model:
         """The exact ``model(x, t)`` for a prediction; x of shape (…) if 1-D, (…, d) otherwise."""
         choose("prediction", prediction, PREDICTIONS)
+        require_process(process)
 
         def exact(x: Any, t: float) -> Any:
             alpha, sigma, centre = levels(process, t)
@@ -79,7 +80,7 @@ class _Mixture:
         return self._terms(centred(self._checked(x), centre), alpha, sigma, False)[0]
 
     def _checked(self, x: Any) -> Any:
-        x = x if hasattr(x, "dtype") else np.asarray(x, dtype=np.float64)
+        x = backend.of_floating_dtype("x", x if hasattr(x, "dtype") else real("x", x))
         if self.dimension > 1 and (x.ndim == 0 or x.shape[-1] != self.dimension):
             raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., {self.dimension})")
         return x
@@ -103,7 +104,7 @@ def _diffuse(process: Process, t: float, x: Array, rng: np.random.Generator) -> 
 
 
 def _check_weights(weights: Any) -> Array:
-    w = np.array(weights, dtype=np.float64)
+    w = real("weights", weights)
     if w.ndim != 1 or w.size == 0:
         raise ValueError(f"weights has shape {w.shape}; allowed: (K,), K >= 1")
     if not np.all(np.isfinite(w)) or np.any(w < 0) or abs(w.sum() - 1) > _WEIGHT_SLACK:
@@ -206,7 +207,7 @@ class GaussianMixture(_Scalar):
 
     def __init__(self, weights: Any, means: Any, covariances: Any) -> None:
         w = _check_weights(weights)
-        m, c = np.array(means, dtype=np.float64), np.array(covariances, dtype=np.float64)
+        m, c = real("means", means), real("covariances", covariances)
         k = w.size
         if m.ndim not in (1, 2) or m.shape[0] != k or (m.ndim == 2 and m.shape[1] == 0):
             raise ValueError(f"means has shape {m.shape}; allowed: ({k},) or ({k}, d), one row per weight")
@@ -316,7 +317,7 @@ class ProductMixture(_Scalar):
         return f"ProductMixture({self.dimension}-D)"
 
     def _checked(self, x: Any) -> Any:
-        x = x if hasattr(x, "dtype") else np.asarray(x, dtype=np.float64)
+        x = backend.of_floating_dtype("x", x if hasattr(x, "dtype") else real("x", x))
         if x.ndim == 0 or x.shape[-1] != self.dimension:
             raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., {self.dimension})")
         return x

@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deis_analysis.validate import choose
+from deis_analysis.validate import choose, real, scalar
 
 Array = np.ndarray
 PREDICTIONS = ("eps", "x0", "v", "score")
@@ -100,13 +100,16 @@ class Process:
 
     # -- public functions of time -----------------------------------------------------------------
     def _check(self, t: Any, name: str = "t") -> Array:
-        values = np.asarray(t, dtype=np.float64)
+        values = real(name, t) if not isinstance(t, np.ndarray) or t.dtype != np.float64 else t
         slack = _SLACK * max(abs(self.t_min), abs(self.t_max))
         good = (values >= self.t_min - slack) & (values <= self.t_max + slack)
         if not good.all():
             bad = float(values[~good].flat[0]) if values.ndim else float(values)
             raise ValueError(f"{name}={bad!r} is outside [{self.t_min:g}, {self.t_max:g}], the time range of {self!r}")
         return np.clip(values, self.t_min, self.t_max)
+
+    def _check_scalar(self, t: Any, name: str) -> float:
+        return float(self._check(scalar(name, t), name))
 
     def alpha(self, t: Any) -> Array:
         """Signal scale α_t (not squared), shape of ``t``."""
@@ -145,7 +148,7 @@ class Process:
 
     def time_from_rho(self, rho: Any) -> Array:
         """The time at which σ/α equals ``rho``; ValueError outside [ρ(t_min), ρ(t_max)]."""
-        values = np.asarray(rho, dtype=np.float64)
+        values = real("rho", rho)
         with np.errstate(divide="ignore"):
             low, high = (float(self._rho(np.asarray(t))) for t in (self.t_min, self.t_max))
         good = (values >= low * (1 - _SLACK)) & (values <= high * (1 + _SLACK)) & np.isfinite(values)
@@ -156,7 +159,7 @@ class Process:
 
     def time_from_lam(self, lam: Any) -> Array:
         """The time at which log(α/σ) equals ``lam``."""
-        return self.time_from_rho(np.exp(-np.asarray(lam, dtype=np.float64)))
+        return self.time_from_rho(np.exp(-real("lam", lam)))
 
     # -- predictions and their clocks -------------------------------------------------------------
     def gamma(self, prediction: str, t: Any) -> Array:
@@ -240,6 +243,13 @@ class Process:
         return (a_new * b - b_new * a) / det, (alpha * b_new - sigma * a_new) / det
 
 
+def require_process(process: Any) -> Process:
+    """``process`` itself; ValueError unless it is a `Process`."""
+    if not isinstance(process, Process):
+        raise ValueError(f"process={process!r} must be a Process, such as VPLinear()")
+    return process
+
+
 class MeanReverting(Process):
     """dx = f (x − μ) dt + g dw: the process reverts to ``mean``, and x − μ obeys ``process``.
 
@@ -252,11 +262,9 @@ class MeanReverting(Process):
     """
 
     def __init__(self, process: Process, mean: Any) -> None:
-        if not isinstance(process, Process):
-            raise ValueError(f"process={process!r} must be a Process")
-        if process.mean is not None:
+        if require_process(process).mean is not None:
             raise ValueError("process already reverts to a mean; add the two means instead of nesting MeanReverting")
-        if not bool(np.all(np.isfinite(np.asarray(mean, dtype=np.float64)))):
+        if not bool(np.all(np.isfinite(real("mean", mean)))):
             raise ValueError("mean must be finite")
         self.process, self.mean = process, mean
         self.t_min, self.t_max = process.t_min, process.t_max

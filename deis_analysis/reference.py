@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torchdiffeq import odeint
 
-from deis_analysis.process import PREDICTIONS, Process
+from deis_analysis.process import PREDICTIONS, Process, require_process
 from deis_analysis.tableau import Model
-from deis_analysis.validate import choose
+from deis_analysis.validate import choose, real
 
 _TIGHTEN = 0.1
 
@@ -62,8 +62,9 @@ def reference_solution(
             meet in float64 (its step underflows).
     """
     choose("prediction", prediction, PREDICTIONS)
-    start = process.sampling_range[0] if t_start is None else float(process._check(t_start, "t_start"))
-    end = process.sampling_range[1] if t_end is None else float(process._check(t_end, "t_end"))
+    require_process(process)
+    start = process.sampling_range[0] if t_start is None else process._check_scalar(t_start, "t_start")
+    end = process.sampling_range[1] if t_end is None else process._check_scalar(t_end, "t_end")
     if not end < start:
         raise ValueError(f"t_end={end!r} must be below t_start={start!r}")
     for name, value in (("rtol", rtol), ("atol", atol)):
@@ -81,7 +82,7 @@ def reference_solution(
             f"t_start={start!r} and t_end={end!r} have the same λ in float64; allowed: times further apart"
         )
     flow = _Flow(model, process, prediction, not isinstance(x_T, torch.Tensor))
-    state = torch.as_tensor(x_T).detach().to(torch.float64)
+    state = x_T.detach().to(torch.float64) if isinstance(x_T, torch.Tensor) else torch.from_numpy(real("x_T", x_T))
     if not bool(torch.isfinite(state).all()):
         raise ValueError("x_T must be finite; it holds NaN or infinity")
     if process.mean is not None:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from deis_analysis.process import Array, Process
-from deis_analysis.validate import first, positive
+from deis_analysis.validate import first, positive, real
 
 
 class _VariancePreserving(Process):
@@ -176,7 +176,7 @@ class VPDiscrete(_VariancePreserving):
     _log_rho: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        a = np.array(self.alphas_cumprod, dtype=np.float64)
+        a = real("alphas_cumprod", self.alphas_cumprod)
         if a.ndim != 1 or a.size < 2:
             raise ValueError(f"alphas_cumprod has shape {a.shape}; allowed: one dimension, at least 2 values")
         if not (np.all(np.isfinite(a)) and np.all(a > 0) and np.all(a < 1)):

@@ -22,7 +22,7 @@ from deis_analysis import backend, printing
 from deis_analysis.brownian import BrownianPath
 from deis_analysis.liveness import Row, make_plan, peak_memory
 from deis_analysis.process import PREDICTIONS, Array, Process
-from deis_analysis.validate import choose
+from deis_analysis.validate import choose, real
 
 Model = Callable[[Any, float], Any]
 _NODE_SLACK = 1e-12
@@ -30,7 +30,7 @@ _NODE_SLACK = 1e-12
 
 def _frozen(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     owned = isinstance(value, np.ndarray) and value.dtype == np.float64 and value.base is None
-    array = value if owned and not value.flags.writeable else np.array(value, dtype=np.float64)  # read-only: no copy
+    array = value if owned and not value.flags.writeable else real(name, value)  # read-only: no copy
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; allowed: {shape}")
     if not np.all(np.isfinite(array)):

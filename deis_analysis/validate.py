@@ -34,10 +34,31 @@ def positive_int(name: str, value: Any, minimum: int = 1) -> int:
     return number
 
 
+def real(name: str, value: Any) -> np.ndarray:
+    """``value`` (number, list, array or tensor) as a new float64 array; ValueError unless made of real numbers."""
+    try:
+        plain = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+        if value is None or np.iscomplexobj(plain):
+            raise TypeError
+        return np.array(plain, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r} must be made of real numbers") from None
+
+
+def scalar(name: str, value: Any) -> float:
+    """``value`` as a float; ValueError unless it is one real number."""
+    array = real(name, value)
+    if array.ndim:
+        raise ValueError(f"{name} has shape {array.shape}; allowed: one number")
+    return float(array)
+
+
 def positive(**values: float) -> None:
     """Raise a ValueError unless every value is a positive finite number."""
     for name, value in values.items():
-        if not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0):
+        if isinstance(value, bool) or not (
+            isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0
+        ):
             raise ValueError(f"{name}={value!r} must be a positive finite number")
 
 

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
-from deis_analysis.validate import choose, positive_int
+from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process, require_process
+from deis_analysis.validate import choose, positive_int, real
 
 _POINTS = 16
 _PANEL = 0.5  # widest panel in λ
@@ -128,12 +128,12 @@ def quadrature_weights(process: Process, prediction: str, variable: str, nodes: 
     """
     choose("prediction", prediction, PREDICTIONS)
     choose("variable", variable, VARIABLES)
-    times = np.asarray(process._check(nodes, "nodes"), dtype=np.float64)
+    times = require_process(process)._check(nodes, "nodes")
     if times.ndim != 1 or times.size == 0:
         raise ValueError(f"nodes has shape {times.shape}; allowed: one dimension, at least one time")
     if np.unique(times).size != times.size:
         raise ValueError(f"nodes={times.tolist()} must be distinct")
-    start, end = float(process._check(a, "a")), float(process._check(b, "b"))
+    start, end = process._check_scalar(a, "a"), process._check_scalar(b, "b")
     if start == end:
         return np.zeros(times.size)
     points = np.unique(np.concatenate([times, [start, end]]))
@@ -198,7 +198,7 @@ def phi(k: int, h: Any) -> Array:
     [Hochbruck & Ostermann 2010, eq. 2.10]
     """
     k = positive_int("k", k, minimum=0)
-    h = np.asarray(h, dtype=np.float64)
+    h = real("h", h)
     if not np.all(np.isfinite(h)):
         raise ValueError("h must be finite")
     if k == 0:

@@ -150,6 +150,7 @@ def test_order_in_several_dimensions():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"steps": 20}, "steps=20 must be a sequence"),
         ({"steps": (10, 20)}, "steps=.* must hold at least 3"),
         ({"steps": (10, 20, 20)}, "steps=.* must hold at least 3"),
         ({"steps": (10, 20, 40.5)}, "steps=40.5 must be an integer"),

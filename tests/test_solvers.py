@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sympy
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -241,6 +242,12 @@ def test_time_reparametrisation_changes_the_t_method():
 
 
 # -- registry and bad input -----------------------------------------------------------------------
+def test_grids_may_be_lists_or_tensors():
+    table = da.build("tab3", VP, TS)
+    assert da.distance(table, da.build("tab3", VP, TS.tolist())) == 0
+    assert da.distance(table, da.build("tab3", VP, torch.as_tensor(TS))) == 0
+
+
 def test_a_new_sampler_is_one_function_and_one_row():
     def half_euler(process, ts):
         return da.adams(process, ts, 0, name="half_euler")
@@ -266,6 +273,9 @@ TS = da.grid(VP, 4)
         (lambda: da.build("ddim", VP, TS[::-1]), "ts must descend strictly.*at index 1"),
         (lambda: da.build("ddim", VP, [1.0, 0.5, 0.5]), "ts must descend strictly.* 0.5 at index 2"),
         (lambda: da.build("ddim", VP, [1.0, np.nan, 0.5]), "ts must be finite; it has nan at index 1"),
+        (lambda: da.build("ddim", VP, None), "ts=None must be made of real numbers"),
+        (lambda: da.build("ddim", VP, "grid"), "ts='grid' must be made of real numbers"),
+        (lambda: da.build("ddim", None, TS), "process=None must be a Process"),
         (lambda: da.build("ddim", VP, [1.0]), r"ts has shape \(1,\)"),
         (lambda: da.build("ddim", VP, []), r"ts has shape \(0,\)"),
         (lambda: da.build("ddim", VP, [[1.0, 0.5]]), r"ts has shape \(1, 2\)"),

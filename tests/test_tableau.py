@@ -526,6 +526,11 @@ def test_bad_start(x, message):
         da.run(da.build("ddim", VP, TS), model, x)
 
 
+def test_a_model_that_cannot_be_called():
+    with pytest.raises(ValueError, match="model=None must be callable"):
+        da.run(da.build("ddim", VP, TS), None, np.ones(2))
+
+
 def test_a_large_finite_float32_state_is_not_called_infinite():
     x = torch.full((1000,), 1e37, dtype=torch.float32)
     assert torch.isfinite(da.run(da.build("ddim", VP, TS[-3:]), lambda u, t: 0 * u, x)).all()
