@@ -6,7 +6,7 @@ The registry's claims are measured here (`measure`); ``tests/test_solvers.py`` d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +29,8 @@ Exact = GaussianMixture | ProductMixture
 def distance(a: Tableau, b: Tableau, *, times: bool = True) -> float:
     """Largest absolute difference of the Butcher forms: coefficients and, unless ``times=False``, told times.
 
-    Infinite when the numbers of model calls or noises differ.  Two samplers are the same method iff this is 0.
+    Infinite when the numbers of model calls or noises, or the means, differ.  Two samplers are the same method iff
+    this is 0.
 
     Raises:
         ValueError: the tables predict different things (see `Tableau.in_terms_of`).
@@ -38,6 +39,8 @@ def distance(a: Tableau, b: Tableau, *, times: bool = True) -> float:
         raise ValueError(f"tab_b predicts {b.prediction!r}; allowed: {a.prediction!r}, convert with in_terms_of")
     p, q = a.butcher(), b.butcher()
     if p.weights.shape != q.weights.shape or p.noise.shape != q.noise.shape:
+        return float("inf")
+    if (a.mean is None) != (b.mean is None) or (a.mean is not None and not np.array_equal(a.mean, b.mean)):
         return float("inf")
     pairs = [(p.start, q.start), (p.weights, q.weights), (p.noise, q.noise)] + ([(p.times, q.times)] if times else [])
     return max(float(np.max(np.abs(x - y), initial=0.0)) for x, y in pairs)
@@ -60,6 +63,8 @@ def transfer(tableau: Tableau, process: Process, variance: Any) -> Array:
     Returns:
         array of the shape of ``variance``.
     """
+    if tableau.stochastic:
+        raise ValueError(f"tableau {tableau.name!r} draws noise; allowed: deterministic tables")
     v = real("variance", variance)
     if not (np.all(np.isfinite(v)) and np.all(v >= 0)):
         raise ValueError(f"variance={variance!r} must be finite and >= 0")
@@ -151,6 +156,8 @@ class OrderEstimate:
         standard_error: of the slope.
         steps, errors: all that was run; errors are root mean squares over the samples.
         window: the step counts in the asymptotic window that the regression used.
+        asymptotic: whether the local slopes of the window agree within 0.1; if not, the three finest step counts were
+            used, and the slope is not yet the order.
     """
 
     slope: float
@@ -158,6 +165,7 @@ class OrderEstimate:
     steps: tuple[int, ...]
     errors: tuple[float, ...]
     window: tuple[int, ...]
+    asymptotic: bool
 
 
 def walk(tableau: Tableau, model: Model, exact: dict[int, Any]) -> dict[int, Any]:
@@ -166,6 +174,13 @@ def walk(tableau: Tableau, model: Model, exact: dict[int, Any]) -> dict[int, Any
     With the exact states of the first nodes this is a run with exact start; with those of all grid nodes, each
     computed state minus the exact one is a local error.
     """
+    if tableau.stochastic:
+        raise ValueError(f"tableau {tableau.name!r} draws noise; allowed: deterministic tables")
+    if tableau.mean is not None:
+        mean, inner = tableau.mean, replace(tableau, mean=None)
+        shift = mean if tableau.prediction == "x0" else 0.0
+        centred = walk(inner, lambda y, t: model(y + mean, t) - shift, {k: x - mean for k, x in exact.items()})
+        return {k: y + mean for k, y in centred.items()}
     computed: dict[int, Any] = {}
     outputs: dict[int, Any] = {}
     states: dict[int, Any] = {}
@@ -244,7 +259,7 @@ def _rms(x: Any) -> float:
 
 
 def _fit(counts: list[int], errors: Array, floors: Array, flat: float = 0.1) -> OrderEstimate:
-    """Regression over the asymptotic window: the longest tail, three points at least, whose local slopes agree."""
+    """Regression over the asymptotic window: the longest tail whose local slopes agree, three points at least."""
     from scipy.stats import linregress
 
     if not np.all(np.isfinite(errors)):
@@ -262,8 +277,9 @@ def _fit(counts: list[int], errors: Array, floors: Array, flat: float = 0.1) -> 
     while first > 0 and abs(local[first - 1] - local[-1]) < flat:
         first -= 1
     fit = linregress(x[first:], y[first:])
+    agree = bool(np.ptp(local[first:]) < flat)
     return OrderEstimate(
-        float(fit.slope), float(fit.stderr), tuple(counts), tuple(map(float, errors)), tuple(counts[first:last])
+        float(fit.slope), float(fit.stderr), tuple(counts), tuple(map(float, errors)), tuple(counts[first:last]), agree
     )
 
 

@@ -29,7 +29,7 @@ def like(values: Any, x: Any) -> Any:
     """``values`` as an array of the library, dtype and device of ``x``."""
     if is_torch(x):
         return sys.modules["torch"].as_tensor(values, dtype=x.dtype, device=x.device)
-    if isinstance(x, np.ndarray):
+    if isinstance(x, (np.ndarray, np.generic)):
         return np.asarray(values, dtype=x.dtype)
     return cast(sys.modules["jax"].numpy.asarray(values), x.dtype)
 
@@ -59,7 +59,8 @@ def _traced(x: Any) -> bool:
 
 
 def _all_finite(x: Any) -> bool:
-    total = float(detached(x).sum())
+    with np.errstate(over="ignore"):  # half precision overflows in a sum; then every entry is looked at
+        total = float(detached(x).sum())
     if math.isfinite(total):
         return True
     if is_torch(x):  # a sum may overflow where no entry does

@@ -103,6 +103,7 @@ def _row(solver: da.Solver, measured: bool) -> dict[str, Any]:
         "prediction": solver.prediction,
         "variable": solver.variable,
         "nfe": _rule(solver.stages),
+        "stochastic": solver.stochastic,
         "source": solver.source,
     }
     if measured:
@@ -112,7 +113,7 @@ def _row(solver: da.Solver, measured: bool) -> dict[str, Any]:
             "observed_order_exact_start": round(found.order_exact_start.slope, 3),
             "observed_degree": found.degree,
             "observed_nfe": _rule(found.stages),
-            "stochastic": found.stochastic,
+            "observed_stochastic": found.stochastic,
         }
     return row
 

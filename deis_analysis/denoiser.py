@@ -85,6 +85,8 @@ def ideal_denoiser(data: Any, process: Process, std: float = 0.0) -> IdealDenois
         data: (n, …) NumPy or torch array of floating dtype, not copied; x then has shape (batch, …).
         process: the forward process. std: standard deviation of the Gaussian at each point, ≥ 0.
 
+    In float32 the softmax loses digits where σ is small against the size of the data; use float64 states there.
+
     Source: Karras et al. 2022, eq. 57 (app. B.3).
     """
     data = backend.floating("data", data)

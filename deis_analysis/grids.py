@@ -19,7 +19,7 @@ def grid(
     Args:
         steps: number of steps, an integer ≥ 1.
         kind: ``"t1"``, ``"t2"``, ``"t3"`` … power k in t; ``"rho7"`` … power k in ρ (the k-th roots are equidistant,
-            any positive exponent, ``"rho5"``, ``"t1.5"``); ``"logrho"`` uniform in log ρ, the log-SNR.
+            any exponent in [0.1, 100], ``"rho5"``, ``"t1.5"``); ``"logrho"`` uniform in log ρ, the log-SNR.
         t_start, t_end: first and last time, in process time; default ``process.sampling_range``.
 
     Raises:
@@ -51,7 +51,7 @@ def _unit_grid(process: Process, u: Array, kind: str, start: float, end: float) 
         _finite_start(process, start, kind)
         levels = np.linspace(process.lam(start), process.lam(end), u.size)
         return np.array(process.time_from_lam(levels))
-    if match is None or float(match[2]) == 0:
+    if match is None or not 0.1 <= float(match[2]) <= 100:
         choose("kind", kind, ("t1", "t2", "t3", "rho5", "rho7", "logrho"))
         raise AssertionError("unreachable")
     power = float(match[2])

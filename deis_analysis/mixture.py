@@ -47,12 +47,18 @@ class _Mixture:
 
         def exact(x: Any, t: float) -> Any:
             alpha, sigma, centre = levels(process, t)
-            part_x0, part_eps = (float(c) for c in process.prediction_parts(prediction, t))
             y = centred(self._checked(x), centre)
-            _, pulled, denoised = self._terms(y, alpha, sigma, part_x0 != 0)
-            if part_x0 == 0:
-                return (part_eps * sigma) * pulled
-            return part_x0 * denoised + (part_eps * sigma) * pulled if part_eps else part_x0 * denoised
+            _, pulled, denoised = self._terms(y, alpha, sigma, prediction in ("x0", "v"))
+            if prediction == "score":
+                return -pulled
+            if prediction == "eps":
+                return sigma * pulled
+            if prediction == "x0":
+                return denoised
+            part_x0, part_eps = (float(c) for c in process.prediction_parts("v", t))
+            if process.mean is not None:
+                denoised = denoised - backend.like(process.mean, y)
+            return part_x0 * denoised + (part_eps * sigma) * pulled
 
         return exact
 

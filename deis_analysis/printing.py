@@ -86,7 +86,6 @@ def to_json(tableau: Tableau) -> str:
             "labels": list(tableau.labels),
             "grid_nodes": list(tableau.grid_nodes),
             "mean": mean,
-            "mean_outputs": tableau.mean_outputs.tolist(),
         }
     )
 
@@ -109,7 +108,6 @@ def parse(text: str) -> dict[str, Any]:
             intervals=np.array(data["intervals"]).reshape(columns, 2),
             grid_nodes=tuple(data["grid_nodes"]),
             mean=None if data["mean"] is None else np.array(data["mean"]),
-            mean_outputs=data["mean_outputs"],
         )
     except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise ValueError(f"text is not a tableau written by to_json: {error!r}") from error

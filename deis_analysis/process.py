@@ -19,7 +19,8 @@ score      α        −∫ σ ρ L dt (VP: −1/α)             −σ ρ L
 
 ``v`` is the derivative of x along the flow in the process's own v-clock: the angle ``arctan ρ`` on variance-preserving
 processes, where :math:`v = αε - σx_0` (Salimans & Ho 2022), and ``t`` elsewhere, where :math:`v = \dot x` is the
-velocity of flow matching (on `RectifiedFlow`: :math:`v = ε - x_0`).
+velocity of flow matching (on `RectifiedFlow`: :math:`v = ε - x_0`).  On `MeanReverting` it is still that derivative,
+of x − μ: x₀ − μ stands for x₀.
 
 Formulas keep full relative precision as t → 0: nothing is computed as 1 − α².  ``tests/test_process.py`` compares every
 function with mpmath at 50 digits.
@@ -27,6 +28,7 @@ function with mpmath at 50 digits.
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,6 +93,12 @@ class Process:
     def _kappa_score(self, t: Array) -> Array:
         raise NotImplementedError
 
+    def _kappa_x0_rate(self, t: Array) -> Array:
+        return -self._rate(t) / self._rho(t)
+
+    def _diffusion_squared(self, t: Array) -> Array:
+        return 2.0 * self._sigma(t) ** 2 * self._rate(t)
+
     def _v_rates(self, t: Array) -> tuple[Array, Array]:
         """(α′, σ′), the derivatives in the v-clock."""
         if self.variance_preserving:
@@ -134,17 +142,18 @@ class Process:
         return self._rate(self._check(t))
 
     def drift(self, t: Any) -> Array:
-        """f_t = d log α/dt, per unit of time."""
-        return self._drift(self._check(t))
+        """f_t = d log α/dt, per unit of time (−∞ where α vanishes)."""
+        with np.errstate(divide="ignore"):
+            return self._drift(self._check(t))
 
     def diffusion_squared(self, t: Any) -> Array:
         """g²_t = 2σ²L = dσ²/dt − 2fσ², per unit of time."""
-        t = self._check(t)
-        return 2.0 * self._sigma(t) ** 2 * self._rate(t)
+        return self._diffusion_squared(self._check(t))
 
     def psi(self, s: Any, t: Any) -> Array:
         """Transition of the linear part from t to s: Ψ(s, t) = α_s/α_t."""
-        return self._alpha(self._check(s, "s")) / self._alpha(self._check(t))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._alpha(self._check(s, "s")) / self._alpha(self._check(t))
 
     def time_from_rho(self, rho: Any) -> Array:
         """The time at which σ/α equals ``rho``; ValueError outside [ρ(t_min), ρ(t_max)]."""
@@ -194,7 +203,7 @@ class Process:
             case "eps":
                 return self._rho(t) * self._rate(t)
             case "x0":
-                return -self._rate(t) / self._rho(t)
+                return self._kappa_x0_rate(t)
             case "v":
                 if not self.variance_preserving:
                     return np.ones_like(t)
@@ -269,12 +278,12 @@ class MeanReverting(Process):
         self.process, self.mean = process, mean
         self.t_min, self.t_max = process.t_min, process.t_max
         self.variance_preserving = process.variance_preserving  # type: ignore[misc]
-        for name in ("_alpha", "_sigma", "_rho", "_lam", "_rate", "_drift", "_time_from_rho", "_kappa_score"):
-            setattr(self, name, getattr(process, name))
-        self._v_rates = process._v_rates  # type: ignore[method-assign]
+        for name in dir(Process):
+            if re.fullmatch(r"_[a-z]\w*", name) and not name.startswith("_check"):
+                setattr(self, name, getattr(process, name))
 
     def __repr__(self) -> str:
-        return f"MeanReverting({self.process!r})"
+        return f"MeanReverting({self.process!r}, mean of shape {np.shape(self.mean)})"
 
     @property
     def breakpoints(self) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torchdiffeq import odeint
 
+from deis_analysis import backend
 from deis_analysis.process import PREDICTIONS, Process, require_process
 from deis_analysis.tableau import Model
 from deis_analysis.validate import choose, real
@@ -47,6 +48,7 @@ def reference_solution(
     *,
     t_start: float | None = None,
     prediction: str = "eps",
+    model_dtype: torch.dtype | None = None,
 ) -> Reference:
     """Integrate the probability flow from ``t_start`` to ``t_end`` by torchdiffeq's DOPRI5.
 
@@ -55,6 +57,7 @@ def reference_solution(
     Args:
         model: ``model(x, t) -> prediction``; gets NumPy arrays if ``x_T`` is one, torch tensors otherwise, in float64.
         x_T: the state at ``t_start``, any shape, NumPy or torch.
+        model_dtype: cast the state to it before each call, for a float32 network under the float64 state.
         t_start, t_end: default ``process.sampling_range``; λ must be finite at both.
 
     Raises:
@@ -81,8 +84,12 @@ def reference_solution(
         raise ValueError(
             f"t_start={start!r} and t_end={end!r} have the same λ in float64; allowed: times further apart"
         )
-    flow = _Flow(model, process, prediction, not isinstance(x_T, torch.Tensor))
+    flow = _Flow(model, process, prediction, not isinstance(x_T, torch.Tensor), model_dtype)
+    if hasattr(x_T, "dtype"):
+        backend.of_floating_dtype("x_T", x_T)
     state = x_T.detach().to(torch.float64) if isinstance(x_T, torch.Tensor) else torch.from_numpy(real("x_T", x_T))
+    if state.numel() == 0:
+        raise ValueError(f"x_T has shape {tuple(state.shape)}; allowed: at least one entry")
     if not bool(torch.isfinite(state).all()):
         raise ValueError("x_T must be finite; it holds NaN or infinity")
     if process.mean is not None:
@@ -99,14 +106,15 @@ def reference_solution(
 class _Flow:
     """dy/dλ of y = (x − mean)/α, counting model calls."""
 
-    def __init__(self, model: Model, process: Process, prediction: str, numpy: bool) -> None:
+    def __init__(self, model: Model, process: Process, prediction: str, numpy: bool, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
         self.model, self.process, self.prediction, self.numpy = model, process, prediction, numpy
         self.mean: torch.Tensor | None = None
         self.nfe = 0
 
     def eps(self, x: torch.Tensor, t: float) -> torch.Tensor:
         self.nfe += 1
-        shifted = x if self.mean is None else x + self.mean
+        shifted = (x if self.mean is None else x + self.mean).to(self.dtype or x.dtype)
         p = torch.as_tensor(self.model(shifted.numpy() if self.numpy else shifted, t)).to(x.dtype)
         if p.shape != x.shape:
             raise ValueError(
@@ -115,7 +123,7 @@ class _Flow:
         if not bool(torch.isfinite(p).all()):
             raise ValueError(f"model returned NaN or infinity at call {self.nfe}, t={t!r}")
         if self.mean is not None:
-            p = p - float(self.process.prediction_parts(self.prediction, t)[0]) * self.mean
+            p = p - self.mean if self.prediction == "x0" else p
         from_x, from_p = (float(c) for c in self.process.convert(self.prediction, "eps", t))
         return from_p * p + from_x * x if from_x else from_p * p
 

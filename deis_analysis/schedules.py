@@ -26,6 +26,9 @@ class _VariancePreserving(Process):
     def _drift(self, t: Array) -> Array:
         return -(self._sigma(t) ** 2) * self._rate(t)
 
+    def _diffusion_squared(self, t: Array) -> Array:
+        return -2.0 * self._drift(t)
+
 
 def _beta_integral_time(integral: Array, beta_min: float, beta_max: float) -> Array:
     """t with β₀t + ½(β₁−β₀)t² = integral, in the form that does not cancel."""
@@ -97,6 +100,9 @@ class SubVP(VPLinear):
     def _time_from_rho(self, rho: Array) -> Array:
         return _beta_integral_time(2.0 * np.arcsinh(0.5 * rho), self.beta_min, self.beta_max)
 
+    def _diffusion_squared(self, t: Array) -> Array:
+        return -self._beta(t) * np.expm1(-2.0 * self._integral(t))
+
     def _kappa_score(self, t: Array) -> Array:
         alpha = self._alpha(t)
         return -1.0 / alpha - alpha**3 / 3.0
@@ -150,6 +156,10 @@ class VPCosine(_VariancePreserving):
         sin_total, cos_total = np.sin(a + u), self._cos_total(t)
         product = np.sin(2 * a + u) * np.sin(u)
         return 0.5 * math.pi / (1.0 + self.s) * (sin_total * cos_total / product + sin_total / cos_total)
+
+    def _drift(self, t: Array) -> Array:
+        total = self._offset + self._angle(t)
+        return -0.5 * math.pi / (1.0 + self.s) * np.sin(total) / self._cos_total(t)
 
     def _time_from_rho(self, rho: Array) -> Array:
         alpha, sigma_squared = 1.0 / np.hypot(1.0, rho), rho * rho / (1.0 + rho * rho)
@@ -345,7 +355,16 @@ class RectifiedFlow(Process):
         return rho / (1.0 + rho)
 
     def _kappa_score(self, t: Array) -> Array:
-        return -1.0 / (1.0 - t) - np.log1p(-t)
+        alpha = 1.0 - t
+        with np.errstate(divide="ignore"):
+            return -(1.0 + alpha * np.log(np.where(alpha == 0, 1.0, alpha))) / alpha
+
+    def _kappa_x0_rate(self, t: Array) -> Array:
+        return -1.0 / (t * t)
+
+    def _diffusion_squared(self, t: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return 2.0 * t / (1.0 - t)
 
     def _v_rates(self, t: Array) -> tuple[Array, Array]:
         return -np.ones_like(t), np.ones_like(t)

@@ -22,7 +22,7 @@ from deis_analysis import backend, printing
 from deis_analysis.brownian import BrownianPath
 from deis_analysis.liveness import Row, make_plan, peak_memory
 from deis_analysis.process import PREDICTIONS, Array, Process
-from deis_analysis.validate import choose, real
+from deis_analysis.validate import choose, positive_int, real
 
 Model = Callable[[Any, float], Any]
 _NODE_SLACK = 1e-12
@@ -72,8 +72,8 @@ class Tableau:
         labels: a name per node, ``u0 … uK`` unless given.
         intervals: (L, 2) the interval of each noise column in the ρ² clock, larger end first.
         grid_nodes: the nodes that hold the state at the grid's times (the others are stages); all unless given.
-        mean, mean_outputs: the table acts on x − ``mean``, with ``mean_outputs[k]·mean`` taken off the model's output
-            (`MeanReverting`); None where the process reverts to 0.
+        mean: the table acts on x − ``mean`` (`MeanReverting`), and takes the mean off an x₀ output; other predictions
+            do not depend on where the origin is. None where the process reverts to 0.
 
     Raises:
         ValueError: shapes that do not match, entries on or above the diagonal, non-finite entries.
@@ -89,7 +89,6 @@ class Tableau:
     intervals: Array = None  # type: ignore[assignment]
     grid_nodes: tuple[int, ...] = ()
     mean: Any = field(default=None, repr=False)
-    mean_outputs: Array = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         n = np.size(self.times)
@@ -104,9 +103,6 @@ class Tableau:
             "outputs": _frozen("outputs", self.outputs, (n, n)),
             "noise": _frozen("noise", noise, (n, columns)),
             "intervals": _frozen("intervals", np.zeros((0, 2)) if columns == 0 else self.intervals, (columns, 2)),
-            "mean_outputs": _frozen(
-                "mean_outputs", np.zeros(n) if self.mean_outputs is None else self.mean_outputs, (n,)
-            ),
         }
         for name in ("states", "outputs"):
             if any(np.any(row[k:]) for k, row in enumerate(arrays[name])):
@@ -175,7 +171,7 @@ class Tableau:
 
     # -- new tables from old ----------------------------------------------------------------------
     def then(self, other: Tableau) -> Tableau:
-        """This table, then ``other`` from where this one ends; associative.
+        """This table, then ``other`` from where this one ends; associative. Nodes are labelled anew.
 
         Raises:
             ValueError: the predictions differ, ``other`` does not start at this table's last time, or the means differ.
@@ -209,7 +205,6 @@ class Tableau:
             intervals=np.concatenate([self.intervals, other.intervals]),
             grid_nodes=(*self.grid_nodes, *(first + k for k in other.grid_nodes[1:])),
             mean=self.mean,
-            mean_outputs=np.concatenate([self.mean_outputs[:-1], other.mean_outputs]),
         )
 
     def in_terms_of(self, process: Process, prediction: str) -> Tableau:
@@ -226,10 +221,7 @@ class Tableau:
         states, outputs = self.states.copy(), self.outputs.copy()
         states[:, calls] += self.outputs[:, calls] * from_x
         outputs[:, calls] *= from_new
-        shift = np.zeros(self.times.size)
-        if self.mean is not None:
-            shift[calls] = process.prediction_parts(prediction, self.times[calls])[0]
-        return replace(self, states=states, outputs=outputs, prediction=prediction, mean_outputs=shift)
+        return replace(self, states=states, outputs=outputs, prediction=prediction)
 
     # -- reading and writing ----------------------------------------------------------------------
     def to_json(self) -> str:
@@ -290,7 +282,7 @@ def run(
             message names the call and its time.
     """
     start = backend.floating("x", x)
-    kept = set(range(tableau.times.size)) if keep == "all" else _kept(tableau, keep)
+    kept = _kept(tableau, keep)
     draw_noise = _noise_source(tableau, noise, start)
     call = backend.guarded(model, start, model_dtype, check)
     if tableau.mean is not None:
@@ -316,7 +308,8 @@ def run(
             if tableau.mean is None:
                 outputs[k] = call(states[k], row.time)
             else:
-                outputs[k] = call(states[k] + mean, row.time) - float(tableau.mean_outputs[k]) * mean
+                output = call(states[k] + mean, row.time)
+                outputs[k] = output - mean if tableau.prediction == "x0" else output
             if k in kept:
                 trajectory.outputs[k] = outputs[k]
             for j in row.drop_after_call:
@@ -338,9 +331,14 @@ def _terms(
 
 def _kept(tableau: Tableau, keep: str | Iterable[int]) -> set[int]:
     n = tableau.times.size
-    if isinstance(keep, str) or any(not 0 <= int(k) < n for k in keep):
+    if isinstance(keep, str) and keep == "all":
+        return set(range(n))
+    if isinstance(keep, str) or not isinstance(keep, Iterable):
         raise ValueError(f"keep={keep!r} must be 'all' or node indices between 0 and {n - 1}")
-    return {int(k) for k in keep}
+    kept = {positive_int("keep", k, minimum=0) for k in keep}
+    if kept and max(kept) >= n:
+        raise ValueError(f"keep={sorted(kept)} must be 'all' or node indices between 0 and {n - 1}")
+    return kept
 
 
 def _noise_source(tableau: Tableau, noise: Any, x: Any) -> Callable[[int], Any]:

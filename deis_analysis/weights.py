@@ -21,6 +21,7 @@ What remains is conditioning: weights alternate in sign when nodes lie close tog
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -31,7 +32,7 @@ from deis_analysis.validate import choose, positive_int, real
 
 _POINTS = 16
 _PANEL = 0.5  # widest panel in λ
-_LAM_LIMIT = 14.0  # λ that stands for ±∞ when panels are laid out
+_LAM_AT_INFINITY = (-14.0, 40.0)  # where panels stop towards α = 0 (κ is smooth there) and σ = 0 (√t for VP)
 
 
 @cache
@@ -50,7 +51,10 @@ def _rule() -> tuple[Array, Array, Array]:
 
 def _panels(process: Process, points: Array) -> Array:
     """(M, P + 1) panel edges of the M intervals between consecutive ``points``, padded by repeating the last edge."""
-    lam = np.clip(process.lam(points), -_LAM_LIMIT, _LAM_LIMIT)
+    lam = process.lam(points)
+    finite = lam[np.isfinite(lam)]
+    lam = np.where(lam == -np.inf, np.min(finite, initial=_LAM_AT_INFINITY[0]), lam)
+    lam = np.where(lam == np.inf, np.max(finite, initial=_LAM_AT_INFINITY[1]), lam)
     count = max(1, int(np.ceil(np.max(np.abs(np.diff(lam))) / _PANEL)))
     u = np.arange(1, count) / count
     interior = lam[:-1, None] + u * np.diff(lam)[:, None]
@@ -150,15 +154,16 @@ def quadrature_weights(process: Process, prediction: str, variable: str, nodes: 
 
 
 def adams_weights(process: Process, prediction: str, variable: str, ts: Array, degree: int) -> Array:
-    """(N, degree + 1) weights of the N steps of a grid: row i, column j belongs to the prediction at ts[i − j].
+    """(N, min(degree, N − 1) + 1) weights of a grid's N steps: row i, column j is of the prediction at ts[i − j].
 
     Row i uses its min(i, degree) + 1 latest nodes, the rest is zero: the method starts with lower degrees.
     """
     check_finite(process, prediction, variable, ts)
     measure, offsets, increments = _intervals(process, prediction, variable, ts)
     steps = increments.size
+    degree = min(degree, steps - 1)
     weights = np.zeros((steps, degree + 1))
-    for r in range(min(degree, steps - 1) + 1):
+    for r in range(degree + 1):
         rows = np.arange(r, steps) if r == degree else np.array([r])
         back = increments[rows[:, None] - 1 - np.arange(r)]  # (rows, r): from each node to the next newer one
         distance = -_pairwise(back)  # nodes run backwards in time, increments forwards
@@ -199,12 +204,14 @@ def phi(k: int, h: Any) -> Array:
     """
     k = positive_int("k", k, minimum=0)
     h = real("h", h)
-    if not np.all(np.isfinite(h)):
-        raise ValueError("h must be finite")
+    if not np.all((h >= -1e4) & (h <= 700)):
+        raise ValueError(
+            f"h must be finite and lie in [-1e4, 700]; it reaches {h.flat[np.argmax(~(np.abs(h) <= 700))]!r}"
+        )
     if k == 0:
         return np.exp(h)
     xi, omega, _ = _rule()
     count = max(1, int(np.ceil(np.max(np.abs(h), initial=0.0) / 4.0)))
     theta = ((np.arange(count)[:, None] + xi) / count).reshape(-1)
-    weight = np.tile(omega, count) / count * theta ** (k - 1) / float(np.prod(np.arange(1, k)))
+    weight = np.tile(omega, count) / count * theta ** (k - 1) / math.factorial(k - 1)
     return np.array(np.exp(h[..., None] * (1.0 - theta)) @ weight)

@@ -27,6 +27,7 @@ def test_distance_is_zero_only_for_the_same_method():
     assert np.isclose(da.distance(a, moved), 1e-3)
     assert da.distance(a, moved, times=False) == 0
     assert da.distance(a, da.build("rhork_2heun", VP, TS)) == np.inf
+    assert da.distance(a, da.build("tab2", da.MeanReverting(VP, 1.0), TS)) == np.inf
     with pytest.raises(ValueError, match="tab_b predicts 'x0'; allowed: 'eps'"):
         da.distance(a, a.in_terms_of(VP, "x0"))
 
@@ -44,11 +45,44 @@ def test_distance_ignores_how_states_are_written():
 @given(processes(), st.sampled_from(sorted(da.SOLVERS)), st.sampled_from(da.PREDICTIONS), st.data())
 def test_transfer_is_a_run_on_gaussian_data(process, name, prediction, data):
     variance = data.draw(st.floats(0.01, 4.0))
-    table = da.build(name, process, data.draw(grids(process)))
+    table = da.build(name, process, data.draw(grids(process))).in_terms_of(process, prediction)
     gaussian = da.GaussianMixture([1.0], [0.0], [variance])
-    truth = da.run(table, gaussian.eps(process), np.ones(1))[0]
+    truth = da.run(table, gaussian.model(process, prediction), np.ones(1))[0]
     found = da.transfer(table, process, [variance])[0]
     assert np.isclose(found, truth, rtol=1e-9, atol=1e-10 * (1 + da.amplification(table)))
+
+
+def test_tables_with_noise_are_refused_where_they_have_no_meaning():
+    noisy = da.Tableau([1.0, 0.5], [[0, 0], [1, 0]], [[0, 0], [1, 0]], noise=[[0], [1]], intervals=[[2.0, 1.0]])
+    with pytest.raises(ValueError, match="draws noise"):
+        da.transfer(noisy, VP, 1.0)
+    with pytest.raises(ValueError, match="draws noise"):
+        da.local_errors(noisy, VP, MIX, np.ones(2))
+
+
+@pytest.mark.parametrize("prediction", da.PREDICTIONS)
+def test_order_under_a_mean_is_the_order_without(prediction):
+    process = da.MeanReverting(VP, 2.0)
+
+    def tab2(p, ts):
+        return da.build("tab2", p, ts).in_terms_of(p, prediction)
+
+    options = OPTIONS | {"start": "exact", "starting_steps": 2}
+    assert abs(da.observed_order(tab2, process, MIX, (40, 80, 160), **options).slope - 3) < 0.15
+    table, x = tab2(process, da.grid(process, 8)), MIX.sample(4, 0, process, 1.0)
+    parts = da.transported_errors(table, process, MIX, x)
+    assert np.allclose(parts.sum(axis=0), da.global_error(table, process, MIX, x), atol=1e-11)
+    inner = da.GaussianMixture(MIX.weights, MIX.means - 2.0, MIX.covariances)
+    plain = da.local_errors(tab2(VP, da.grid(VP, 8)), VP, inner, x - 2.0)
+    assert np.allclose(da.local_errors(table, process, MIX, x), plain, atol=1e-11)
+
+
+def test_order_says_whether_it_is_asymptotic():
+    narrow = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.05, 0.1])
+    coarse = da.observed_order("tab3", VP, narrow, (20, 40, 80))  # from noise to data: not yet
+    fine = da.observed_order("tab3", VP, MIX, (320, 640, 1280), **OPTIONS)
+    assert (coarse.asymptotic, fine.asymptotic) == (False, True)
+    assert abs(coarse.slope - 2) > 1 > abs(fine.slope - 2)
 
 
 def test_exact_transfer_is_the_flow_and_tables_approach_it():

@@ -133,6 +133,19 @@ def test_mean_reverting_has_the_scales_of_its_inner_process():
         da.MeanReverting(inner, np.nan)
 
 
+def test_closed_ends_have_limits_not_nan():
+    for process, limit in ((da.VPLinear(0.1, 20.0), 0.1), (da.SubVP(0.1, 20.0), 0.0), (da.RectifiedFlow(), 0.0)):
+        assert process.diffusion_squared(0.0) == pytest.approx(limit)
+    assert da.VPCosine().diffusion_squared(0.0) == pytest.approx(-2 * float(da.VPCosine().drift(0.0)))
+    assert da.VPCosine().drift(0.0) < 0
+    flow = da.RectifiedFlow()
+    assert flow.psi(0.5, 1.0) == np.inf
+    assert flow.kappa("score", 1.0) == -np.inf
+    assert flow.drift(1.0) == -np.inf
+    single = da.GaussianMixture([1.0], [0.5], [0.25])
+    assert np.allclose(single.score(da.VPLinear())(np.array([1.5]), 0.0), -4.0)
+
+
 # -- grids ----------------------------------------------------------------------------------------
 @given(processes(), st.sampled_from(["t1", "t2", "t3", "rho5", "rho7", "logrho"]), st.integers(1, 60))
 def test_grids_descend_and_hit_both_ends_exactly(process, kind, steps):
@@ -183,6 +196,7 @@ VP = da.VPLinear()
         (lambda: da.grid(VP, 10, "rho"), "kind='rho' is unknown; nearest: .*rho7"),
         (lambda: da.grid(VP, 10, "t0"), "kind='t0' is unknown"),
         (lambda: da.grid(VP, 10, None), "kind=None is unknown"),
+        (lambda: da.grid(VP, 10, "rho0.001"), "kind='rho0.001' is unknown"),
         (lambda: da.grid(VP, 10, "t2", 1.5, 1e-3), r"t_start=1.5 is outside \[0, 1\]"),
         (lambda: da.grid(VP, 10, "t2", 1.0, -0.1), r"t_end=-0.1 is outside"),
         (lambda: da.grid(VP, 10, "t2", 1e-3, 1.0), "t_end=1.0 must be below t_start=0.001"),

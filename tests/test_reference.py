@@ -59,6 +59,21 @@ def test_torch_in_torch_out_also_from_float32():
     assert da.reference_solution(MIX.eps(VP), VP, x.float(), 1e-3).x.dtype == torch.float64
 
 
+def test_the_estimate_is_the_largest_difference_of_the_two_runs():
+    x = MIX.sample(6, 0, VP, 1.0)
+    found = da.reference_solution(MIX.eps(VP), VP, x, 1e-3, 1e-4, 1e-4)
+    coarse = da.reference_solution(MIX.eps(VP), VP, x, 1e-3, 1e-3, 1e-3).x  # its second run is at 1e-4
+    assert np.isclose(found.error_estimate, np.abs(found.x - coarse).max(), rtol=1e-9)
+
+
+def test_a_float32_network_under_a_float64_state():
+    network = torch.nn.Linear(2, 2)
+    found = da.reference_solution(
+        lambda x, t: network(x), VP, torch.ones(3, 2), 0.1, 1e-5, 1e-5, model_dtype=torch.float32
+    )
+    assert found.x.dtype == torch.float64
+
+
 def test_mean_reverting_reference():
     process = da.MeanReverting(VP, 1.5)
     x = MIX.sample(4, 0, process, 1.0)
@@ -83,6 +98,8 @@ def spike(x, t):
         ({"rtol": 0.0}, "rtol=0.0 must be positive"),
         ({"atol": np.nan}, "atol=nan must be positive"),
         ({"prediction": "e"}, "prediction='e' is unknown"),
+        ({"x_T": torch.ones(3, dtype=torch.int64)}, "x_T has dtype torch.int64"),
+        ({"x_T": np.ones((0, 3))}, r"x_T has shape \(0, 3\); allowed: at least one entry"),
         ({"x_T": np.array([np.nan])}, "x_T must be finite"),
         ({"model": lambda x, t: x * np.nan}, "model returned NaN or infinity at call 1"),
         ({"model": lambda x, t: x[:1]}, r"model returned shape \(1,\) at call 1"),

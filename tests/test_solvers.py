@@ -184,6 +184,17 @@ def test_rectified_flow_starts_from_pure_noise_in_v_and_x0():
         assert 1.5 < np.log2(errors[0] / errors[-1]) / 2 < 2.6, errors
 
 
+@pytest.mark.parametrize("key", list(da.RUNGE_KUTTA))
+def test_runge_kutta_from_pure_noise_in_x0(key):
+    flow, mix = da.RectifiedFlow(), PROBLEMS["broad mixture"][0]
+    x = np.linspace(-2, 2, 9)
+    truth, errors = mix.flow(flow, x, 1.0, 0.05), []
+    for steps in (80, 160):
+        table = da.runge_kutta(flow, da.grid(flow, steps, "t1", 1.0, 0.05), key, prediction="x0", variable="t")
+        errors.append(np.abs(da.run(table, mix.x0(flow), x) - truth).max())
+    assert abs(np.log2(errors[0] / errors[1]) - da.RUNGE_KUTTA[key].order) < 0.25
+
+
 # -- equivariance ---------------------------------------------------------------------------------
 @given(st.sampled_from(ROWS), st.floats(0.1, 10), mixtures(), st.data())
 def test_scaling_data_and_levels_scales_the_result(name, c, mix, data):
@@ -282,6 +293,8 @@ TS = da.grid(VP, 4)
         (lambda: da.build("ddim", VP, [1.5, 0.5]), r"ts=1.5 is outside \[0, 1\]"),
         (lambda: da.build("ddim", da.RectifiedFlow(), [1.0, 0.5]), "t=1.0: ρ=inf there"),
         (lambda: da.build("rhork_2heun", da.RectifiedFlow(), [1.0, 0.5]), "t=1.0: ρ=inf there"),
+        (lambda: da.build("euler", da.RectifiedFlow(), [1.0, 0.5]), r"t=1.0 to 0.5: the step of euler is singular"),
+        (lambda: da.runge_kutta(VP, [1.0, 0.5, 0.0], variable="t"), "the step of .* is singular there"),
         (lambda: da.build("logrhoab1", VP, [1.0, 0.5, 0.0]), "t=0.0: ρ=0 there"),
         (lambda: da.adams(VP, TS, -1), "degree=-1 must be an integer >= 0"),
         (lambda: da.adams(VP, TS, 1.5), "degree=1.5 must be an integer"),

@@ -177,8 +177,11 @@ def test_keep_returns_states_and_outputs():
     assert np.allclose(kept.outputs[3], model(kept.states[3], table.times[3]))
     _, some = da.run(table, model, np.ones(2), keep=(2, 4))
     assert set(some.states) == {2, 4}
-    with pytest.raises(ValueError, match="keep="):
-        da.run(table, model, np.ones(2), keep=(99,))
+    for keep in (np.array([2, 4]), iter((2, 4)), [4, 2]):
+        assert set(da.run(table, model, np.ones(2), keep=keep)[1].states) == {2, 4}
+    for bad in ((99,), (1.7,), 3, None, "some", (-1,)):
+        with pytest.raises(ValueError, match="keep="):
+            da.run(table, model, np.ones(2), keep=bad)
 
 
 def test_progress_changes_nothing(capsys):
@@ -248,7 +251,7 @@ def test_in_terms_of_is_the_same_method(process, mix, name, prediction, data):
 def test_json_round_trip_is_exact(seed):
     table = random_table(seed)
     back = da.Tableau.from_json(table.to_json())
-    for name in ("times", "states", "outputs", "noise", "intervals", "mean_outputs"):
+    for name in ("times", "states", "outputs", "noise", "intervals"):
         assert np.array_equal(getattr(back, name), getattr(table, name)), name
     assert (back.name, back.prediction, back.labels, back.grid_nodes) == (
         table.name,
@@ -389,6 +392,26 @@ def test_a_mean_is_a_shift(name, prediction, m1, m2):
     assert np.allclose(c.numpy(), b, rtol=1e-12, atol=1e-12)
 
 
+def test_tables_under_a_mean_compose_in_every_prediction():
+    process = da.MeanReverting(VP, np.array([1.0, -2.0]))
+    x = np.random.default_rng(0).standard_normal((3, 2)) + process.mean
+    mix = da.ProductMixture([MIX, MIX])
+    for prediction in da.PREDICTIONS:
+        a, b = (da.build("rhork_2heun", process, ts).in_terms_of(process, prediction) for ts in (TS[:4], TS[3:]))
+        model = mix.model(process, prediction)
+        whole = da.build("rhork_2heun", process, TS).in_terms_of(process, prediction)
+        assert np.allclose(da.run(a.then(b), model, x), da.run(whole, model, x), rtol=1e-10, atol=1e-10)
+
+
+def test_v_under_a_mean_is_still_the_velocity():
+    """On rectified flow ẋ = ε − (x₀ − μ): the derivative of x = (1 − t) x₀ + t μ + t ε."""
+    mu, single = 2.0, da.GaussianMixture([1.0], [0.5], [0.3])
+    process = da.MeanReverting(da.RectifiedFlow(), mu)
+    x, t, h = np.linspace(0, 3, 5), 0.4, 1e-6
+    moved = (single.flow(process, x, t, t + h) - single.flow(process, x, t, t - h)) / (2 * h)
+    assert np.allclose(single.v(process)(x, t), moved, rtol=1e-7)
+
+
 def test_the_mean_is_a_fixed_point():
     mu = np.array([2.0, -1.0])
     process = da.MeanReverting(VP, mu)
@@ -428,6 +451,13 @@ def test_the_law_of_a_brownian_path():
             assert abs(np.mean(z * w[j]) / np.sqrt(points[j])) < 5 / np.sqrt(n)
 
 
+@pytest.mark.parametrize("step", [1e-2, 1e-6, 1e-10])
+@pytest.mark.parametrize("u", [1e-12, 1.3, 1e6])
+def test_short_increments_have_unit_variance(u, step):
+    z = da.BrownianPath((4000,), 2).normal(u * (1 + step), u)
+    assert abs(np.mean(z**2) - 1) < 5 * np.sqrt(2 / 4000)
+
+
 def test_every_way_to_give_noise():
     table, x = random_table(0), np.ones(3)
     path = da.BrownianPath((3,), 5)
@@ -456,8 +486,10 @@ def test_bad_noise(noise, message):
 def test_bad_brownian_arguments():
     for call, message in (
         (lambda: da.BrownianPath((1,), -1), "seed=-1"),
+        (lambda: da.BrownianPath((1,), 0.5), "seed=0.5"),
         (lambda: da.BrownianPath((1,))(-1.0), "u=-1.0"),
         (lambda: da.BrownianPath((1,))(1e20), "u=1e"),
+        (lambda: da.BrownianPath((1,))(np.nan), "u=nan"),
         (lambda: da.BrownianPath((1,)).normal(1.0, 1.0), "is empty"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -99,12 +99,31 @@ def test_weights_sum_to_the_difference_of_kappa(process, prediction, variable, d
 def test_the_weights_of_a_whole_grid_are_those_of_its_steps(process, prediction, variable, degree, data):
     ts = data.draw(grids(process))
     rows = adams_weights(process, prediction, variable, ts, degree)
-    assert rows.shape == (ts.size - 1, degree + 1)
+    assert rows.shape == (ts.size - 1, min(degree, ts.size - 2) + 1)
     for i, row in enumerate(rows):
         nodes = ts[max(0, i - degree) : i + 1][::-1]
         single = da.quadrature_weights(process, prediction, variable, nodes, a=ts[i], b=ts[i + 1])
         assert np.allclose(row[: nodes.size], single, rtol=0, atol=1e-12 * np.max(np.abs(single)))
         assert not np.any(row[nodes.size :])
+
+
+@pytest.mark.parametrize("t", [1.0, 1e-3, 1e-8])
+def test_steps_to_the_end_of_the_range(t):
+    """To σ = 0, where ρ ~ √t, and where |λ| is large."""
+    for process in (da.VPLinear(), da.VPCosine(), da.SubVP(), da.RectifiedFlow()):
+        if t < process.t_max:
+            assert np.isclose(da.quadrature_weights(process, "eps", "t", [t], t, 0.0)[0], -process.rho(t), rtol=1e-13)
+    wide = da.EDM(1e-9, 1e9)
+    assert np.isclose(da.quadrature_weights(wide, "x0", "t", [1e-6], 1e-6, 1e-9)[0], 1e9 - 1e6, rtol=1e-13)
+    assert np.isclose(da.quadrature_weights(wide, "x0", "t", [1e9], 1e9, 1e-9)[0], 1e9, rtol=1e-13)
+
+
+def test_weights_under_a_mean_are_those_of_the_inner_process():
+    inner = PROCESSES["VPDiscrete"][0]
+    outer = da.MeanReverting(inner, 3.0)
+    for prediction in da.PREDICTIONS:
+        a, b = (adams_weights(p, prediction, "t", da.grid(p, 6), 2) for p in (inner, outer))
+        assert np.array_equal(a, b)
 
 
 def test_order_of_nodes_only_permutes_weights_and_direction_only_changes_sign():
@@ -136,10 +155,10 @@ def test_where_conditioning_limits_small_weights():
     assert abs(w.sum() - (process.rho(0.2) - process.rho(0.5))) > 1.0
 
 
-@pytest.mark.parametrize("k", range(6))
+@pytest.mark.parametrize("k", [*range(6), 22, 25])
 def test_phi_functions_match_mpmath(k):
     h = np.array([0.0, 1e-12, -1e-8, 1e-3, -0.1, 0.7, -3.0, 8.0, -20.0])
-    with mp.workdps(120):
+    with mp.workdps(400):
 
         def truth(z):
             z = mp.mpf(float(z))
@@ -172,6 +191,7 @@ def test_phi_functions_match_mpmath(k):
         (lambda p: da.quadrature_weights(p, "x0", "t", [0.5], a=0.5, b=0.0), r"t=0.0: ρ=0 there"),
         (lambda p: da.phi(-1, 0.5), "k=-1 must be an integer >= 0"),
         (lambda p: da.phi(1, np.nan), "h must be finite"),
+        (lambda p: da.phi(1, 1e15), r"h must be finite and lie in"),
     ],
 )
 def test_bad_input(call, message):

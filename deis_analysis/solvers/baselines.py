@@ -27,8 +27,10 @@ def euler(process: Process, ts: Any) -> Tableau:
     """
     ts = check_grid(process, ts)
     step, now = np.diff(ts), ts[:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # assemble names the step that is singular
+        speed = process.sigma(now) * process.log_rho_rate(now)
     states = np.diag(1.0 + step * process.drift(now), -1)
-    outputs = np.diag(step * process.sigma(now) * process.log_rho_rate(now), -1)  # g²/(2σ) = σL
+    outputs = np.diag(step * speed, -1)  # g²/(2σ) = σL
     return assemble(process, ts, states, outputs, "eps", "euler")
 
 

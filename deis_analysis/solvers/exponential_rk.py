@@ -124,13 +124,15 @@ def runge_kutta(
         times[first + i] = _stage_times(process, ts, variable, float(c))
     slope = np.ones_like(times)
     if not natural:
-        slope = process.kappa_rate(prediction, times) / process.variable_rate(variable, times)
+        with np.errstate(divide="ignore", invalid="ignore"):  # assemble names the step that is singular
+            slope = process.kappa_rate(prediction, times) / process.variable_rate(variable, times)
     gamma = process.gamma(prediction, times)
     states, outputs = (np.zeros((times.size, times.size)) for _ in range(2))
     for i, row in enumerate([*tableau.a[1:], tableau.b], 1):
         states[first + i, first] = gamma[first + i] / gamma[first]
         for j, weight in enumerate(row):
-            outputs[first + i, first + j] = gamma[first + i] * delta * float(weight) * slope[first + j]
+            with np.errstate(invalid="ignore"):
+                outputs[first + i, first + j] = gamma[first + i] * delta * float(weight) * slope[first + j]
     labels = tuple(f"u{k // s}" if k % s == 0 else f"u{k // s}.{k % s}" for k in range(times.size))
     return assemble(process, times, states, outputs, prediction, name, tuple(range(0, times.size, s)), labels)
 

@@ -88,7 +88,13 @@ def assemble(
     labels: tuple[str, ...] = (),
 ) -> Tableau:
     """A table for ``process``, shifted by the mean that the process reverts to."""
-    shift = np.zeros_like(times) if process.mean is None else process.prediction_parts(prediction, times)[0]
+    bad = ~(np.isfinite(states) & np.isfinite(outputs)).all(axis=1)
+    if bad.any():
+        k = int(np.argmax(bad))
+        raise ValueError(
+            f"t={float(times[k - 1])!r} to {float(times[k])!r}: the step of {name} is singular there on {process!r}; "
+            "allowed: times at which its coefficients are finite"
+        )
     for matrix in (states, outputs):
         matrix.setflags(write=False)  # handed over, so that a long table is not copied
     return Tableau(
@@ -100,5 +106,4 @@ def assemble(
         grid_nodes=grid_nodes,
         labels=labels,
         mean=process.mean,
-        mean_outputs=shift,
     )
