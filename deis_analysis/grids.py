@@ -11,6 +11,9 @@ from deis_analysis.process import Array, Process, require_process
 from deis_analysis.validate import choose, first, positive_int, real
 
 
+_MOST_NODES = 20_001  # tables are dense
+
+
 def grid(
     process: Process, steps: int, kind: str = "t2", t_start: float | None = None, t_end: float | None = None
 ) -> Array:
@@ -68,12 +71,21 @@ def _finite_start(process: Process, start: float, kind: str) -> None:
         raise ValueError(f"t_start={start!r}: ρ is infinite there on {process!r}, which kind={kind!r} needs finite")
 
 
+def check_nodes(count: int) -> None:
+    """Raise a ValueError for a table that would be too large: tables are dense (20,001 nodes: 3.2 GB a matrix)."""
+    if count > _MOST_NODES:
+        raise ValueError(
+            f"ts asks for a table of {count} nodes; allowed: at most {_MOST_NODES}, since tables are dense"
+        )
+
+
 def check_grid(process: Process, ts: Any) -> Array:
     """Return ``ts`` as a float64 array; ValueError unless it is 1-D, ≥ 2 points, finite, descending, in range."""
     require_process(process)
     times = real("ts", ts)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"ts has shape {times.shape}; allowed: one dimension, at least 2 times")
+    check_nodes(times.size)
     if not np.all(np.isfinite(times)):
         raise ValueError("ts must be finite; it has " + first(times, ~np.isfinite(times)))
     if not np.all(np.diff(times) < 0):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid
+from deis_analysis.grids import check_grid, check_nodes
 from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
 from deis_analysis.solvers.registry import Solver, assemble, register
 from deis_analysis.tableau import Tableau
@@ -116,6 +116,7 @@ def runge_kutta(
     check_finite(process, prediction, variable, ts)
     steps, s = ts.size - 1, len(tableau.b)
     natural = _NATURAL.get(prediction) == variable  # φ = κ: then Δκ is the weight of DDIM, bit for bit
+    check_nodes(steps * s + 1)
     delta = adams_weights(process, prediction, variable, ts, 0)[:, 0] if natural else increments(process, variable, ts)
     first = np.arange(steps) * s  # index of each step's first node
     times = np.empty(steps * s + 1)
