@@ -10,7 +10,6 @@ import numpy as np
 from deis_analysis.process import Array, Process, require_process
 from deis_analysis.validate import choose, first, positive_int, real
 
-
 _MOST_NODES = 20_001  # tables are dense
 
 
