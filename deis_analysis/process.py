@@ -1,4 +1,4 @@
-r"""Forward processes: the scales :math:`α_t, σ_t` of :math:`x_t = α_t x_0 + σ_t ε`, their clocks, and time grids.
+r"""Forward processes: the scales :math:`α_t, σ_t` of :math:`x_t = α_t x_0 + σ_t ε`, and their clocks.
 
 Everything a process is follows from two functions of time. With :math:`ρ = σ/α` and its logarithmic rate
 :math:`L = \dot ρ/ρ = -\dot λ`,
