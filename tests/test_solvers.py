@@ -66,15 +66,22 @@ def test_degree_is_the_declared_one_and_not_one_more(process, name, data):
     start = degrees[: row.starting_steps]
     expected = np.minimum(np.arange(row.starting_steps), row.degree)
     found = set(degrees[row.starting_steps :].tolist())
-    if name.startswith("ipndm") and row.starting_steps and _equidistant(process, ts):
-        return  # its weights are those of equal steps
+    if name.startswith("ipndm"):
+        return ipndm_is_exact_on_equal_steps_of_rho_only(process, ts, row, degrees)
     assert found == {degree}, (degrees, ts)
     assert np.array_equal(start, expected), degrees
 
 
-def _equidistant(process, ts):
+def ipndm_is_exact_on_equal_steps_of_rho_only(process, ts, row, degrees):
+    """Its weights are those of equal steps of ρ: where a step and its history are, it has their degree; else less."""
     gaps = np.diff(process.rho(ts))
-    return np.ptp(gaps) < 1e-3 * np.abs(gaps).max()
+    for i, degree in enumerate(degrees):
+        reach = min(i, row.starting_steps)
+        uneven = np.ptp(gaps[i - reach : i + 1]) / np.abs(gaps[i])
+        if uneven < 1e-12:
+            assert degree == reach
+        elif uneven > 1e-3:
+            assert row.degree <= degree < reach
 
 
 def test_degree_sees_a_weight_that_is_wrong_by_one_part_in_a_million():
