@@ -5,24 +5,43 @@ The registry's claims are measured here (`measure`); ``tests/test_solvers.py`` d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from deis_analysis.grids import grid
-from deis_analysis.mixture import GaussianMixture, ProductMixture
+from deis_analysis.law import affine_form, law_error, output_law, strong_distance
+from deis_analysis.mixture import GaussianMixture
+from deis_analysis.orders import OrderEstimate, amplification, observed_order, strong_order, walk, weak_order
 from deis_analysis.process import Array, Process
 from deis_analysis.schedules import VPLinear
-from deis_analysis.solvers import SOLVERS, Solver
-from deis_analysis.tableau import Model, Tableau
-from deis_analysis.validate import choose, positive_int, real
-from deis_analysis.weights import _intervals
+from deis_analysis.solvers import Solver
+from deis_analysis.tableau import Tableau
+from deis_analysis.validate import positive_int, real
+from deis_analysis.weights import _intervals, clock
 
-Builder = Callable[[Process, Array], Tableau]
-Exact = GaussianMixture | ProductMixture
+__all__ = [
+    "Measurement",
+    "OrderEstimate",
+    "affine_form",
+    "amplification",
+    "distance",
+    "exact_transfer",
+    "exactness_degree",
+    "law_error",
+    "measure",
+    "observed_order",
+    "order_problem",
+    "output_law",
+    "step_counts",
+    "strong_distance",
+    "strong_order",
+    "transfer",
+    "walk",
+    "weak_order",
+]
 
 
 # -- comparing and probing a table ----------------------------------------------------------------
@@ -46,11 +65,6 @@ def distance(a: Tableau, b: Tableau, *, times: bool = True) -> float:
     return max(float(np.max(np.abs(x - y), initial=0.0)) for x, y in pairs)
 
 
-def amplification(tableau: Tableau) -> float:
-    """Σ |weights| of the model outputs in the result: the gain of an error of size 1 in every model call."""
-    return float(np.sum(np.abs(tableau.butcher().weights[-1])))
-
-
 def transfer(tableau: Tableau, process: Process, variance: Any) -> Array:
     r"""The factor by which the table maps x_T when the data are N(0, variance): its stability function.
 
@@ -66,21 +80,7 @@ def transfer(tableau: Tableau, process: Process, variance: Any) -> Array:
     if tableau.stochastic:
         raise ValueError(f"tableau {tableau.name!r} draws noise; allowed: deterministic tables")
     v = real("variance", variance)
-    if not (np.all(np.isfinite(v)) and np.all(v >= 0)):
-        raise ValueError(f"variance={variance!r} must be finite and >= 0")
-    alpha, sigma = process.alpha(tableau.times), process.sigma(tableau.times)
-    factors = np.zeros((tableau.times.size, *v.shape))
-    outputs = np.zeros_like(factors)
-    factors[0] = 1.0
-    for k in range(tableau.times.size):
-        if k:
-            factors[k] = np.tensordot(tableau.states[k, :k], factors[:k], 1)
-            factors[k] += np.tensordot(tableau.outputs[k, :k], outputs[:k], 1)
-        if k in tableau.evaluated:
-            total = alpha[k] ** 2 * v + sigma[k] ** 2
-            part_x0, part_eps = process.prediction_parts(tableau.prediction, tableau.times[k])
-            outputs[k] = factors[k] * (part_x0 * alpha[k] * v + part_eps * sigma[k]) / total
-    return factors[-1]
+    return affine_form(tableau, process, 0.0, v.reshape(-1))[0].reshape(v.shape)
 
 
 def exact_transfer(process: Process, variance: Any, t_start: float, t_end: float) -> Array:
@@ -92,12 +92,20 @@ def exact_transfer(process: Process, variance: Any, t_start: float, t_end: float
 
 # -- exactness ------------------------------------------------------------------------------------
 def exactness_degree(
-    tableau: Tableau, process: Process, prediction: str, variable: str, *, max_degree: int = 6, tolerance: float = 1e-9
+    tableau: Tableau,
+    process: Process,
+    prediction: str,
+    variable: str,
+    *,
+    lam_sde: float = 0.0,
+    max_degree: int = 6,
+    tolerance: float = 1e-9,
 ) -> Array:
     """Per step, the largest d such that the step is exact when the prediction is any polynomial of degree ≤ d.
 
     Each step is taken from exact earlier states, with the prediction a given function of time, φ(t)^m; its result is
-    compared with ∫ φ^m dκ.  A table in another prediction is converted first.
+    compared with ∫ φ^m dκ.  A table in another prediction is converted first.  Of a stochastic table the mean is
+    taken, and compared with that of the λ-family of SDEs with ``lam_sde`` = λ.
 
     Returns:
         (N,) integers between −1 (not even constants) and ``max_degree``, one per step of the grid.
@@ -108,14 +116,21 @@ def exactness_degree(
     degrees = np.full(len(nodes) - 1, -1)
     for i, (first, last) in enumerate(pairwise(nodes)):
         for m in range(max_degree + 1):
-            if _defect(table, process, prediction, variable, first, last, m) > tolerance:
+            if _defect(table, process, prediction, variable, first, last, m, lam_sde) > tolerance:
                 break
             degrees[i] = m
     return degrees
 
 
 def _defect(
-    table: Tableau, process: Process, prediction: str, variable: str, first: int, last: int, power: int
+    table: Tableau,
+    process: Process,
+    prediction: str,
+    variable: str,
+    first: int,
+    last: int,
+    power: int,
+    lam_sde: float = 0.0,
 ) -> float:
     """Relative residual of the step ``first`` → ``last`` on z^power, z = (φ − φ_first)/(φ_last − φ_first)."""
     rows = slice(first + 1, last + 1)
@@ -124,12 +139,12 @@ def _defect(
     index = np.flatnonzero(used)
     points = np.unique(table.times[index])[::-1]
     at = {int(k): int(np.flatnonzero(points == table.times[k])[0]) for k in index}
-    measure, offsets, gaps = _intervals(process, prediction, variable, points)
+    measure, offsets, gaps = _intervals(process, prediction, variable, points, lam_sde)
     position = _outward(gaps, at[first])
     length = position[at[last]]
     z = position / length
     y = _outward(np.sum(measure * ((position[:-1, None] + offsets) / length) ** power, axis=1), at[first])
-    gamma = process.gamma(prediction, points)
+    gamma = clock(process, prediction, points, lam_sde)
     outputs = {k: z[j] ** power for k, j in at.items()}
     states = {k: gamma[j] * y[j] for k, j in at.items() if k <= first}
     scale = abs(gamma[at[last]] * y[at[last]])
@@ -146,186 +161,80 @@ def _outward(gaps: Array, origin: int) -> Array:
     return np.concatenate([-np.cumsum(gaps[:origin][::-1])[::-1], [0.0], np.cumsum(gaps[origin:])])
 
 
-# -- order ----------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class OrderEstimate:
-    """A measured order of convergence.
-
-    Attributes:
-        slope: of log error against log(1/steps), by regression over ``window``.
-        standard_error: of the slope.
-        steps, errors: all that was run; errors are root mean squares over the samples.
-        window: the step counts in the asymptotic window that the regression used.
-        asymptotic: whether the local slopes of the window agree within 0.1; if not, the three finest step counts were
-            used, and the slope is not yet the order.
-    """
-
-    slope: float
-    standard_error: float
-    steps: tuple[int, ...]
-    errors: tuple[float, ...]
-    window: tuple[int, ...]
-    asymptotic: bool
-
-
-def walk(tableau: Tableau, model: Model, exact: dict[int, Any]) -> dict[int, Any]:
-    """Run a table with states imposed at some nodes; returns every node's state as its row computed it.
-
-    With the exact states of the first nodes this is a run with exact start; with those of all grid nodes, each
-    computed state minus the exact one is a local error.
-    """
-    if tableau.stochastic:
-        raise ValueError(f"tableau {tableau.name!r} draws noise; allowed: deterministic tables")
-    if tableau.mean is not None:
-        mean, inner = tableau.mean, replace(tableau, mean=None)
-        shift = mean if tableau.prediction == "x0" else 0.0
-        centred = walk(inner, lambda y, t: model(y + mean, t) - shift, {k: x - mean for k, x in exact.items()})
-        return {k: y + mean for k, y in centred.items()}
-    computed: dict[int, Any] = {}
-    outputs: dict[int, Any] = {}
-    states: dict[int, Any] = {}
-    for row in tableau._plan:
-        k = row.node
-        if k == 0:
-            computed[0] = exact[0]
-        else:
-            terms = [c * states[j] for c, j in row.states] + [c * outputs[j] for c, j in row.outputs]
-            computed[k] = sum(terms[1:], start=terms[0])
-        states[k] = exact.get(k, computed[k])
-        if row.evaluate:
-            outputs[k] = model(states[k], row.time)
-    return computed
-
-
-def observed_order(
-    solver: str | Builder,
-    process: Process,
-    mix: Exact,
-    steps: Iterable[int] = (20, 40, 80),
-    *,
-    kind: str = "t2",
-    t_start: float | None = None,
-    t_end: float | None = None,
-    start: str = "own",
-    starting_steps: int | None = None,
-    samples: int = 32,
-    seed: int = 0,
-) -> OrderEstimate:
-    """Measure the order of a sampler on a problem with exact flow.
-
-    Args:
-        solver: registry name, or a function (process, ts) → `Tableau`.
-        mix: a mixture with an exact flow (1-D, product, or one Gaussian).
-        steps: at least three step counts, increasing. kind, t_start, t_end: the grids, see `grid`.
-        start: ``"own"`` or ``"exact"``: the first ``starting_steps`` states are those of the exact flow.
-        starting_steps: by default the registry row's; needed for a function with start="exact".
-
-    Raises:
-        ValueError: fewer than three errors lie clearly above the round-off floor: there is no order to fit.
-    """
-    choose("start", start, ("own", "exact"))
-    if not isinstance(steps, Iterable):
-        raise ValueError(f"steps={steps!r} must be a sequence of at least 3 step counts")
-    counts = sorted({positive_int("steps", n) for n in steps})
-    if len(counts) < 3:
-        raise ValueError(f"steps={counts} must hold at least 3 different step counts")
-    builder: Builder
-    if callable(solver):
-        builder, lead = solver, starting_steps
-        if start == "exact" and lead is None:
-            raise ValueError("starting_steps=None must be given for a function with start='exact'")
-    else:
-        row = SOLVERS[choose("solver", solver, SOLVERS)]
-        builder, lead = row.build, row.starting_steps if starting_steps is None else starting_steps
-    lead = (lead or 0) if start == "exact" else 0
-    if lead >= counts[0]:
-        raise ValueError(f"steps={counts} must exceed starting_steps={lead}")
-    first = float(grid(process, 1, kind, t_start, t_end)[0])
-    x = mix.sample(samples, seed, process, first)
-    errors, floors = [], []
-    for n in counts:
-        ts = grid(process, n, kind, t_start, t_end)
-        table = builder(process, ts)
-        exact = {table.grid_nodes[i]: mix.flow(process, x, ts[0], ts[i]) if i else x for i in range(lead + 1)}
-        truth = mix.flow(process, x, ts[0], ts[-1])
-        result = walk(table, mix.model(process, table.prediction), exact)[table.times.size - 1]
-        errors.append(_rms(result - truth))
-        floors.append(np.finfo(float).eps * (amplification(table) + _rms(truth)) * np.sqrt(n))
-    return _fit(counts, np.array(errors), np.array(floors))
-
-
-def _rms(x: Any) -> float:
-    return float(np.sqrt(np.mean(np.square(x))))
-
-
-def _fit(counts: list[int], errors: Array, floors: Array, flat: float = 0.1) -> OrderEstimate:
-    """Regression over the asymptotic window: the longest tail whose local slopes agree, three points at least."""
-    from scipy.stats import linregress
-
-    if not np.all(np.isfinite(errors)):
-        raise ValueError(f"the errors {errors.tolist()} are not finite: the sampler diverges on this problem")
-    above = errors > 30 * floors
-    last = int(np.argmin(above)) if not above.all() else len(counts)  # once on the floor, later points do not count
-    if last < 3:
-        raise ValueError(
-            f"steps={counts}: errors {errors.tolist()} reach the round-off floor {floors.max():.1e}; "
-            "allowed: at least 3 above it, take fewer steps or a harder problem"
-        )
-    x, y = -np.log(np.array(counts[:last], dtype=np.float64)), np.log(errors[:last])
-    local = np.diff(y) / np.diff(x)
-    first = last - 3
-    while first > 0 and abs(local[first - 1] - local[-1]) < flat:
-        first -= 1
-    fit = linregress(x[first:], y[first:])
-    agree = bool(np.ptp(local[first:]) < flat)
-    return OrderEstimate(
-        float(fit.slope), float(fit.stderr), tuple(counts), tuple(map(float, errors)), tuple(counts[first:last]), agree
-    )
-
-
 # -- the registry's claims, measured --------------------------------------------------------------
 @dataclass(frozen=True)
 class Measurement:
     """What `measure` found for a registry row; each field has a declared twin in `Solver`.
 
     Attributes:
-        order, order_exact_start: estimates with the method's own start and with an exact one.
+        order, order_exact_start: estimates with the method's own start and with an exact one (None: stochastic). The
+            order of a stochastic row is that of its law on Gaussian data.
+        strong_order: of the paths of stochastic rows on Gaussian data, None for deterministic ones.
         degree: exactness degree after the start-up.
-        stages: model calls per step, off tables of 7 and 12 steps; −1 if they are not proportional to the steps.
+        stages, extra_calls: model calls are ``stages`` · N + ``extra_calls``; stages is −1 if they follow no such rule.
         stochastic: whether the tables draw noise.
     """
 
     order: OrderEstimate
-    order_exact_start: OrderEstimate
+    order_exact_start: OrderEstimate | None
+    strong_order: OrderEstimate | None
     degree: int
     stages: int
+    extra_calls: int
     stochastic: bool
 
 
-def order_problem() -> tuple[Process, GaussianMixture, dict[str, Any]]:
+def order_problem(process: Process | None = None) -> tuple[Process, GaussianMixture, dict[str, Any]]:
     """The standard problem for orders: a broad 1-D mixture on VPLinear, t from 0.4 to 0.1 on the quadratic grid.
 
     Smooth enough to be asymptotic at 40 steps, and started where ε already varies, so that a low-order start shows.
+    On another ``process`` the same stretch of ρ.
     """
     mix = GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
-    return VPLinear(0.1, 20.0), mix, {"kind": "t2", "t_start": 0.4, "t_end": 0.1}
+    standard = VPLinear(0.1, 20.0)
+    if process is None or process == standard:
+        return standard, mix, {"kind": "t2", "t_start": 0.4, "t_end": 0.1}
+    first, last = (float(process.time_from_rho(standard.rho(t))) for t in (0.4, 0.1))
+    return process, mix, {"kind": "t2", "t_start": first, "t_end": last}
 
 
 def measure(row: Solver) -> Measurement:
     """Measure what a registry row declares."""
-    process, mix, options = order_problem()
-    orders = {}
-    for start in ("own", "exact"):
-        counts = (160, 320, 640, 1280) if start == "own" and row.starting_steps else (40, 80, 160, 320)
-        orders[start] = observed_order(row.name, process, mix, counts, start=start, **options)
-    calls = {n: row.build(process, grid(process, n, "t2")) for n in (7, 12)}
-    table = calls[12]
-    stages = {t.nfe / n for n, t in calls.items()}
-    degrees = exactness_degree(table, process, row.prediction, row.variable)[row.starting_steps :]
+    process, mix, options = order_problem(row.home)
+    calls = {n: row.build(process, grid(process, n, "t2")).nfe for n in (12, 18, 24)}
+    stages, rest = divmod(calls[18] - calls[12], 6)
+    linear = rest == 0 and calls[24] - calls[18] == calls[18] - calls[12]
+    table = row.build(process, grid(process, 12, "t2"))
+    degrees = exactness_degree(table, process, row.prediction, row.variable, lam_sde=row.lam_sde)
+    middle = degrees[row.starting_steps : degrees.size - row.final_steps]
+    found: dict[str, OrderEstimate | None] = {"order_exact_start": None, "strong_order": None}
+    if table.stochastic:
+        found["order"] = weak_order(row.build, process, step_counts(row, "weak"), **options)
+        found["strong_order"] = strong_order(row.build, process, step_counts(row, "strong"), **options)
+    else:
+        for field, start in (("order", "own"), ("order_exact_start", "exact")):
+            found[field] = observed_order(row.name, process, mix, step_counts(row, start), start=start, **options)
     return Measurement(
-        orders["own"],
-        orders["exact"],
-        int(degrees.min()),
-        int(stages.pop()) if len(stages) == 1 else -1,
-        table.stochastic,
+        degree=int(middle.min()),
+        stages=stages if linear else -1,
+        extra_calls=calls[12] - 12 * stages if linear else 0,
+        stochastic=table.stochastic,
+        **found,  # type: ignore[arg-type]
     )
+
+
+_COUNTS = {"own": (40, 80, 160, 320), "exact": (40, 80, 160, 320), "weak": (20, 40, 80, 160), "strong": (20, 40, 80)}
+
+
+def step_counts(row: Solver, start: str) -> tuple[int, ...]:
+    """Step counts at which a row's order is measured: ``"own"`` or ``"exact"`` start, ``"weak"`` or ``"strong"``.
+
+    A low-order start needs many steps to show; whole blocks only.
+    """
+    counts = _COUNTS[start]
+    if start == "own" and row.starting_steps:
+        counts = (160, 320, 640, 1280)
+    if start == "weak" and row.starting_steps > 1:
+        counts = (320, 640, 1280)
+    base = -(-counts[0] // row.block) * row.block
+    return tuple(base * 2**i for i in range(len(counts)))

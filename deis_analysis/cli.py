@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 import deis_analysis as da
 from deis_analysis.validate import choose
@@ -99,27 +99,35 @@ def _row(solver: da.Solver, measured: bool) -> dict[str, Any]:
         "family": solver.family,
         "order": solver.order,
         "order_exact_start": solver.order_exact_start,
+        "strong_order": solver.strong_order,
         "degree": solver.degree,
         "prediction": solver.prediction,
         "variable": solver.variable,
-        "nfe": _rule(solver.stages),
+        "nfe": _rule(solver.stages, solver.extra_calls),
         "stochastic": solver.stochastic,
         "source": solver.source,
     }
     if measured:
         found = da.measure(solver)
         row |= {
-            "observed_order": round(found.order.slope, 3),
-            "observed_order_exact_start": round(found.order_exact_start.slope, 3),
+            f"observed_{field}": None if estimate is None else round(estimate.slope, 3)
+            for field, estimate in (
+                ("order", found.order),
+                ("order_exact_start", found.order_exact_start),
+                ("strong_order", found.strong_order),
+            )
+        }
+        row |= {
             "observed_degree": found.degree,
-            "observed_nfe": _rule(found.stages),
+            "observed_nfe": _rule(found.stages, found.extra_calls),
             "observed_stochastic": found.stochastic,
         }
     return row
 
 
-def _rule(stages: int) -> str:
-    return "irregular" if stages < 1 else "N" if stages == 1 else f"{stages}N"
+def _rule(stages: int, extra: int) -> str:
+    """Model calls in N steps: N, 2N, N+9, 2N-1."""
+    return "irregular" if stages < 1 else f"{'' if stages == 1 else stages}N{f'{extra:+d}' if extra else ''}"
 
 
 @main.command()
@@ -136,16 +144,23 @@ def solvers(as_json: bool, declared: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    table = Table("sampler", "order", "exact start", "degree", "in", "NFE", "source", box=None)
+    headers = ("order", "exact start", "strong", "degree", "in", "NFE", "source")
+    table = Table(Column("sampler", no_wrap=True), *headers, box=None)
     for row in rows:
-        pairs = [("order", "observed_order"), ("order_exact_start", "observed_order_exact_start")]
-        cells = [f"{row[d]}" if declared else f"{row[d]} ({row[o]:.2f})" for d, o in pairs]
+        cells = [
+            "" if row[field] is None else f"{row[field]}" + ("" if declared else f" ({row[f'observed_{field}']:.2f})")
+            for field in ("order", "order_exact_start", "strong_order")
+        ]
         degree = f"{row['degree']}" if declared else f"{row['degree']} ({row['observed_degree']})"
         table.add_row(row["name"], *cells, degree, f"{row['prediction']}, {row['variable']}", row["nfe"], row["source"])
     console = Console()
     console.print(table)
     if not declared:
-        console.print("declared (observed); order with the method's own start and with an exact one", style="dim")
+        console.print(
+            "declared (observed); order with the method's own start and with an exact one; for samplers that draw "
+            "noise, order of the law and of the paths",
+            style="dim",
+        )
 
 
 @main.command()
@@ -217,7 +232,7 @@ def order(
     row = da.SOLVERS[name]
     declared = row.order if start == "own" else row.order_exact_start
     if as_json:
-        data = {"name": name, "start": start, "declared": declared, "slope": found.slope}
+        data: dict[str, Any] = {"name": name, "start": start, "declared": declared, "slope": found.slope}
         data |= {"standard_error": found.standard_error, "window": found.window}
         click.echo(json.dumps(data | {"steps": found.steps, "errors": found.errors}, indent=1))
         return

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.analysis import Exact, walk
 from deis_analysis.grids import check_grid
+from deis_analysis.orders import Exact, walk
 from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
 from deis_analysis.tableau import Model, Tableau, run
 from deis_analysis.validate import choose, positive_int

@@ -28,12 +28,13 @@ function with mpmath at 50 digits.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, ClassVar
 
 import numpy as np
 
-from deis_analysis.validate import choose, real, scalar
+from deis_analysis.validate import choose, positive, real, scalar
 
 Array = np.ndarray
 PREDICTIONS = ("eps", "x0", "v", "score")
@@ -56,6 +57,7 @@ class Process:
     t_max: float
     variance_preserving: ClassVar[bool] = False
     mean: Any = None
+    _data_time: ClassVar[float | None] = None  # a time outside the range that is allowed too: that of the data, σ = 0
 
     @property
     def breakpoints(self) -> Array:
@@ -106,15 +108,30 @@ class Process:
         f = self._drift(t)
         return f * self._alpha(t), (f + self._rate(t)) * self._sigma(t)
 
+    def _v_clock(self, t: Array) -> Array:
+        return np.arctan(self._rho(t)) if self.variance_preserving else np.array(t)
+
+    def _v_clock_rate(self, t: Array) -> Array:
+        if not self.variance_preserving:
+            return np.ones_like(t)
+        rho = self._rho(t)
+        return self._rate(t) * rho / (1.0 + rho * rho)
+
     # -- public functions of time -----------------------------------------------------------------
     def _check(self, t: Any, name: str = "t") -> Array:
         values = real(name, t) if not isinstance(t, np.ndarray) or t.dtype != np.float64 else t
         slack = _SLACK * max(abs(self.t_min), abs(self.t_max))
         good = (values >= self.t_min - slack) & (values <= self.t_max + slack)
+        if self._data_time is not None and np.any(values == self._data_time):
+            return np.where(values == self._data_time, values, self._check_others(values, name))
         if not good.all():
             bad = float(values[~good].flat[0]) if values.ndim else float(values)
             raise ValueError(f"{name}={bad!r} is outside [{self.t_min:g}, {self.t_max:g}], the time range of {self!r}")
         return np.clip(values, self.t_min, self.t_max)
+
+    def _check_others(self, values: Array, name: str) -> Array:
+        others = np.where(values == self._data_time, self.t_max, values)
+        return self._check(others, name)
 
     def _check_scalar(self, t: Any, name: str) -> float:
         return float(self._check(scalar(name, t), name))
@@ -192,7 +209,7 @@ class Process:
                 case "x0":
                     return 1.0 / self._rho(t)
                 case "v":
-                    return np.arctan(self._rho(t)) if self.variance_preserving else np.array(t)
+                    return self._v_clock(t)
                 case _:
                     return self._kappa_score(t)
 
@@ -205,10 +222,7 @@ class Process:
             case "x0":
                 return self._kappa_x0_rate(t)
             case "v":
-                if not self.variance_preserving:
-                    return np.ones_like(t)
-                rho = self._rho(t)
-                return self._rate(t) * rho / (1.0 + rho * rho)
+                return self._v_clock_rate(t)
             case _:
                 return -self._sigma(t) * self._rho(t) * self._rate(t)
 
@@ -260,30 +274,63 @@ def require_process(process: Any) -> Process:
 
 
 class MeanReverting(Process):
-    """dx = f (x − μ) dt + g dw: the process reverts to ``mean``, and x − μ obeys ``process``.
+    """dx = f (x − μ) dt + c g dw: the process reverts to ``mean``, and (x − μ)/c obeys ``process``.
 
-    x_t = α x₀ + (1 − α) μ + σ ε, so every solver of the inner process applies to x − μ; tables carry μ as a shift.
-    [MRS: Li et al. 2025, arXiv 2502.07856, eq. 1]
+    x_t = α x₀ + (1 − α) μ + c σ ε, so every solver applies to x − μ; tables carry μ as a shift.  On a
+    variance-preserving process c is the stationary standard deviation of x − μ.
+    [MRS: Li et al. 2025, arXiv 2502.07856; IR-SDE: Luo et al. 2023, arXiv 2301.11699]
 
     Args:
-        process: the process that x − μ obeys.
+        process: the process that (x − μ)/c obeys.
         mean: μ, an array (or tensor) that broadcasts against one sample, or a number.
+        noise_scale: c > 0.
     """
 
-    def __init__(self, process: Process, mean: Any) -> None:
+    def __init__(self, process: Process, mean: Any, noise_scale: float = 1.0) -> None:
         if require_process(process).mean is not None:
             raise ValueError("process already reverts to a mean; add the two means instead of nesting MeanReverting")
         if not bool(np.all(np.isfinite(real("mean", mean)))):
             raise ValueError("mean must be finite")
-        self.process, self.mean = process, mean
+        positive(noise_scale=noise_scale)
+        self.process, self.mean, self.noise_scale = process, mean, float(noise_scale)
         self.t_min, self.t_max = process.t_min, process.t_max
         self.variance_preserving = process.variance_preserving  # type: ignore[misc]
         for name in dir(Process):
-            if re.fullmatch(r"_[a-z]\w*", name) and not name.startswith("_check"):
+            if re.fullmatch(r"_[a-z]\w*", name) and not name.startswith("_check") and name not in self._SCALED:
                 setattr(self, name, getattr(process, name))
 
+    _SCALED: ClassVar[frozenset[str]] = frozenset(
+        {"_sigma", "_rho", "_lam", "_time_from_rho", "_kappa_score", "_kappa_x0_rate", "_diffusion_squared", "_v_rates"}
+    )
+
+    def _sigma(self, t: Array) -> Array:
+        return self.noise_scale * self.process._sigma(t)
+
+    def _rho(self, t: Array) -> Array:
+        return self.noise_scale * self.process._rho(t)
+
+    def _lam(self, t: Array) -> Array:
+        return self.process._lam(t) - math.log(self.noise_scale)
+
+    def _time_from_rho(self, rho: Array) -> Array:
+        return self.process._time_from_rho(rho / self.noise_scale)
+
+    def _kappa_score(self, t: Array) -> Array:
+        return self.noise_scale**2 * self.process._kappa_score(t)
+
+    def _kappa_x0_rate(self, t: Array) -> Array:
+        return self.process._kappa_x0_rate(t) / self.noise_scale
+
+    def _diffusion_squared(self, t: Array) -> Array:
+        return self.noise_scale**2 * self.process._diffusion_squared(t)
+
+    def _v_rates(self, t: Array) -> tuple[Array, Array]:
+        alpha_rate, sigma_rate = self.process._v_rates(t)
+        return alpha_rate, self.noise_scale * sigma_rate
+
     def __repr__(self) -> str:
-        return f"MeanReverting({self.process!r}, mean of shape {np.shape(self.mean)})"
+        scale = "" if self.noise_scale == 1 else f", noise_scale={self.noise_scale:g}"
+        return f"MeanReverting({self.process!r}, mean of shape {np.shape(self.mean)}{scale})"
 
     @property
     def breakpoints(self) -> Array:

@@ -283,8 +283,12 @@ class VE(_VarianceExploding):
 
 @dataclass(frozen=True)
 class EDM(_VarianceExploding):
-    """α = 1, σ = t, t ∈ [sigma_min, sigma_max]. [Karras et al. 2022, table 1]"""
+    """α = 1, σ = t, t ∈ [sigma_min, sigma_max], and t = 0, the data, where EDM's last step ends.
 
+    [Karras et al. 2022, table 1]
+    """
+
+    _data_time: ClassVar[float | None] = 0.0
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
@@ -305,7 +309,8 @@ class EDM(_VarianceExploding):
         return np.array(t)
 
     def _rate(self, t: Array) -> Array:
-        return 1.0 / t
+        with np.errstate(divide="ignore"):
+            return 1.0 / t
 
     def _time_from_rho(self, rho: Array) -> Array:
         return np.array(rho)

@@ -66,3 +66,19 @@ def first(values: np.ndarray, where: np.ndarray) -> str:
     """The first of ``values`` at which ``where`` holds, for a message."""
     i = int(np.flatnonzero(where)[0])
     return f"{float(values[i])!r} at index {i}"
+
+
+def nonnegative(name: str, value: Any) -> float:
+    """Return ``value`` as a float; ValueError unless it is one finite number ≥ 0."""
+    number = scalar(name, value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name}={value!r} must be a finite number >= 0")
+    return number
+
+
+def between(name: str, value: Any, low: float, high: float) -> float:
+    """Return ``value`` as a float; ValueError unless it is one number in [low, high]."""
+    number = scalar(name, value)
+    if not low <= number <= high:
+        raise ValueError(f"{name}={value!r} must lie in [{low:g}, {high:g}]")
+    return number

@@ -71,7 +71,9 @@ def _panels(process: Process, points: Array) -> Array:
     return np.array([np.pad(row, (0, width - row.size), mode="edge") for row in rows])
 
 
-def _intervals(process: Process, prediction: str, variable: str, points: Array) -> tuple[Array, Array, Array]:
+def _intervals(
+    process: Process, prediction: str, variable: str, points: Array, lam_sde: float = 0.0
+) -> tuple[Array, Array, Array]:
     """For the M intervals between consecutive points: dκ at Q quadrature points, φ there minus φ at the interval's
     start (both (M, Q)), and the whole increment of φ (M,)."""
     edges = _panels(process, points)
@@ -80,6 +82,8 @@ def _intervals(process: Process, prediction: str, variable: str, points: Array) 
     middle = 0.5 * (edges[:, :1] + edges[:, -1:])[..., None]
     tau = np.where(width == 0, middle, edges[:, :-1, None] + width * xi)
     measure = process.kappa_rate(prediction, tau) * (width * omega)
+    if lam_sde:
+        measure *= (1.0 + lam_sde**2) * (process.rho(tau) ** -(lam_sde**2) if prediction == "x0" else 1.0)
     rate = width * process.variable_rate(variable, tau)
     increments = rate @ omega
     before = np.cumsum(increments, axis=1) - increments
@@ -153,23 +157,77 @@ def quadrature_weights(process: Process, prediction: str, variable: str, nodes: 
     return np.array(basis @ measure[steps].reshape(-1))
 
 
-def adams_weights(process: Process, prediction: str, variable: str, ts: Array, degree: int) -> Array:
+def adams_weights(
+    process: Process, prediction: str, variable: str, ts: Array, degree: int, lam_sde: float = 0.0
+) -> Array:
     """(N, min(degree, N − 1) + 1) weights of a grid's N steps: row i, column j is of the prediction at ts[i − j].
 
     Row i uses its min(i, degree) + 1 latest nodes, the rest is zero: the method starts with lower degrees.
     """
     check_finite(process, prediction, variable, ts)
-    measure, offsets, increments = _intervals(process, prediction, variable, ts)
-    steps = increments.size
+    parts = _intervals(process, prediction, variable, ts, lam_sde)
+    steps = ts.size - 1
     degree = min(degree, steps - 1)
     weights = np.zeros((steps, degree + 1))
     for r in range(degree + 1):
         rows = np.arange(r, steps) if r == degree else np.array([r])
-        back = increments[rows[:, None] - 1 - np.arange(r)]  # (rows, r): from each node to the next newer one
-        distance = -_pairwise(back)  # nodes run backwards in time, increments forwards
-        basis = _lagrange(offsets[rows], distance[..., 0], distance)
-        weights[rows, : r + 1] = np.einsum("iq,ijq->ij", measure[rows], basis)
+        weights[rows, : r + 1] = _windows(*parts, rows - r, r, r + 1, tuple(range(r, -1, -1)))
     return weights
+
+
+def step_weights(
+    process: Process,
+    prediction: str,
+    variable: str,
+    points: Array,
+    first: Array,
+    start: int,
+    stop: int,
+    nodes: tuple[int, ...],
+    lam_sde: float = 0.0,
+) -> Array:
+    r"""The one integral for many like steps: (N, n) weights on nodes that are points of a common descending grid.
+
+    Args:
+        points: (M + 1,) descending times, grid times and stages together.
+        first: (N,) index of the point from which ``start``, ``stop`` and ``nodes`` are counted, one per step.
+        start, stop: the step runs from point first + start to first + stop. nodes: where the prediction is known.
+        lam_sde: λ of the λ-family of SDEs, see `clock`.
+    """
+    check_finite(process, prediction, variable, points)
+    return _windows(*_intervals(process, prediction, variable, points, lam_sde), first, start, stop, nodes)
+
+
+def _windows(
+    measure: Array, offsets: Array, increments: Array, first: Array, start: int, stop: int, nodes: tuple[int, ...]
+) -> Array:
+    """(N, n) weights; no difference of φ is formed but by summing increments outward from the step."""
+    low = min(start, *nodes)
+    window = low + np.arange(max(stop, *nodes) - low)
+    distance = _pairwise(increments[first[:, None] + window])  # (N, W + 1, W + 1), φ_j − φ_k
+    index = np.array(nodes) - low
+    gaps = distance[:, index[:, None], index]
+    from_start = distance[:, index, start - low]
+    weights = np.zeros((first.size, len(nodes)))
+    for piece in range(start, stop):
+        inside = offsets[first + piece] + distance[:, piece - low, start - low, None]
+        basis = _lagrange(inside, from_start, gaps)
+        weights += np.einsum("iq,ijq->ij", measure[first + piece], basis)
+    return weights
+
+
+def clock(process: Process, prediction: str, times: Array, lam_sde: float = 0.0) -> Array:
+    r"""γ of the mean of the λ-family of SDEs, shape of ``times``.
+
+    The family dx = [f x − ½(1 + λ²) g² score] dt + λ g dw has, for a prediction p, dx/dt = A x + B p in the mean.  With
+    x = γ y it is dy = p dκ: for ε, γ = α and κ = (1 + λ²) ρ; for x₀, γ = σ ρ^{λ²} and κ = ρ^{−(1 + λ²)}.
+
+    Source: Zhang & Chen 2023, eq. 4; Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095) for λ = 1.
+    """
+    if lam_sde and prediction == "v":
+        raise ValueError("prediction='v' has no clock of its own in the λ-family; allowed: 'eps', 'x0', 'score'")
+    gamma = process.gamma(prediction, times)
+    return gamma * process.rho(times) ** lam_sde**2 if lam_sde and prediction == "x0" else gamma
 
 
 def increments(process: Process, variable: str, ts: Array) -> Array:

@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 
 import deis_analysis as da
 
+DETERMINISTIC = sorted(name for name, row in da.SOLVERS.items() if not row.stochastic)
+STOCHASTIC = sorted(name for name, row in da.SOLVERS.items() if row.stochastic)
+# every table once: the others are the same numbers under another name, see test_identities
+DISTINCT = [n for n in DETERMINISTIC if not n.startswith(("mrs_", "ipndm_v", "tab0", "rhoab0", "ipndm1", "edm_euler"))]
 CONTINUOUS = ("VPLinear", "VPCosine", "SubVP", "VE", "EDM", "RectifiedFlow")
 
 

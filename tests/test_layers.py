@@ -13,10 +13,22 @@ import deis_analysis
 
 ROOT = Path(deis_analysis.__file__).parent
 LAYERS = [
-    {"validate", "process", "schedules", "grids", "backend", "brownian", "liveness", "printing", "tableau"},  # 0
-    {"weights", "mixture", "denoiser", "symbolic", "closed_forms", "trees", "equations"},  # 1
+    {
+        "validate",
+        "process",
+        "schedules",
+        "grids",
+        "backend",
+        "brownian",
+        "liveness",
+        "printing",
+        "tableau",
+        "conventions",
+        "many",
+    },  # 0
+    {"weights", "mixture", "denoiser", "symbolic", "closed_forms", "trees", "equations", "inversion"},  # 1
     {"solvers"},  # 2
-    {"analysis", "error", "reference"},  # 3
+    {"analysis", "law", "orders", "error", "reference", "steppers", "compat"},  # 3
     {"cli", "__init__"},  # 4
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,9 +1,26 @@
 """Samplers: functions from (process, grid) to a table, a file per family, and the registry of all of them."""
 
 from deis_analysis.solvers.baselines import ei_score, euler
+from deis_analysis.solvers.dpm_solver import dpm_fast, singlestep
+from deis_analysis.solvers.edm import edm_churn, edm_sampler
 from deis_analysis.solvers.exponential_adams import adams, ipndm
 from deis_analysis.solvers.exponential_rk import RUNGE_KUTTA, ButcherTableau, runge_kutta
+from deis_analysis.solvers.flow import flow_sampler, flow_sde, gdss_splitting
+from deis_analysis.solvers.mean_reverting import mrs, resfusion, resfusion_start, resnoise_weight
+from deis_analysis.solvers.predictor_corrector import unipc
+from deis_analysis.solvers.pseudo_multistep import pndm
 from deis_analysis.solvers.registry import SOLVERS, Solver, build, register
+from deis_analysis.solvers.reversible import bdia, obelm, reversible_heun
+from deis_analysis.solvers.stochastic import (
+    analytic_dpm,
+    ancestral,
+    ddim_eta,
+    ddpm,
+    euler_maruyama,
+    moment_estimate,
+    one_sde_step,
+    reverse_diffusion,
+)
 
 __all__ = [
     "RUNGE_KUTTA",
@@ -11,10 +28,34 @@ __all__ = [
     "ButcherTableau",
     "Solver",
     "adams",
+    "analytic_dpm",
+    "ancestral",
+    "bdia",
     "build",
+    "ddim_eta",
+    "ddpm",
+    "dpm_fast",
+    "edm_churn",
+    "edm_sampler",
     "ei_score",
     "euler",
+    "euler_maruyama",
+    "flow_sampler",
+    "flow_sde",
+    "gdss_splitting",
     "ipndm",
+    "moment_estimate",
+    "mrs",
+    "obelm",
+    "one_sde_step",
+    "pndm",
     "register",
+    "resfusion",
+    "resfusion_start",
+    "resnoise_weight",
+    "reverse_diffusion",
+    "reversible_heun",
     "runge_kutta",
+    "singlestep",
+    "unipc",
 ]

@@ -11,15 +11,26 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.grids import check_grid
-from deis_analysis.process import PREDICTIONS, VARIABLES, Process
+from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
 from deis_analysis.solvers.registry import Solver, assemble, register
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose, positive_int
-from deis_analysis.weights import adams_weights
+from deis_analysis.validate import choose, nonnegative, positive_int
+from deis_analysis.weights import adams_weights, clock, increments
+
+RULES = ("exact", "midpoint", "halved", "released")
 
 
 def adams(
-    process: Process, ts: Any, degree: int, *, prediction: str = "eps", variable: str = "t", name: str = ""
+    process: Process,
+    ts: Any,
+    degree: int,
+    *,
+    prediction: str = "eps",
+    variable: str = "t",
+    lam_sde: float = 0.0,
+    rule: str = "exact",
+    lower_order_final: bool = False,
+    name: str = "",
 ) -> Tableau:
     r"""Exponential Adams–Bashforth: interpolate the prediction, integrate the interpolant exactly.
 
@@ -31,23 +42,83 @@ def adams(
     The first steps use the nodes they have (degrees 0, 1, …), so the start is first order locally and the method's own
     global order is at most 2; with exact starting values it is ``degree`` + 1.
 
+    With ``lam_sde`` = λ > 0 the same is done for the mean of dx = [f x − ½(1 + λ²) g² score] dt + λ g dw, and each step
+    adds the noise of that SDE, exactly: variance σ_s² (1 − (ρ_s/ρ_t)^{2λ²}) for x₀, α_s² λ² (ρ_t² − ρ_s²) otherwise.
+
     Args:
         ts: (N + 1,) descending times; one model call per step.
         degree: degree of the interpolant, DEIS's "order r", ≥ 0; 0 is DDIM for ``"eps"``.
         prediction: what is interpolated. variable: φ, in which it is.
+        lam_sde: λ ≥ 0 of the λ-family; 0 is the probability flow.
+        rule: ``"exact"`` integral; ``"midpoint"``, the interpolant at the middle of the step in φ times Δκ (degree 1:
+            DPM-Solver++ 2M as published); ``"halved"``, degree 2 with its leading coefficient at half weight (the
+            published third order, see `dpm_solver`); ``"released"``, halved at degree 2 and midpoint at degree 1.
+        lower_order_final: the last steps use degrees …, 1, 0.
 
     Raises:
-        ValueError: degree < 0, unknown names, a bad grid, or times where κ or φ is infinite.
+        ValueError: degree < 0, unknown names, a bad grid, λ < 0, or times where κ or φ is infinite.
 
-    Source: Zhang & Chen 2023, eq. 14–15 (ε, t) and sec. 3.3 (ε, ρ).
+    Source: Zhang & Chen 2023, eq. 14–15 (ε, t), sec. 3.3 (ε, ρ), eq. 4 (the λ-family).
     """
     ts, degree = check_grid(process, ts), positive_int("degree", degree, minimum=0)
     choose("prediction", prediction, PREDICTIONS)
     choose("variable", variable, VARIABLES)
-    weights = adams_weights(process, prediction, variable, ts, degree)
-    gamma = process.gamma(prediction, ts)
+    choose("rule", rule, RULES)
+    lam_sde = nonnegative("lam_sde", lam_sde)
+    gamma = clock(process, prediction, ts, lam_sde)
+    steps = ts.size - 1
+    used = np.minimum(np.arange(steps), degree)
+    if lower_order_final:
+        used = np.minimum(used, np.arange(steps)[::-1])
+    weights = np.zeros((steps, int(used.max()) + 1))
+    for r in range(int(used.max()) + 1):
+        rows = np.flatnonzero(used == r)
+        found = adams_weights(process, prediction, variable, ts, r, lam_sde)[rows]
+        weights[rows, : r + 1] = _ruled(process, variable, ts, rows, found, rule)
     states = np.diag(gamma[1:] / gamma[:-1], -1)
-    return assemble(process, ts, states, _band(gamma[1:, None] * weights), prediction, name or f"adams{degree}")
+    noise, intervals = step_noise(process, prediction, ts, lam_sde)
+    name = name or f"adams{degree}"
+    outputs = _band(gamma[1:, None] * weights)
+    return assemble(process, ts, states, outputs, prediction, name, noise=noise, intervals=intervals)
+
+
+def _ruled(process: Process, variable: str, ts: Array, rows: Array, weights: Array, rule: str) -> Array:
+    """The exact weights (N, r + 1) of the steps ``rows``, or what the rule makes of them."""
+    r = weights.shape[1] - 1
+    midpoint = rule == "midpoint" or (rule == "released" and r == 1)
+    if r == 0 or not (midpoint or (rule in ("halved", "released") and r == 2)):
+        return weights
+    gaps = increments(process, variable, ts)
+    back = np.cumsum(gaps[rows[:, None] - 1 - np.arange(r)], axis=1) / gaps[rows, None]
+    z = np.concatenate([np.zeros((rows.size, 1)), -back], axis=1)  # the nodes, in units of the step
+    differences = z[:, :, None] - z[:, None, :] + np.eye(r + 1)
+    if midpoint:
+        basis = [np.prod(np.delete((0.5 - z) / differences[:, j], j, axis=1), axis=1) for j in range(r + 1)]
+        return weights.sum(axis=1, keepdims=True) * np.stack(basis, axis=1)
+    second_moment = np.sum(weights * z**2, axis=1, keepdims=True)
+    return weights - 0.5 * second_moment / np.prod(differences, axis=2)
+
+
+def step_noise(process: Process, prediction: str, ts: Array, lam_sde: float) -> tuple[Array | None, Array | None]:
+    """(N + 1, N) noise of each step of the λ-family in the clock of ``prediction``, and the (N, 2) intervals in ρ²."""
+    if not lam_sde:
+        return None, None
+    sigma = process.sigma(ts)[1:]
+    return np.diag(sigma * noise_scale(process, prediction, ts, lam_sde), -1)[:, :-1], rho_intervals(process, ts)
+
+
+def noise_scale(process: Process, prediction: str, ts: Array, lam_sde: float) -> Array:
+    """(N,) standard deviation of each step's noise, in units of σ at its end."""
+    h = np.abs(increments(process, "lam", ts))
+    if prediction == "x0":
+        return np.sqrt(-np.expm1(-2.0 * lam_sde**2 * h))
+    return lam_sde * np.sqrt(np.expm1(2.0 * h))
+
+
+def rho_intervals(process: Process, ts: Array) -> Array:
+    """(N, 2) the steps of a grid as intervals of the ρ² clock."""
+    level = process.rho(ts) ** 2
+    return np.stack([level[:-1], level[1:]], axis=1)
 
 
 def _band(rows: np.ndarray) -> np.ndarray:
@@ -136,5 +207,35 @@ for _terms in range(1, 5):
             degree=0,
             starting_steps=_terms - 1,
             source=f"Liu et al. 2022 (arXiv 2202.09778), eq. 12; {_DEIS}, app. H.2",
+        )
+    )
+for _degree in range(3):
+    register(
+        Solver(
+            name=f"ito_eab{_degree + 1}",
+            build=partial(adams, degree=_degree, variable="lam", lam_sde=0.5, name=f"ito_eab{_degree + 1}"),
+            family="sde_multistep",
+            order=min(_degree + 1, 2),
+            order_exact_start=None,
+            degree=_degree,
+            variable="lam",
+            starting_steps=_degree,
+            lam_sde=0.5,
+            strong_order=1,
+            source=f"{_DEIS}, eq. 4 with lambda = 1/2, frozen or extrapolated eps; Ito sampler of azula 0.11",
+        )
+    )
+for _terms in range(2, 5):
+    register(
+        Solver(
+            name=f"ipndm_v{_terms}",
+            build=partial(adams, degree=_terms - 1, variable="rho", name=f"ipndm_v{_terms}"),
+            family="ipndm",
+            order=2,
+            order_exact_start=_terms,
+            degree=_terms - 1,
+            variable="rho",
+            starting_steps=_terms - 1,
+            source="variable-step iPNDM of diff-sampler (Zhou et al. 2024, arXiv 2312.00094), exact weights in rho",
         )
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from deis_analysis.grids import check_grid, check_nodes
 from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
-from deis_analysis.solvers.registry import Solver, assemble, register
+from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
 from deis_analysis.tableau import Tableau
 from deis_analysis.validate import choose
 from deis_analysis.weights import adams_weights, check_finite, increments
@@ -134,8 +134,8 @@ def runge_kutta(
         for j, weight in enumerate(row):
             with np.errstate(invalid="ignore"):
                 outputs[first + i, first + j] = gamma[first + i] * delta * float(weight) * slope[first + j]
-    labels = tuple(f"u{k // s}" if k % s == 0 else f"u{k // s}.{k % s}" for k in range(times.size))
-    return assemble(process, times, states, outputs, prediction, name, tuple(range(0, times.size, s)), labels)
+    nodes = tuple(range(0, times.size, s))
+    return assemble(process, times, states, outputs, prediction, name, nodes, step_labels(nodes, times.size))
 
 
 for _key, _tableau in RUNGE_KUTTA.items():

@@ -1,0 +1,173 @@
+r"""The law of a sampler's output on Gaussian data, as exact linear algebra: no sampling.
+
+For data N(m, C) the prediction is affine in x, along each principal axis of C separately.  Every state of a table is
+then c x_T + d + Σ_l e_l z_l with numbers that the recurrence gives, so mean and covariance of the output are known; and
+two tables driven by the same Brownian path differ by a Gaussian whose variance is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.process import Array, Process
+from deis_analysis.tableau import Tableau
+from deis_analysis.validate import real
+
+Axes = tuple[Array, Array, Array]  # means (V,), variances (V,), principal axes (V, V) or ()
+
+
+def affine_form(tableau: Tableau, process: Process, mean: Any, variance: Any) -> tuple[Array, Array, Array]:
+    """The output on data N(mean, variance) as c x_T + d + Σ e_l z_l, along independent axes.
+
+    Args:
+        mean, variance: (V,) of the data along V axes, variance ≥ 0.
+
+    Returns:
+        c (V,), d (V,), e (V, L); x_T and the result are in the coordinates of the process (x − μ on `MeanReverting`).
+
+    Raises:
+        ValueError: negative or non-finite variances.
+    """
+    v, m = real("variance", variance), real("mean", mean)
+    if not (np.all(np.isfinite(v)) and np.all(v >= 0)):
+        raise ValueError(f"variance={variance!r} must be finite and >= 0")
+    m = np.broadcast_to(m, v.shape)
+    count, noises = tableau.times.size, tableau.noise.shape[1]
+    rows = np.zeros((count, v.size, 2 + noises))  # c, d, e at every node
+    outputs = np.zeros_like(rows)
+    rows[0, :, 0] = 1.0
+    called = set(tableau.evaluated)
+    for k in range(count):
+        if k:
+            used = np.flatnonzero(tableau.states[k])
+            rows[k] = np.tensordot(tableau.states[k, used], rows[used], 1)
+            used = np.flatnonzero(tableau.outputs[k])
+            rows[k] += np.tensordot(tableau.outputs[k, used], outputs[used], 1)
+            rows[k, :, 2:] += tableau.noise[k]
+        if k in called:
+            gain, offset = _prediction(process, tableau.prediction, float(tableau.times[k]), m, v)
+            outputs[k] = gain[:, None] * rows[k]
+            outputs[k, :, 1] += offset
+    return rows[-1, :, 0], rows[-1, :, 1], rows[-1, :, 2:]
+
+
+def _prediction(process: Process, prediction: str, t: float, mean: Array, variance: Array) -> tuple[Array, Array]:
+    """(gain, offset) of the exact prediction gain · x + offset on N(mean, variance) at time t."""
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    part_x0, part_eps = process.prediction_parts(prediction, t)
+    gain = (part_x0 * alpha * variance + part_eps * sigma) / (alpha**2 * variance + sigma**2)
+    return gain, part_x0 * mean - gain * alpha * mean
+
+
+def _axes(process: Process, mean: Any, covariance: Any) -> tuple[Axes, tuple[int, ...]]:
+    """Mean and variances along principal axes, and the shape of the covariance given."""
+    c = real("covariance", covariance)
+    if c.ndim > 2 or (c.ndim == 2 and c.shape[0] != c.shape[1]):
+        raise ValueError(f"covariance has shape {c.shape}; allowed: a number, (d,) variances or (d, d)")
+    size = 1 if c.ndim == 0 else c.shape[0]
+    m = np.broadcast_to(real("mean", mean), (size,)).astype(np.float64)
+    if process.mean is not None:
+        m = m - np.broadcast_to(real("mean of the process", process.mean), (size,))
+    if c.ndim < 2:
+        return (m, c.reshape(size), np.empty(0)), c.shape
+    if not np.allclose(c, c.T, rtol=1e-12, atol=0):
+        raise ValueError("covariance must be symmetric")
+    values, vectors = np.linalg.eigh(c)
+    if values.min() < -1e-12 * max(1.0, abs(values).max()):
+        raise ValueError(f"covariance has the negative eigenvalue {values.min():.3g}; allowed: positive semi-definite")
+    return (vectors.T @ m, np.maximum(values, 0.0), vectors), c.shape
+
+
+def output_law(
+    tableau: Tableau, process: Process, mean: Any, covariance: Any, *, start: tuple[Any, Any] | None = None
+) -> tuple[Array, Array]:
+    """Mean and covariance of a sampler's output for data N(mean, covariance) and the exact model of such data.
+
+    Args:
+        mean: number or (d,). covariance: variance, (d,) variances of independent coordinates, or (d, d).
+        start: (mean, variance) of x_T, the same for all coordinates, such as (0, 1); by default the exact law of the
+            process at the table's first time.
+
+    Returns:
+        mean (d,) or (), and covariance in the shape it was given.
+
+    Raises:
+        ValueError: a covariance that is not symmetric positive semi-definite.
+    """
+    (m, v, axes), shape = _axes(process, mean, covariance)
+    c, d, e = affine_form(tableau, process, m, v)
+    first = float(tableau.times[0])
+    alpha, sigma = float(process.alpha(first)), float(process.sigma(first))
+    shift = np.zeros_like(m)
+    if process.mean is not None:
+        shift = np.broadcast_to(real("mean of the process", process.mean), m.shape)
+        shift = axes.T @ shift if axes.size else shift
+    if start is None:
+        start_mean, start_variance = alpha * m, alpha**2 * v + sigma**2
+    else:
+        level = np.broadcast_to(real("start", start[0]), m.shape)
+        start_mean = (axes.T @ level if axes.size else level) - shift
+        start_variance = np.full_like(v, float(start[1]))
+    out_mean = c * start_mean + d + shift
+    variance = c**2 * start_variance + np.sum(e**2, axis=1)
+    if axes.size:
+        return axes @ out_mean, (axes * variance) @ axes.T
+    return out_mean.reshape(shape if shape else ()), variance.reshape(shape)
+
+
+def law_error(tableau: Tableau, process: Process, mean: Any, variance: Any) -> Array:
+    """(V,) 2-Wasserstein distances between the output's law and the exact one, per axis of the data N(mean, variance).
+
+    Between Gaussians in one dimension: √((difference of means)² + (difference of standard deviations)²).
+    """
+    v = np.atleast_1d(real("variance", variance))
+    m = np.broadcast_to(real("mean", mean), v.shape)
+    found_mean, found_variance = output_law(tableau, process, m, v)
+    last = float(tableau.times[-1])
+    alpha, sigma = float(process.alpha(last)), float(process.sigma(last))
+    exact_mean = alpha * m if process.mean is None else alpha * m + (1.0 - alpha) * real("mean", process.mean)
+    difference = np.sqrt(found_variance) - np.sqrt(alpha**2 * v + sigma**2)
+    return np.asarray(np.hypot(found_mean - exact_mean, difference))
+
+
+def strong_distance(a: Tableau, b: Tableau, process: Process, mean: Any, variance: Any) -> Array:
+    """(V,) root mean square distances between the outputs of two tables driven by one Brownian path from one x_T.
+
+    Each noise is the normalised increment of the path over its interval of the ρ² clock, so noises of the two tables
+    are correlated by the overlap of their intervals.
+
+    Raises:
+        ValueError: the intervals of a table overlap one another.
+    """
+    v = np.atleast_1d(real("variance", variance))
+    m = np.broadcast_to(real("mean", mean), v.shape)
+    (c1, d1, e1), (c2, d2, e2) = (affine_form(table, process, m, v) for table in (a, b))
+    first = float(a.times[0])
+    alpha, sigma = float(process.alpha(first)), float(process.sigma(first))
+    cuts = _cuts(a.intervals, b.intervals)
+    difference = _on_cells(e1, a.intervals, cuts) - _on_cells(e2, b.intervals, cuts)
+    square = (c1 - c2) ** 2 * (alpha**2 * v + sigma**2) + ((c1 - c2) * alpha * m + d1 - d2) ** 2
+    return np.asarray(np.sqrt(square + np.sum(difference**2, axis=1)))
+
+
+def _cuts(*intervals: Array) -> Array:
+    """All ends of the intervals, descending, ends within rounding of one another taken as one."""
+    ends = np.sort(np.concatenate([i.reshape(-1) for i in intervals]))[::-1]
+    keep = np.append(True, -np.diff(ends) > 1e-13 * ends[:-1]) if ends.size else np.empty(0, dtype=bool)
+    return np.array(ends[keep])
+
+
+def _on_cells(e: Array, intervals: Array, cuts: Array) -> Array:
+    """(V, cells) coefficients of the normalised increments over the cells between the cuts."""
+    if intervals.size == 0:
+        return np.zeros((e.shape[0], max(cuts.size - 1, 0)))
+    index = np.array([[int(np.argmin(np.abs(cuts - end))) for end in pair] for pair in intervals])
+    widths = -np.diff(cuts)
+    share = np.zeros((intervals.shape[0], widths.size))
+    for row, (high, low) in zip(share, index, strict=True):
+        row[high:low] = np.sqrt(widths[high:low] / (cuts[high] - cuts[low]))
+    if np.any(np.count_nonzero(share, axis=0) > 1):
+        raise ValueError("intervals of the table overlap, so its noises are not independent on one path")
+    return e @ share

@@ -1,0 +1,308 @@
+r"""DPM-Solver, DPM-Solver++, their SDE forms and SEEDS: interpolation in λ, within a step or over several.
+
+*Singlestep* methods are exponential Runge–Kutta methods with stages at shares r of the step in λ.  Every published
+stage is an interpolant through some of the earlier stages, integrated exactly or by the midpoint rule, so a method is
+three lines of data (`Stage`).  With ``lam_sde`` > 0 the same stages integrate the mean of the λ-family and carry one
+noise path through the step: SEEDS.
+
+*Multistep* methods are `adams` in (ε, λ) and (x₀, λ).  The third order as released, in DPM-Solver++ and in the packages
+that follow it, weighs the second divided difference of the model output, which is f″h²/2, with the weight that belongs
+to f″h²: half of what is needed (``rule="halved"``).  It therefore converges with order 2.  ``dpmpp_3m`` is that method,
+``dpmpp_3m_exact`` the one with the integral done right; ``tests/test_literature.py`` shows the factor, and the orders
+2 and 3 are measured like every other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.grids import check_grid, check_nodes
+from deis_analysis.process import PREDICTIONS, Array, Process
+from deis_analysis.solvers.exponential_adams import adams, noise_scale, rho_intervals
+from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.tableau import Tableau
+from deis_analysis.validate import choose, nonnegative, positive_int, scalar
+from deis_analysis.weights import clock, increments, step_weights
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of a step: integrate the interpolant through ``nodes`` from the step's start, exactly or by midpoint."""
+
+    nodes: tuple[int, ...]
+    midpoint: bool = False
+
+
+def stages_of(order: int, taylor: bool = False) -> tuple[Stage, ...]:
+    """The rows of DPM-Solver-``order``: intermediate stages, then the step itself."""
+    if order == 1:
+        return (Stage((0,)),)
+    if order == 2:
+        return Stage((0,)), Stage((0, 1), midpoint=not taylor)
+    return Stage((0,)), Stage((0, 1)), Stage((0, 1, 2) if taylor else (0, 2))
+
+
+_SHARES: dict[int, tuple[float, ...]] = {1: (), 2: (0.5,), 3: (1 / 3, 2 / 3)}
+
+
+def singlestep(
+    process: Process,
+    ts: Any,
+    order: int,
+    *,
+    prediction: str = "eps",
+    shares: tuple[float, ...] | None = None,
+    taylor: bool = False,
+    lam_sde: float = 0.0,
+    name: str = "",
+) -> Tableau:
+    r"""DPM-Solver-``order``: stages at λ_t + r h, h = λ_s − λ_t.
+
+    With I[…] the exact integral over dκ of the interpolant in λ, y = x/γ,
+
+    .. math:: y_1 = y + I_0^{r_1}[p_0] , \quad y_2 = y + I_0^{r_2}[p_0, p_1] , \quad y_s = y + I_0^1[p_0, p_2]
+
+    for order 3; for order 2 the step takes the interpolant through p₀, p₁ at its middle: Δκ((1 − 1/2r₁) p₀ + p₁/2r₁).
+
+    Args:
+        ts: (N + 1,) descending times; ``order`` model calls per step.
+        order: 1 (DDIM), 2 or 3.
+        prediction: ``"eps"`` is DPM-Solver, ``"x0"`` is DPM-Solver++ (2S, 3S).
+        shares: (r₁,) or (r₁, r₂), increasing, inside (0, 1); default ½ and ⅓, ⅔.
+        taylor: integrate the interpolant through all stages exactly.
+        lam_sde: λ of the λ-family; 1 is SEEDS, with each stage's noise carried on to the end of the step.
+
+    Raises:
+        ValueError: order not 1–3, shares not increasing inside (0, 1), a bad grid, or times where ρ is 0 or infinite.
+
+    Source: Lu et al. 2022 (arXiv 2206.00927), alg. 1–2; Lu et al. 2022 (arXiv 2211.01095), alg. 1; Gonzalez et al. 2023
+    (SEEDS, arXiv 2305.14267).
+    """
+    ts, order = check_grid(process, ts), _order(order)
+    choose("prediction", prediction, PREDICTIONS)
+    points = _with_stages(process, ts, _check_shares(order, shares))
+    first = np.arange(ts.size - 1) * order
+    parts = [(first, stages_of(order, taylor))]
+    return _blocks(process, points, parts, prediction, nonnegative("lam_sde", lam_sde), name or f"singlestep{order}")
+
+
+def dpm_fast(process: Process, ts: Any, *, prediction: str = "eps", name: str = "dpm_fast") -> Tableau:
+    r"""DPM-Solver-fast: a budget of N model calls spent on steps of order 3, with the rest at the end.
+
+    With N = 3K: K − 1 steps of order 3, one of order 2, one of order 1; 3K + 1: K of order 3, one of order 1; 3K + 2:
+    K of order 3, one of order 2.  Step ends and stages are the given times, N + 1 of them.  The last step of order 1
+    limits the order to 2.
+
+    Source: Lu et al. 2022 (arXiv 2206.00927), sec. 3.4 and app. D.
+    """
+    ts = check_grid(process, ts)
+    orders = fast_orders(ts.size - 1)
+    ends = np.cumsum([0, *orders])[:-1]
+    parts = [
+        (np.array([e for e, o in zip(ends, orders, strict=True) if o == order]), stages_of(order))
+        for order in sorted(set(orders))
+    ]
+    return _blocks(process, ts, parts, prediction, 0.0, name)
+
+
+def fast_orders(calls: int) -> list[int]:
+    """The orders of the steps of DPM-Solver-fast for a budget of ``calls`` ≥ 1 model calls."""
+    thirds, rest = divmod(positive_int("calls", calls), 3)
+    return [3] * (thirds - 1) + [2, 1] if rest == 0 else [3] * thirds + [rest]
+
+
+def _order(order: int) -> int:
+    if positive_int("order", order) > 3:
+        raise ValueError(f"order={order} must be 1, 2 or 3")
+    return int(order)
+
+
+def _check_shares(order: int, shares: tuple[float, ...] | None) -> tuple[float, ...]:
+    if shares is None:
+        return _SHARES[order]
+    values = tuple(scalar("shares", r) for r in shares)
+    if len(values) != order - 1 or not all(a < b for a, b in zip((0.0, *values), (*values, 1.0), strict=True)):
+        raise ValueError(f"shares={shares!r} must be {order - 1} increasing numbers inside (0, 1)")
+    return values
+
+
+def _with_stages(process: Process, ts: Array, shares: tuple[float, ...]) -> Array:
+    """The grid with each step's stage times between its ends."""
+    lam = process.lam(ts)
+    if not np.all(np.isfinite(lam)):
+        bad = float(ts[~np.isfinite(lam)][0])
+        raise ValueError(f"t={bad!r}: λ is infinite there on {process!r}; allowed: times with 0 < ρ < ∞")
+    check_nodes((ts.size - 1) * (len(shares) + 1) + 1)
+    stages = [process.time_from_lam(lam[:-1] + r * np.diff(lam)) for r in shares]
+    return np.append(np.stack([ts[:-1], *stages], axis=1).reshape(-1), ts[-1])
+
+
+def _blocks(
+    process: Process,
+    points: Array,
+    parts: list[tuple[Array, tuple[Stage, ...]]],
+    prediction: str,
+    lam_sde: float,
+    name: str,
+) -> Tableau:
+    """A table whose nodes are ``points``, in steps that begin at ``first`` and have the rows ``stages``."""
+    gamma = clock(process, prediction, points, lam_sde)
+    states, outputs = (np.zeros((points.size, points.size)) for _ in range(2))
+    noise = np.zeros((points.size, points.size - 1 if lam_sde else 0))
+    scale = np.empty(0)
+    if lam_sde:
+        scale = process.sigma(points)[1:] * noise_scale(process, prediction, points, lam_sde)
+    starts = [0]
+    for first, stages in parts:
+        starts += (first + len(stages)).tolist()
+        for stop, stage in enumerate(stages, 1):
+            row = first + stop
+            states[row, first] = gamma[row] / gamma[first]
+            weights = _stage_weights(process, prediction, points, first, stop, stage, lam_sde)
+            for j, node in enumerate(stage.nodes):
+                outputs[row, first + node] = gamma[row] * weights[:, j]
+            for piece in range(stop) if lam_sde else ():
+                noise[row, first + piece] = scale[first + piece] * gamma[row] / gamma[first + piece + 1]
+    nodes = tuple(sorted(starts))
+    intervals = rho_intervals(process, points) if lam_sde else None
+    labels = step_labels(nodes, points.size)
+    return assemble(process, points, states, outputs, prediction, name, nodes, labels, noise, intervals)
+
+
+def _stage_weights(
+    process: Process, prediction: str, points: Array, first: Array, stop: int, stage: Stage, lam_sde: float
+) -> Array:
+    """(N, n) weights in y of one stage of the steps that begin at ``first``."""
+    nodes = stage.nodes
+    if not stage.midpoint:
+        return step_weights(process, prediction, "lam", points, first, 0, stop, nodes, lam_sde)
+    whole = step_weights(process, prediction, "lam", points, first, 0, stop, (0,), lam_sde)
+    gaps = increments(process, "lam", points)
+    share = (gaps[first] / sum(gaps[first + k] for k in range(stop)))[:, None]
+    late = 0.5 / share
+    late = np.where(np.abs(late - 1.0) < 1e-13, 1.0, late)  # a stage in the middle takes all the weight
+    return np.concatenate([whole * (1.0 - late), whole * late], axis=1)
+
+
+_DPM, _PP, _SEEDS = (
+    "Lu et al. 2022 (DPM-Solver, arXiv 2206.00927)",
+    "Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095)",
+    "Gonzalez et al. 2023 (SEEDS, arXiv 2305.14267)",
+)
+
+
+def _register_singlestep() -> None:
+    for prefix, prediction, source in (("dpm", "eps", _DPM), ("dpmpp", "x0", _PP)):
+        letter = "s" if prediction == "x0" else ""
+        for order, taylor in ((1, False), (2, False), (2, True), (3, False), (3, True)):
+            name = f"{prefix}_{order}{letter if order > 1 else ''}{'_taylor' if taylor else ''}"
+            register(
+                Solver(
+                    name=name,
+                    build=partial(singlestep, order=order, prediction=prediction, taylor=taylor, name=name),
+                    family="dpm_singlestep",
+                    order=order,
+                    order_exact_start=order,
+                    degree=0 if order == 2 and not taylor else min(order - 1, 1) if not taylor else order - 1,
+                    prediction=prediction,
+                    variable="lam",
+                    stages=order,
+                    source=f"{source}, alg. {1 if order < 3 else 2}",
+                )
+            )
+    register(
+        Solver(
+            name="dpm_fast",
+            build=dpm_fast,
+            family="dpm_singlestep",
+            order=2,
+            order_exact_start=2,
+            degree=1,
+            variable="lam",
+            final_steps=2,
+            block=3,
+            source=f"{_DPM}, sec. 3.4",
+        )
+    )
+
+
+def _register_multistep() -> None:
+    rows = (
+        ("dpm_2m", "eps", 1, "midpoint", 2, 0, f"{_DPM}; multistep form of the authors' package"),
+        ("dpm_2m_taylor", "eps", 1, "exact", 2, 1, f"{_DPM}; multistep, exact weights"),
+        ("dpm_3m", "eps", 2, "released", 2, 1, f"{_DPM}; multistep form of the authors' package"),
+        ("dpm_3m_exact", "eps", 2, "exact", 3, 2, f"{_DPM}; multistep, exact weights"),
+        ("dpmpp_2m", "x0", 1, "midpoint", 2, 0, f"{_PP}, alg. 2"),
+        ("dpmpp_2m_exact", "x0", 1, "exact", 2, 1, f"{_PP}, alg. 2 with exact weights"),
+        ("dpmpp_3m", "x0", 2, "released", 2, 1, f"{_PP}; third order of the authors' package"),
+        ("dpmpp_3m_exact", "x0", 2, "exact", 3, 2, f"{_PP}; third order with exact weights"),
+    )
+    for name, prediction, degree, rule, exact_start, exactness, source in rows:
+        build = partial(adams, degree=degree, prediction=prediction, variable="lam", rule=rule, name=name)
+        register(
+            Solver(
+                name=name,
+                build=build,
+                family="dpm_multistep",
+                order=2,
+                order_exact_start=exact_start,
+                degree=exactness,
+                prediction=prediction,
+                variable="lam",
+                starting_steps=degree,
+                source=source,
+            )
+        )
+
+
+_register_singlestep()
+_register_multistep()
+
+
+def _register_stochastic() -> None:
+    rows: list[
+        tuple[str, Any, str, int, int, int, int, str]
+    ] = []  # name, build, p, degree, weak, start, stages, source
+    for prefix, prediction, source in (("sde_dpm", "eps", _DPM), ("sde_dpmpp", "x0", _PP)):
+        for suffix, degree, rule, exactness in (
+            ("1", 0, "exact", 0),
+            ("2m", 1, "midpoint", 0),
+            ("2m_exact", 1, "exact", 1),
+            ("3m", 2, "halved", 1),
+            ("3m_exact", 2, "exact", 2),
+        ):
+            name = f"{prefix}_{suffix}"
+            build = partial(
+                adams, degree=degree, prediction=prediction, variable="lam", lam_sde=1.0, rule=rule, name=name
+            )
+            rows.append((name, build, prediction, exactness, min(degree + 1, 2), degree, 1, f"{source}; SDE form"))
+    for order in (1, 2, 3):
+        for suffix, prediction in (("", "eps"), ("_x0", "x0")):
+            name = f"seeds_{order}{suffix}"
+            build = partial(singlestep, order=order, prediction=prediction, lam_sde=1.0, name=name)
+            rows.append((name, build, prediction, int(order == 3), min(order, 2), 0, order, f"{_SEEDS}, SEEDS-{order}"))
+    for name, build, prediction, exactness, weak, starting, stages, source in rows:
+        register(
+            Solver(
+                name=name,
+                build=build,
+                family="seeds" if name.startswith("seeds") else "sde_multistep",
+                order=weak,
+                order_exact_start=None,
+                degree=exactness,
+                prediction=prediction,
+                variable="lam",
+                stages=stages,
+                starting_steps=starting,
+                lam_sde=1.0,
+                strong_order=1,
+                source=source,
+            )
+        )
+
+
+_register_stochastic()

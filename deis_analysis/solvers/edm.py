@@ -1,0 +1,163 @@
+r"""EDM's samplers: Euler, Heun and the second-order α-method in ρ, with a final Euler step, and their stochastic churn.
+
+In the coordinates of Karras et al. the state is y = x/α and the clock is ρ = σ/α, their σ: dy = ε dρ.  A step of the
+stochastic sampler first adds noise, from ρ to ρ̂ = (1 + γ) ρ, then integrates down from ρ̂.
+
+[Karras et al. 2022, arXiv 2206.00364, alg. 1–3]
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.grids import check_grid, check_nodes
+from deis_analysis.process import Array, Process
+from deis_analysis.solvers.exponential_adams import rho_intervals
+from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.tableau import Tableau
+from deis_analysis.validate import between, nonnegative
+
+_MOST_CHURN = math.sqrt(2.0) - 1.0
+
+
+def edm_sampler(process: Process, ts: Any, alpha: float | None = 1.0, *, name: str = "edm") -> Tableau:
+    r"""EDM's deterministic sampler: in ρ, with h = ρ_s − ρ_t and a stage at ρ_t + αh,
+
+    .. math:: y_s = y_t + h \Bigl( \bigl(1 - \tfrac{1}{2α}\bigr) ε_t + \tfrac{1}{2α} ε_{t + αh} \Bigr) ,
+
+    and a last step by Euler, which may end at σ = 0 (append 0 to a grid of `EDM`): 2N − 1 model calls.
+
+    Args:
+        ts: (N + 1,) descending times.
+        alpha: position of the stage, in (0, 1]; 1 is Heun, ½ the midpoint rule; None is Euler, N calls.
+
+    Raises:
+        ValueError: alpha outside (0, 1], a bad grid, or times where ρ is infinite.
+
+    Source: Karras et al. 2022, alg. 1 (Heun), alg. 3 (α).
+    """
+    return _sampler(process, ts, alpha, np.zeros(np.size(ts) - 1), 1.0, name)
+
+
+def edm_churn(
+    process: Process,
+    ts: Any,
+    alpha: float | None = 1.0,
+    *,
+    churn: float = 1.0,
+    rho_min: float = 0.0,
+    rho_max: float = math.inf,
+    noise_scale: float = 1.0,
+    name: str = "edm_churn",
+) -> Tableau:
+    r"""EDM's stochastic sampler: noise up to ρ̂ = (1 + γ)ρ, γ = min(S_churn/N, √2 − 1), then a step down from ρ̂.
+
+    No noise where ρ lies outside [``rho_min``, ``rho_max``], and never above the largest level of the process.  The
+    noise of a step is the Brownian increment of that step's own interval [ρ_s, ρ_t], so steps are independent.
+
+    Args:
+        ts: (N + 1,) descending times.
+        alpha: position of the stage, see `edm_sampler`.
+        churn, rho_min, rho_max, noise_scale: the paper's S_churn ≥ 0, S_min, S_max, S_noise.
+
+    Raises:
+        ValueError: as `edm_sampler`; negative parameters.
+
+    Source: Karras et al. 2022, alg. 2.
+    """
+    ts = check_grid(process, ts)
+    rho = process.rho(ts[:-1])
+    gamma = min(nonnegative("churn", churn) / rho.size, _MOST_CHURN)
+    inside = (rho >= nonnegative("rho_min", rho_min)) & (rho <= rho_max)
+    highest = float(process.rho(process.t_max))
+    gammas = np.where(inside, np.minimum(gamma, highest / rho - 1.0), 0.0)
+    return _sampler(process, ts, alpha, np.maximum(gammas, 0.0), nonnegative("noise_scale", noise_scale), name)
+
+
+def _sampler(process: Process, ts: Any, alpha: float | None, gammas: Array, scale: float, name: str) -> Tableau:
+    ts = check_grid(process, ts)
+    steps = ts.size - 1
+    if alpha is not None and between("alpha", alpha, 0.0, 1.0) == 0:
+        raise ValueError("alpha=0.0 must lie in (0, 1]")
+    noisy = gammas > 0
+    calls = np.where((np.arange(steps) < steps - 1) & (alpha is not None), 2, 1)
+    nodes = np.concatenate([[0], np.cumsum(calls + noisy)])
+    check_nodes(int(nodes[-1]) + 1)
+    size = int(nodes[-1]) + 1
+    times, rho = np.empty(size), np.empty(size)
+    times[nodes] = ts
+    rho[nodes] = process.rho(ts)
+    if not np.all(np.isfinite(rho[nodes])):
+        raise ValueError(f"ts starts at {ts[0]!r}, where ρ is infinite on {process!r}; allowed: times with finite ρ")
+    states, outputs = (np.zeros((size, size)) for _ in range(2))
+    noise = np.zeros((size, steps))
+    for i in range(steps):
+        first, last = int(nodes[i]), int(nodes[i + 1])
+        if noisy[i]:
+            up, first = first, first + 1
+            rho[first] = rho[up] * (1.0 + gammas[i])
+            times[first] = process.time_from_rho(rho[first])
+            states[first, up] = 1.0
+            noise[first, i] = scale * rho[up] * math.sqrt(gammas[i] * (2.0 + gammas[i]))
+        states[last, first] = 1.0
+        h = rho[last] - rho[first]
+        if calls[i] == 1:
+            outputs[last, first] = h
+            continue
+        assert alpha is not None
+        stage = first + 1
+        rho[stage] = rho[first] + alpha * h
+        times[stage] = ts[i + 1] if alpha == 1 else process.time_from_rho(rho[stage])
+        states[stage, first], outputs[stage, first] = 1.0, alpha * h
+        outputs[last, first], outputs[last, stage] = h * (1.0 - 0.5 / alpha), h * 0.5 / alpha
+    gamma = process.alpha(times)
+    states *= gamma[:, None] / gamma
+    outputs *= gamma[:, None]
+    grid_nodes, labels = tuple(nodes.tolist()), step_labels(tuple(nodes.tolist()), size)
+    if not noisy.any():
+        return assemble(process, times, states, outputs, "eps", name, grid_nodes, labels)
+    noise, intervals = (gamma[:, None] * noise)[:, noisy], rho_intervals(process, ts)[noisy]
+    return assemble(process, times, states, outputs, "eps", name, grid_nodes, labels, noise, intervals)
+
+
+_EDM = "Karras et al. 2022 (EDM, arXiv 2206.00364)"
+for _name, _alpha, _source in (
+    ("edm_euler", None, f"{_EDM}, alg. 1 without correction"),
+    ("edm_heun", 1.0, f"{_EDM}, alg. 1"),
+    ("edm_alpha", 0.7, f"{_EDM}, alg. 3 with alpha = 0.7"),
+):
+    register(
+        Solver(
+            name=_name,
+            build=partial(edm_sampler, alpha=_alpha, name=_name),
+            family="edm",
+            order=1 if _alpha is None else 2,
+            order_exact_start=1 if _alpha is None else 2,
+            degree=0 if _alpha is None else 1,
+            variable="rho",
+            stages=1 if _alpha is None else 2,
+            extra_calls=0 if _alpha is None else -1,
+            final_steps=0 if _alpha is None else 1,
+            source=_source,
+        )
+    )
+register(
+    Solver(
+        name="edm_churn",
+        build=edm_churn,
+        family="edm",
+        order=2,
+        order_exact_start=None,
+        degree=-1,
+        variable="rho",
+        stages=2,
+        extra_calls=-1,
+        final_steps=1,
+        strong_order=1,
+        source=f"{_EDM}, alg. 2 with S_churn = 1",
+    )
+)

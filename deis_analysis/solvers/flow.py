@@ -1,0 +1,154 @@
+r"""Flow matching: Runge–Kutta methods on the velocity, and the splitting integrator of GDSS.
+
+On `RectifiedFlow` and the variance-exploding processes v = ẋ, so Euler, midpoint and Heun on the velocity are plain
+methods in t.  On variance-preserving processes the same rows multiply v, the derivative in the angle, by the rate of
+the angle: the result is the naive method on the probability flow.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.grids import check_grid, check_nodes
+from deis_analysis.process import Process
+from deis_analysis.schedules import RectifiedFlow
+from deis_analysis.solvers.exponential_adams import rho_intervals
+from deis_analysis.solvers.exponential_rk import runge_kutta
+from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.solvers.stochastic import euler_maruyama
+from deis_analysis.tableau import Tableau
+from deis_analysis.validate import choose, nonnegative
+
+
+def flow_sampler(process: Process, ts: Any, tableau: str = "1euler", *, name: str = "flow") -> Tableau:
+    r"""A Runge–Kutta method on dx/dt = v: Euler x_s = x_t + (s − t) v, midpoint, Heun.
+
+    Args:
+        ts: (N + 1,) descending times; t = 1 is noise on `RectifiedFlow` (see `flow_model` for other conventions).
+        tableau: a key of ``RUNGE_KUTTA``.
+
+    Source: Lipman et al. 2023 (arXiv 2210.02747), sec. 3; Liu et al. 2023 (arXiv 2209.03003), alg. 1; Albergo et al.
+    2023 (stochastic interpolants, arXiv 2303.08797), one-sided linear interpolant.
+    """
+    return runge_kutta(process, ts, tableau, prediction="v", variable="t", name=name)
+
+
+def flow_sde(process: Process, ts: Any, noise: float = 0.7, *, name: str = "flow_sde") -> Tableau:
+    r"""Euler–Maruyama on the flow with noise g = a √(t/(1 − t)), in terms of the velocity.
+
+    .. math:: x_s = x_t + (s - t) \Bigl( v + \frac{g^2}{2 t} (x_t + (1 - t) v) \Bigr) + g \sqrt{t - s}\; z .
+
+    It is the λ-family with λ = a/√2.  g is infinite at t = 1: start below it.  For constant ε the mean is linear in t,
+    so the step is exact there, as Euler's is on straight paths.
+
+    Args:
+        process: `RectifiedFlow`. ts: (N + 1,) descending times, ts[0] < 1. noise: a ≥ 0.
+
+    Source: Liu et al. 2025 (Flow-GRPO, arXiv 2505.05470), sec. 4, the sampling SDE; Albergo et al. 2023.
+    """
+    lam = nonnegative("noise", noise) / np.sqrt(2.0)
+    return euler_maruyama(process, ts, lam, name=name).in_terms_of(process, "v")
+
+
+def gdss_splitting(process: Process, ts: Any, variance: str = "exact", *, name: str = "gdss_s4") -> Tableau:
+    r"""GDSS's symmetric splitting S4 without its corrector: half a linear step, the score step, half a linear step.
+
+    With m the middle of the step in t, and the score evaluated once, at its start,
+
+    .. math:: x' = \frac{α_m}{α_t} x_t + c_1 z_1 , \quad x'' = x' + (t - s)\, g_t^2\, score(x_t, t) , \quad
+              x_s = \frac{α_s}{α_m} x'' + c_2 z_2 .
+
+    The linear part runs backwards in time, so its noise has the variance c² = α_m² (ρ_t² − ρ_m²), which is e^I − 1 on
+    variance-preserving processes, I = ∫β.  The released code has 1 − e^{−I} there, the forward one, smaller by I².
+
+    Args:
+        process: of one component; a system has one table per component, run together by `run_many`.
+        ts: (N + 1,) descending times; one model call per step.
+        variance: ``"exact"`` or ``"published"``.
+
+    Raises:
+        ValueError: unknown variance, or a bad grid.
+
+    Source: Jo et al. 2022 (GDSS, arXiv 2202.02514), the S4 solver.
+    """
+    ts = check_grid(process, ts)
+    choose("variance", variance, ("exact", "published"))
+    steps = ts.size - 1
+    check_nodes(3 * steps + 1)
+    points = np.append(np.stack([ts[:-1], 0.5 * (ts[:-1] + ts[1:])], axis=1).reshape(-1), ts[-1])
+    alpha, rho = process.alpha(points), process.rho(points)
+    squared = alpha[1:] ** 2 * (rho[:-1] ** 2 - rho[1:] ** 2)
+    if variance == "published":
+        squared *= (alpha[:-1] / alpha[1:]) ** 2
+    scale = np.sqrt(squared)
+    size = 3 * steps + 1
+    times = np.append(np.stack([points[:-1:2], points[1::2], points[1::2]], axis=1).reshape(-1), ts[-1])
+    states, outputs, noise = np.zeros((size, size)), np.zeros((size, size)), np.zeros((size, 2 * steps))
+    first, i = 3 * np.arange(steps), np.arange(steps)
+    states[first + 1, first] = alpha[1::2] / alpha[:-1:2]
+    noise[first + 1, 2 * i] = scale[::2]
+    states[first + 2, first + 1] = 1.0
+    outputs[first + 2, first] = (ts[:-1] - ts[1:]) * process.diffusion_squared(ts[:-1])
+    states[first + 3, first + 2] = alpha[2::2] / alpha[1::2]
+    noise[first + 3, 2 * i + 1] = scale[1::2]
+    nodes = tuple(range(0, size, 3))
+    intervals, labels = rho_intervals(process, points), step_labels(nodes, size)
+    return assemble(process, times, states, outputs, "score", name, nodes, labels, noise, intervals)
+
+
+_FLOW = "Lipman et al. 2023 (flow matching, arXiv 2210.02747), sec. 3"
+for _name, _key, _order, _stages in (
+    ("flow_euler", "1euler", 1, 1),
+    ("flow_midpoint", "2midpoint", 2, 2),
+    ("flow_heun", "2heun", 2, 2),
+):
+    register(
+        Solver(
+            name=_name,
+            build=partial(flow_sampler, tableau=_key, name=_name),
+            family="flow",
+            order=_order,
+            order_exact_start=_order,
+            degree=_order - 1,
+            prediction="v",
+            stages=_stages,
+            source=_FLOW,
+            home=RectifiedFlow(),
+        )
+    )
+register(
+    Solver(
+        name="flow_sde",
+        build=flow_sde,
+        family="flow",
+        order=1,
+        order_exact_start=None,
+        degree=0,
+        prediction="eps",
+        lam_sde=0.7 / 2**0.5,
+        strong_order=1,
+        source="Liu et al. 2025 (Flow-GRPO, arXiv 2505.05470), the sampling SDE",
+        home=RectifiedFlow(),
+    )
+)
+for _name, _variance, _source in (
+    ("gdss_s4", "exact", "Jo et al. 2022 (GDSS, arXiv 2202.02514), S4 solver, with the variance of reverse time"),
+    ("gdss_s4_published", "published", "Jo et al. 2022 (GDSS, arXiv 2202.02514), S4 solver, variance as released"),
+):
+    register(
+        Solver(
+            name=_name,
+            build=partial(gdss_splitting, variance=_variance, name=_name),
+            family="splitting",
+            order=1,
+            order_exact_start=None,
+            degree=-1,
+            prediction="score",
+            lam_sde=1.0,
+            strong_order=1,
+            source=_source,
+        )
+    )

@@ -1,0 +1,159 @@
+r"""Samplers that can be run backwards exactly: BDIA, BELM, O-BELM and reversible Heun.
+
+In y = x/γ, with Δ the increments of κ before and after t and G > 0, the two-step methods are
+
+.. math:: y_{next} = G\, y_{before} + (1 - G)\, y_t + (Δ_{next} + G\, Δ_{before})\, p_t .
+
+Their local error is ½(Δ_next² − G Δ_before²) dp/dκ.  BDIA has G = g γ_before/γ_next with its own number g: order 1 for
+g < 1, order 2 for g = 1 on smooth grids; O-BELM has G = (Δ_next/Δ_before)²: order 2 on any grid.  Solved for y_before,
+the same line runs backwards (`invert`), and multiplies rounding errors by 1/G per step: what is stable in one direction
+is unstable in the other.
+
+[Zhang et al. 2024, arXiv 2307.10829 (BDIA); Wang et al. 2024, arXiv 2410.07273 (BELM)]
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.grids import check_grid, check_nodes
+from deis_analysis.process import Array, Process
+from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.tableau import Tableau
+from deis_analysis.validate import between, choose
+from deis_analysis.weights import adams_weights
+
+
+def bdia(process: Process, ts: Any, gamma: float = 1.0, *, prediction: str = "eps", name: str = "bdia") -> Tableau:
+    r"""BDIA: z_next = γ z_before − γ DDIM(t → before) + DDIM(t → next); the first step is DDIM.
+
+    Args:
+        ts: (N + 1,) descending times; one model call per step.
+        gamma: in (0, 1], in the convention of the current release (the first preprint has 1 − γ in its place).
+        prediction: ``"eps"`` as published; ``"x0"`` with the steps of DPM-Solver++.
+
+    Raises:
+        ValueError: gamma outside (0, 1], a bad grid, or times where κ is infinite.
+
+    Source: Zhang et al. 2024, the update of BDIA-DDIM; Wang et al. 2024, as a member of BELM.
+    """
+    if between("gamma", gamma, 0.0, 1.0) == 0:
+        raise ValueError("gamma=0.0 must lie in (0, 1]")
+    ts = check_grid(process, ts)
+    scale = process.gamma(choose("prediction", prediction, ("eps", "x0")), ts)
+    return _two_step(process, ts, gamma * scale[:-2] / scale[2:], prediction, name)
+
+
+def obelm(process: Process, ts: Any, *, prediction: str = "eps", name: str = "obelm") -> Tableau:
+    r"""O-BELM: the two-step method with G = (Δ_next/Δ_before)², of second order on every grid; the first step is DDIM.
+
+    Args:
+        ts: (N + 1,) descending times; one model call per step.
+        prediction: ``"eps"`` as published, or ``"x0"``.
+
+    Raises:
+        ValueError: a bad grid, or times where κ is infinite.
+
+    Source: Wang et al. 2024 (arXiv 2410.07273), O-BELM.
+    """
+    ts = check_grid(process, ts)
+    delta = _increments(process, prediction, ts)
+    return _two_step(process, ts, (delta[1:] / delta[:-1]) ** 2, prediction, name)
+
+
+def _increments(process: Process, prediction: str, ts: Array) -> Array:
+    """(N,) increments of κ."""
+    choose("prediction", prediction, ("eps", "x0"))
+    return adams_weights(process, prediction, "rho" if prediction == "eps" else "inv_rho", ts, 0)[:, 0]
+
+
+def _two_step(process: Process, ts: Array, g: Array, prediction: str, name: str) -> Tableau:
+    delta = _increments(process, prediction, ts)
+    scale = process.gamma(prediction, ts)
+    n = ts.size
+    states, outputs = np.zeros((n, n)), np.zeros((n, n))
+    states[1, 0], outputs[1, 0] = scale[1] / scale[0], scale[1] * delta[0]
+    k = np.arange(2, n)
+    states[k, k - 2] = g * scale[k] / scale[k - 2]
+    states[k, k - 1] = (1.0 - g) * scale[k] / scale[k - 1]
+    outputs[k, k - 1] = scale[k] * (delta[1:] + g * delta[:-1])
+    return assemble(process, ts, states, outputs, prediction, name)
+
+
+def reversible_heun(process: Process, ts: Any, *, prediction: str = "eps", name: str = "reversible_heun") -> Tableau:
+    r"""Reversible Heun on dy = p dκ: a second state ŷ makes every step solvable backwards.
+
+    .. math:: ŷ_s = 2 y_t - ŷ_t + Δ\, p(ŷ_t) , \qquad y_s = y_t + \tfrac12 Δ\, (p(ŷ_t) + p(ŷ_s)) .
+
+    Args:
+        ts: (N + 1,) descending times; one model call per step and one at the start.
+        prediction: ``"eps"`` (κ = ρ) or ``"x0"`` (κ = 1/ρ).
+
+    Raises:
+        ValueError: a bad grid, or times where κ is infinite.
+
+    Source: Kidger 2022 (On Neural Differential Equations, arXiv 2202.02435), the reversible Heun method.
+    """
+    ts = check_grid(process, ts)
+    delta = _increments(process, prediction, ts)
+    steps = ts.size - 1
+    check_nodes(2 * steps + 1)
+    times = np.concatenate([ts[:1], np.repeat(ts[1:], 2)])
+    scale = process.gamma(prediction, times)
+    states, outputs = (np.zeros((times.size, times.size)) for _ in range(2))
+    states[1, 0], outputs[1, 0] = 1.0, delta[0]  # ŷ₀ = y₀
+    hat = 2 * np.arange(steps) + 1  # ŷ after each step; y follows it
+    y, before = hat + 1, np.maximum(hat - 2, 0)
+    states[hat[1:], y[:-1]], states[hat[1:], before[1:]] = 2.0, -1.0
+    outputs[hat, before] = delta
+    states[y, hat - 1] = 1.0
+    outputs[y, before], outputs[y, hat] = 0.5 * delta, 0.5 * delta
+    states *= scale[:, None] / scale
+    outputs *= scale[:, None]
+    nodes = (0, *y.tolist())
+    return assemble(process, times, states, outputs, prediction, name, nodes, step_labels(nodes, times.size))
+
+
+_BDIA = "Zhang et al. 2024 (BDIA, arXiv 2307.10829)"
+for _name, _build, _order, _source in (
+    ("bdia", partial(bdia, name="bdia"), 2, f"{_BDIA}, BDIA-DDIM, gamma = 1"),
+    ("bdia_half", partial(bdia, gamma=0.5, name="bdia_half"), 1, f"{_BDIA}, BDIA-DDIM, gamma = 1/2"),
+    ("obelm", obelm, 2, "Wang et al. 2024 (BELM, arXiv 2410.07273), O-BELM"),
+    (
+        "obelm_x0",
+        partial(obelm, prediction="x0", name="obelm_x0"),
+        2,
+        "Wang et al. 2024 (BELM, arXiv 2410.07273), O-BELM on the data prediction",
+    ),
+):
+    _x0 = _name.endswith("x0")
+    register(
+        Solver(
+            name=_name,
+            build=_build,
+            family="reversible",
+            order=_order,
+            order_exact_start=_order,
+            degree=1 if "obelm" in _name else 0,
+            prediction="x0" if _x0 else "eps",
+            variable="inv_rho" if _x0 else "rho",
+            starting_steps=1,
+            source=_source,
+        )
+    )
+register(
+    Solver(
+        name="reversible_heun",
+        build=reversible_heun,
+        family="reversible",
+        order=2,
+        order_exact_start=2,
+        degree=1,
+        variable="rho",
+        extra_calls=1,
+        source="Kidger 2022 (arXiv 2202.02435), reversible Heun method",
+    )
+)

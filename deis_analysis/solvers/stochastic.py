@@ -1,0 +1,339 @@
+r"""First-order samplers with noise: DDIM(η), DDPM, Analytic-DPM, the predictors of score SDE, Euler–Maruyama.
+
+One line in common: with R = α_t/α_s and the forward variance β = σ_t² − R² σ_s² of a step from t to s < t,
+
+.. math:: x_s = a x_t + b\, ε(x_t, t) + c\, z .
+
+The posterior of x_s given x_t and x₀ has the variance σ_s² β/σ_t² (β̃ of DDPM).  Each is three numbers per step, of weak
+order 1; of strong order 1, since the noise is additive, but ½ where a step of the ODE is given extra noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.grids import check_grid
+from deis_analysis.process import Array, Process
+from deis_analysis.solvers.exponential_adams import rho_intervals
+from deis_analysis.solvers.registry import Solver, assemble, register
+from deis_analysis.tableau import Tableau
+from deis_analysis.validate import choose, nonnegative, real
+from deis_analysis.weights import increments
+
+
+def _one_line(process: Process, ts: Array, a: Array, b: Array, c: Array, name: str, prediction: str = "eps") -> Tableau:
+    """The table of x_s = a x + b p + c z, one entry of a, b, c (N,) per step."""
+    noisy = c != 0
+    noise = np.diag(c, -1)[:, :-1][:, noisy] if noisy.any() else None
+    intervals = rho_intervals(process, ts)[noisy] if noisy.any() else None
+    return assemble(process, ts, np.diag(a, -1), np.diag(b, -1), prediction, name, noise=noise, intervals=intervals)
+
+
+def _posterior_variance(process: Process, ts: Array) -> Array:
+    """(N,) σ_s² β/σ_t² = σ_s² (1 − (ρ_s/ρ_t)²), from the increments of λ."""
+    return np.asarray(process.sigma(ts)[1:] ** 2 * -np.expm1(-2.0 * np.abs(increments(process, "lam", ts))))
+
+
+def ddim_eta(process: Process, ts: Any, eta: float | Any = 1.0, *, name: str = "ddim_eta") -> Tableau:
+    r"""Stochastic DDIM(η): with v = η² σ_s² (1 − (ρ_s/ρ_t)²),
+
+    .. math:: x_s = α_s \hat x_0 + \sqrt{σ_s^2 - v}\; ε + \sqrt v\, z .
+
+    η = 0 is DDIM, η = 1 DDPM's ancestral step with the posterior variance, which is SDE-DPM-Solver++1.
+
+    Args:
+        ts: (N + 1,) descending times.
+        eta: η in [0, 1], or (N,) values, one per step (a single non-zero one: one SDE step inside an ODE sampler).
+
+    Raises:
+        ValueError: η outside [0, 1], a bad grid, or times where ρ is 0 or infinite.
+
+    Source: Song, Meng & Ermon 2021 (arXiv 2010.02502), eq. 12 and 16.
+    """
+    ts = check_grid(process, ts)
+    etas = np.broadcast_to(real("eta", eta), (ts.size - 1,))
+    if not np.all((etas >= 0) & (etas <= 1)):
+        raise ValueError(f"eta={eta!r} must lie in [0, 1]")
+    variance = etas**2 * _posterior_variance(process, ts)
+    alpha, sigma = process.alpha(ts), process.sigma(ts)
+    ratio = alpha[1:] / alpha[:-1]
+    b = np.sqrt(sigma[1:] ** 2 - variance) - ratio * sigma[:-1]
+    return _one_line(process, ts, ratio, b, np.sqrt(variance), name)
+
+
+def ddpm(process: Process, ts: Any, variance: str = "posterior", *, name: str = "ddpm") -> Tableau:
+    r"""DDPM's ancestral step: x_s = (x_t − β ε/σ_t)/R + √v z.
+
+    Args:
+        ts: (N + 1,) descending times.
+        variance: v: ``"posterior"``, σ_s² β/σ_t² (DDPM's small variance; the ancestral predictor of score SDE for VE);
+            ``"forward"``, β (DDPM's large variance; score SDE's ancestral predictor for VP).
+
+    Raises:
+        ValueError: unknown variance, a bad grid, or times where ρ is infinite.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), alg. 2; Song et al. 2021 (arXiv 2011.13456), app. F.
+    """
+    ts = check_grid(process, ts)
+    choose("variance", variance, ("posterior", "forward"))
+    forward, ratio = _forward_variance(process, ts)
+    v = _posterior_variance(process, ts) if variance == "posterior" else forward
+    sigma = process.sigma(ts)[:-1]
+    return _one_line(process, ts, 1.0 / ratio, -forward / (sigma * ratio), np.sqrt(v), name)
+
+
+def _forward_variance(process: Process, ts: Array) -> tuple[Array, Array]:
+    """(N,) β = σ_t² − R² σ_s² = σ_t² (1 − (ρ_s/ρ_t)²) and R = α_t/α_s, of each step from t down to s."""
+    alpha, sigma = process.alpha(ts), process.sigma(ts)
+    ratio = alpha[:-1] / alpha[1:]
+    return sigma[:-1] ** 2 * -np.expm1(-2.0 * np.abs(increments(process, "lam", ts))), ratio
+
+
+def reverse_diffusion(process: Process, ts: Any, *, name: str = "reverse_diffusion") -> Tableau:
+    r"""The reverse-diffusion predictor: x_s = (2 − R) x_t − β ε/σ_t + √β z, the reverse of the discrete forward step.
+
+    Args:
+        ts: (N + 1,) descending times.
+
+    Source: Song et al. 2021 (arXiv 2011.13456), app. E.
+    """
+    ts = check_grid(process, ts)
+    forward, ratio = _forward_variance(process, ts)
+    return _one_line(process, ts, 2.0 - ratio, -forward / process.sigma(ts)[:-1], np.sqrt(forward), name)
+
+
+def euler_maruyama(process: Process, ts: Any, lam_sde: float = 1.0, *, name: str = "euler_maruyama") -> Tableau:
+    r"""Euler–Maruyama on the λ-family dx = [f x − ½(1 + λ²) g² score] dt + λ g dw:
+
+    .. math:: x_s = x_t + (s - t)\bigl(f x_t + (1 + λ^2)\, \frac{g^2}{2σ}\, ε\bigr) + λ\, g \sqrt{t - s}\; z .
+
+    On `RectifiedFlow` λ = a/√2 is the noise g = a √(t/(1 − t)) of Flow-GRPO.
+
+    Args:
+        ts: (N + 1,) descending times. lam_sde: λ ≥ 0; 0 is naive Euler on the probability flow.
+
+    Source: Zhang & Chen 2023, eq. 4; Song et al. 2021, eq. 6; Liu et al. 2025 (Flow-GRPO, arXiv 2505.05470).
+    """
+    ts, lam_sde = check_grid(process, ts), nonnegative("lam_sde", lam_sde)
+    now, step = ts[:-1], np.diff(ts)
+    with np.errstate(divide="ignore", invalid="ignore"):  # assemble names the step that is singular
+        speed = (1.0 + lam_sde**2) * process.sigma(now) * process.log_rho_rate(now)
+        noise = lam_sde * np.sqrt(process.diffusion_squared(now) * -step)
+    return _one_line(process, ts, 1.0 + step * process.drift(now), step * speed, noise, name)
+
+
+def analytic_dpm(
+    process: Process,
+    ts: Any,
+    moments: Any = None,
+    eta: float = 1.0,
+    *,
+    clip: tuple[float, float] = (0.0, 1.0),
+    last_std: float | None = None,
+    name: str = "analytic_dpm",
+) -> Tableau:
+    r"""Analytic-DPM: DDIM(η) with the optimal isotropic variance of the reverse step.
+
+    With v as in `ddim_eta`, Γ_t = E‖ε(x_t, t)‖²/d and Cov[x₀|x_t] ≈ ρ_t² (1 − Γ_t),
+
+    .. math:: v^* = v + \Bigl(α_s - \sqrt{σ_s^2 - v}\, \frac{α_t}{σ_t}\Bigr)^2 \operatorname{clip}(ρ_t^2 (1 - Γ_t)) .
+
+    For isotropic Gaussian data the law of one step is then exact.  η = 1 is Analytic-DDPM, η = 0 Analytic-DDIM.
+
+    Args:
+        ts: (N + 1,) descending times.
+        moments: Γ: a function of t, or (N,) values at ts[:-1], from a model and samples (`moment_estimate`); by default
+            those of standard normal data, σ²/(α² + σ²).
+        eta: η in [0, 1].
+        clip: bounds of the estimated covariance; the upper one is the variance of data in [−1, 1].
+        last_std: upper bound of the last step's standard deviation; the paper: 2/255·√(π/2) times 1 or 2 pixels.
+
+    Raises:
+        ValueError: Γ negative, of another shape or not finite; η outside [0, 1]; a bad grid.
+
+    Source: Bao et al. 2022 (arXiv 2201.06503), theorem 1; clipping of the released code.
+    """
+    ts = check_grid(process, ts)
+    now = ts[:-1]
+    alpha, sigma = process.alpha(ts), process.sigma(ts)
+    if moments is None:
+        gamma = sigma[:-1] ** 2 / (alpha[:-1] ** 2 + sigma[:-1] ** 2)
+    else:
+        gamma = real("moments", [float(moments(t)) for t in now] if callable(moments) else moments)
+    if gamma.shape != now.shape or not np.all(np.isfinite(gamma) & (gamma >= 0)):
+        raise ValueError(f"moments={moments!r} must give {now.size} finite values >= 0, one per step")
+    base = ddim_eta(process, ts, eta)
+    variance = float(eta) ** 2 * _posterior_variance(process, ts)
+    weight = alpha[1:] - np.sqrt(sigma[1:] ** 2 - variance) * alpha[:-1] / sigma[:-1]
+    optimal = variance + weight**2 * np.clip(process.rho(now) ** 2 * (1.0 - gamma), *clip)
+    std = np.sqrt(optimal)
+    if last_std is not None:
+        std[-1] = min(std[-1], nonnegative("last_std", last_std))
+    return _one_line(process, ts, np.diag(base.states, -1), np.diag(base.outputs, -1), std, name)
+
+
+def moment_estimate(model: Callable[[Any, float], Any], ts: Any, states: Callable[[float], Any]) -> Array:
+    """Γ_t = E‖ε(x_t, t)‖²/d at the times of ``ts`` but the last, for `analytic_dpm`.
+
+    Args:
+        model: ε model. states: function of t that gives samples of x_t, shape (n, …).
+
+    Source: Bao et al. 2022, the Monte-Carlo estimate of Γ.
+    """
+    times = real("ts", ts)[:-1]
+    return np.array([float(np.mean(real("eps", model(states(float(t)), float(t))) ** 2)) for t in times])
+
+
+def one_sde_step(process: Process, ts: Any, step: int | None = None, *, name: str = "one_sde_step") -> Tableau:
+    r"""DDIM with one step, number ``step`` (the middle one by default), that of the λ = 1 SDE: DDIM(1).
+
+    Args:
+        ts: (N + 1,) descending times. step: 0 … N − 1.
+
+    Raises:
+        ValueError: step out of range, or a bad grid.
+
+    Source: G²RPO (Zhou et al. 2025, arXiv 2510.01982), singular stochastic sampling.
+    """
+    ts = check_grid(process, ts)
+    index = (ts.size - 1) // 2 if step is None else step
+    if not 0 <= index < ts.size - 1:
+        raise ValueError(f"step={step!r} must lie in [0, {ts.size - 2}]")
+    return ddim_eta(process, ts, np.arange(ts.size - 1) == index, name=name)
+
+
+_SONG, _DDIM = "Song et al. 2021 (score SDE, arXiv 2011.13456)", "Song et al. 2021 (DDIM, arXiv 2010.02502)"
+_ROWS: tuple[tuple[str, Any, str, int, float, str, str], ...] = (
+    # name, build, prediction and degree of exactness, λ, family, source
+    ("ddim_eta1", partial(ddim_eta, name="ddim_eta1"), "x0", 0, 1.0, "ddim_eta", f"{_DDIM}, eq. 16 with eta = 1"),
+    ("ddim_eta05", partial(ddim_eta, eta=0.5, name="ddim_eta05"), "x0", -1, 0.5, "ddim_eta", f"{_DDIM}, eq. 16"),
+    ("ddpm", ddpm, "x0", 0, 1.0, "ancestral", "Ho et al. 2020 (DDPM, arXiv 2006.11239), alg. 2, small variance"),
+    (
+        "ddpm_large",
+        partial(ddpm, variance="forward", name="ddpm_large"),
+        "x0",
+        0,
+        1.0,
+        "ancestral",
+        "Ho et al. 2020 (DDPM, arXiv 2006.11239), alg. 2, large variance",
+    ),
+    (
+        "ancestral_vp",
+        partial(ddpm, variance="forward", name="ancestral_vp"),
+        "x0",
+        0,
+        1.0,
+        "score_sde",
+        f"{_SONG}, app. F, ancestral predictor for VP",
+    ),
+    (
+        "ancestral_ve",
+        partial(ddpm, name="ancestral_ve"),
+        "x0",
+        0,
+        1.0,
+        "score_sde",
+        f"{_SONG}, app. F, ancestral predictor for VE",
+    ),
+    ("reverse_diffusion", reverse_diffusion, "x0", -1, 1.0, "score_sde", f"{_SONG}, app. E"),
+    ("euler_maruyama", euler_maruyama, "eps", -1, 1.0, "score_sde", f"{_SONG}, eq. 6"),
+    ("analytic_ddpm", partial(analytic_dpm, name="analytic_ddpm"), "x0", 0, 1.0, "analytic_dpm", ""),
+    ("analytic_ddim", partial(analytic_dpm, eta=0.0, name="analytic_ddim"), "eps", 0, 0.0, "analytic_dpm", ""),
+    (
+        "g2rpo",
+        partial(one_sde_step, name="g2rpo"),
+        "x0",
+        -1,
+        0.0,
+        "ddim_eta",
+        "Zhou et al. 2025 (G2RPO, arXiv 2510.01982), one step of DDIM(1) inside DDIM",
+    ),
+)
+for _name, _build, _prediction, _degree, _lam, _family, _source in _ROWS:
+    register(
+        Solver(
+            name=_name,
+            build=_build,
+            family=_family,
+            order=1,
+            order_exact_start=None,
+            degree=_degree,
+            prediction=_prediction,
+            variable="lam",
+            lam_sde=_lam,
+            strong_order=0.5
+            if _name in ("analytic_ddim", "g2rpo")
+            else 1,  # noise of variance h² a step, or in one step
+            source=_source or "Bao et al. 2022 (Analytic-DPM, arXiv 2201.06503), theorem 1",
+        )
+    )
+
+
+def ancestral(process: Process, ts: Any, eta: float = 1.0, *, second: bool = False, name: str = "ancestral") -> Tableau:
+    r"""Ancestral sampling in ρ: integrate down to ρ_down, add noise of variance ρ_up² to reach ρ_s.
+
+    With ρ_up = min(ρ_s, η ρ_s √(1 − (ρ_s/ρ_t)²)) and ρ_down² = ρ_s² − ρ_up² the law of data at a point is kept exactly.
+
+    Args:
+        ts: (N + 1,) descending times.
+        eta: η ≥ 0.
+        second: integrate by DPM-Solver++(2S), two calls a step, rather than by Euler (DDIM).
+
+    Raises:
+        ValueError: η < 0, a bad grid, or times where ρ is 0 or infinite.
+
+    Source: the ancestral samplers of k-diffusion, in ρ = σ; Lu et al. 2022 (arXiv 2211.01095), alg. 1, for 2S.
+    """
+    ts, eta = check_grid(process, ts), nonnegative("eta", eta)
+    alpha, rho = process.alpha(ts), process.rho(ts)
+    h = np.abs(increments(process, "lam", ts))
+    up = rho[1:] * np.minimum(1.0, eta * np.sqrt(-np.expm1(-2.0 * h)))
+    down = np.sqrt(rho[1:] ** 2 - up**2)
+    if not second:
+        ratio = alpha[1:] / alpha[:-1]
+        return _one_line(process, ts, ratio, alpha[1:] * (down - rho[:-1]), alpha[1:] * up, name)
+    if np.any(down == 0):
+        raise ValueError(f"eta={eta!r} leaves ρ_down = 0, where a second-order step in λ is singular; take a smaller η")
+    middle = np.sqrt(rho[:-1] * down)
+    steps = ts.size - 1
+    times, size = np.empty(2 * steps + 1), 2 * steps + 1
+    times[::2], times[1::2] = ts, process.time_from_rho(middle)
+    states, outputs = np.zeros((size, size)), np.zeros((size, size))
+    first = 2 * np.arange(steps)
+    alpha_m = process.alpha(times[1::2])
+    states[first + 1, first] = alpha_m * middle / (alpha[:-1] * rho[:-1])
+    outputs[first + 1, first] = alpha_m * (1.0 - middle / rho[:-1])
+    states[first + 2, first] = alpha[1:] * down / (alpha[:-1] * rho[:-1])
+    outputs[first + 2, first + 1] = alpha[1:] * (1.0 - down / rho[:-1])
+    noise = np.zeros((size, steps))
+    noise[first + 2, np.arange(steps)] = alpha[1:] * up
+    grid_nodes = tuple(range(0, size, 2))
+    intervals = rho_intervals(process, ts)
+    return assemble(process, times, states, outputs, "x0", name, grid_nodes, (), noise, intervals)
+
+
+_KD = "ancestral sampler of k-diffusion 0.1.1"
+for _name, _second, _source in (
+    ("euler_ancestral", False, f"{_KD}, Euler"),
+    ("dpmpp_2s_ancestral", True, f"{_KD}, DPM-Solver++(2S); Lu et al. 2022 (arXiv 2211.01095), alg. 1"),
+):
+    register(
+        Solver(
+            name=_name,
+            build=partial(ancestral, second=_second, name=_name),
+            family="ancestral",
+            order=2 if _second else 1,
+            order_exact_start=None,
+            degree=0,
+            prediction="x0",
+            variable="lam",
+            stages=2 if _second else 1,
+            lam_sde=1.0,
+            strong_order=1,
+            source=_source,
+        )
+    )
