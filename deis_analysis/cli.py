@@ -164,6 +164,24 @@ def solvers(as_json: bool, declared: bool) -> None:
 
 
 @main.command()
+@json_option
+def steppers(as_json: bool) -> None:
+    """List the samplers that are not tables: adaptive, data-dependent; no order is claimed for them."""
+    rows = [
+        {"name": row.name, "prediction": row.prediction, "linear": row.linear, "source": row.source}
+        | {"description": row.description}
+        for row in da.STEPPERS.values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table(Column("sampler", no_wrap=True), "predicts", "what it does", "source", box=None)
+    for row in rows:
+        table.add_row(str(row["name"]), str(row["prediction"]), str(row["description"]), str(row["source"]))
+    Console().print(table)
+
+
+@main.command()
 @click.argument("name")
 @click.option("--steps", type=int, default=10, show_default=True)
 @_grid_options

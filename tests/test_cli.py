@@ -51,6 +51,14 @@ def test_solvers_as_a_table():
         assert name in text
 
 
+def test_steppers_are_listed():
+    rows = json.loads(invoke("steppers", "--json"))
+    assert [row["name"] for row in rows] == list(da.STEPPERS)
+    assert all(row["source"] and row["description"] for row in rows)
+    text = invoke("steppers")
+    assert all(name in text for name in da.STEPPERS)
+
+
 def test_tableau_prints_draws_and_round_trips():
     assert "tab3: 5 calls of eps" in invoke("tableau", "tab3", "--steps", "5")
     assert invoke("tableau", "ddim", "--latex").startswith(r"\begin{array}")
@@ -118,5 +126,5 @@ def test_errors_are_sentences_not_tracebacks(arguments, message):
 
 def test_version_and_help():
     assert da.__version__ in invoke("--version")
-    for command in ("solvers", "tableau", "derive", "order"):
+    for command in ("solvers", "steppers", "tableau", "derive", "order"):
         assert command in invoke("--help")

@@ -195,6 +195,12 @@ _DPM, _PP, _SEEDS = (
 )
 
 
+_ALGORITHM = {
+    "dpm": {1: "first order, DDIM", 2: "alg. 1", 3: "alg. 2"},
+    "dpmpp": {1: "first order, DDIM", 2: "alg. 1", 3: "singlestep third order of the authors' package"},
+}
+
+
 def _register_singlestep() -> None:
     for prefix, prediction, source in (("dpm", "eps", _DPM), ("dpmpp", "x0", _PP)):
         letter = "s" if prediction == "x0" else ""
@@ -211,7 +217,7 @@ def _register_singlestep() -> None:
                     prediction=prediction,
                     variable="lam",
                     stages=order,
-                    source=f"{source}, alg. {1 if order < 3 else 2}",
+                    source=f"{source}, {_ALGORITHM[prefix][order]}",
                 )
             )
     register(

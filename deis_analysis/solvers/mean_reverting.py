@@ -2,7 +2,7 @@ r"""Mean-reverting diffusion: MRS and Resfusion.
 
 On `MeanReverting` x − μ obeys the inner process, so MRS is DPM-Solver(++) on x − μ, ODE and SDE, and every table does
 the shift by itself: the published terms in μ are those that make x ≡ μ a fixed point.  The published second order has
-the exact weights; the third weighs the second difference by half, as the DPM-Solver++ code it follows (see `dpm_solver`).
+the exact weights; the third weighs the second difference by half, as does the DPM-Solver++ code (see `dpm_solver`).
 
 Resfusion is the case μ = R, the residual between a degraded input and the data: its "resnoise" target makes the update
 of DDPM carry the mean.
