@@ -41,6 +41,7 @@ from deis_analysis.solvers import (
     analytic_dpm,
     ancestral,
     bdia,
+    belm,
     build,
     ddim_eta,
     ddpm,
@@ -81,7 +82,14 @@ from deis_analysis.weights import phi, quadrature_weights
 
 __version__ = "0.1.0"
 
-_LAZY = {"reference_solution": "deis_analysis.reference", "Reference": "deis_analysis.reference"}  # these need torch
+_LAZY = {  # these need torch, or are not needed by most
+    "reference_solution": "deis_analysis.reference",
+    "Reference": "deis_analysis.reference",
+    "audit_sampler": "deis_analysis.audit",
+    "Report": "deis_analysis.audit",
+    "extract": "deis_analysis.extraction",
+    "Convention": "deis_analysis.extraction",
+}
 
 __all__ = [
     "EDM",
@@ -94,6 +102,7 @@ __all__ = [
     "BrownianPath",
     "Butcher",
     "ButcherTableau",
+    "Convention",
     "GaussianMixture",
     "Inversion",
     "MeanReverting",
@@ -103,6 +112,7 @@ __all__ = [
     "ProductMixture",
     "RectifiedFlow",
     "Reference",
+    "Report",
     "Simulation",
     "Solver",
     "SubVP",
@@ -116,7 +126,9 @@ __all__ = [
     "amplification",
     "analytic_dpm",
     "ancestral",
+    "audit_sampler",
     "bdia",
+    "belm",
     "build",
     "ddim_eta",
     "ddpm",
@@ -128,6 +140,7 @@ __all__ = [
     "euler_maruyama",
     "exact_transfer",
     "exactness_degree",
+    "extract",
     "extrapolation_error",
     "flow_model",
     "flow_sampler",

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.grids import grid
-from deis_analysis.law import affine_form, law_error, output_law, strong_distance
+from deis_analysis.law import affine_form, check_table, law_error, output_law, strong_distance
 from deis_analysis.mixture import GaussianMixture
 from deis_analysis.orders import OrderEstimate, amplification, observed_order, strong_order, walk, weak_order
-from deis_analysis.process import Array, Process
+from deis_analysis.process import Array, Process, require_process
 from deis_analysis.schedules import VPLinear
 from deis_analysis.solvers import Solver
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import positive_int, real
+from deis_analysis.validate import choose, finite, instance, positive_int
 from deis_analysis.weights import _intervals, clock
 
 __all__ = [
@@ -52,8 +52,10 @@ def distance(a: Tableau, b: Tableau, *, times: bool = True) -> float:
     this is 0.
 
     Raises:
-        ValueError: the tables predict different things (see `Tableau.in_terms_of`).
+        ValueError: the tables predict different things (see `Tableau.in_terms_of`), or one is not a table.
     """
+    instance("a", a, Tableau)
+    instance("b", b, Tableau)
     if a.prediction != b.prediction:
         raise ValueError(f"tab_b predicts {b.prediction!r}; allowed: {a.prediction!r}, convert with in_terms_of")
     p, q = a.butcher(), b.butcher()
@@ -76,17 +78,28 @@ def transfer(tableau: Tableau, process: Process, variance: Any) -> Array:
 
     Returns:
         array of the shape of ``variance``.
+
+    Raises:
+        ValueError: a table that draws noise; variances that are negative or not finite.
     """
+    check_table(tableau, process)
     if tableau.stochastic:
         raise ValueError(f"tableau {tableau.name!r} draws noise; allowed: deterministic tables")
-    v = real("variance", variance)
+    v = finite("variance", variance, 0.0)
     return affine_form(tableau, process, 0.0, v.reshape(-1))[0].reshape(v.shape)
 
 
 def exact_transfer(process: Process, variance: Any, t_start: float, t_end: float) -> Array:
-    """The factor of the exact probability flow on N(0, variance): √((α_s² v + σ_s²)/(α_t² v + σ_t²))."""
-    v = real("variance", variance)
-    start, end = (float(process.alpha(t)) ** 2 * v + float(process.sigma(t)) ** 2 for t in (t_start, t_end))
+    """The factor of the exact probability flow on N(0, variance): √((α_s² v + σ_s²)/(α_t² v + σ_t²)).
+
+    Raises:
+        ValueError: variances that are negative or not finite; nothing is left at ``t_start`` to be scaled.
+    """
+    v = finite("variance", variance, 0.0)
+    ends = (require_process(process)._check_scalar(t, name) for t, name in ((t_start, "t_start"), (t_end, "t_end")))
+    start, end = (float(process.alpha(t)) ** 2 * v + float(process.sigma(t)) ** 2 for t in ends)
+    if np.any(start == 0):
+        raise ValueError(f"t_start={t_start!r}: data of variance 0 are a point there; allowed: times with σ > 0")
     return np.sqrt(end / start)
 
 
@@ -110,19 +123,22 @@ def exactness_degree(
     Returns:
         (N,) integers between −1 (not even constants) and ``max_degree``, one per step of the grid.
     """
+    instance("tableau", tableau, Tableau)
+    require_process(process)
     positive_int("max_degree", max_degree, minimum=0)
     table = tableau if tableau.prediction == prediction else tableau.in_terms_of(process, prediction)
     nodes = table.grid_nodes
     degrees = np.full(len(nodes) - 1, -1)
     for i, (first, last) in enumerate(pairwise(nodes)):
         for m in range(max_degree + 1):
-            if _defect(table, process, prediction, variable, first, last, m, lam_sde) > tolerance:
+            found, exact, scale = step_moment(table, process, prediction, variable, first, last, m, lam_sde)
+            if scale and abs(found - exact) / scale > tolerance:
                 break
             degrees[i] = m
     return degrees
 
 
-def _defect(
+def step_moment(
     table: Tableau,
     process: Process,
     prediction: str,
@@ -131,8 +147,11 @@ def _defect(
     last: int,
     power: int,
     lam_sde: float = 0.0,
-) -> float:
-    """Relative residual of the step ``first`` → ``last`` on z^power, z = (φ − φ_first)/(φ_last − φ_first)."""
+) -> tuple[float, float, float]:
+    """What the step from node ``first`` to ``last`` makes of the prediction z^power, from y = 0 at its start.
+
+    z = (φ − φ_first)/(φ_last − φ_first).  Returns the step's value, the exact one, and the size of the terms.
+    """
     rows = slice(first + 1, last + 1)
     used = np.any(table.states[rows] != 0, axis=0) | np.any(table.outputs[rows] != 0, axis=0)
     used[[first, last]] = True
@@ -147,13 +166,14 @@ def _defect(
     gamma = clock(process, prediction, points, lam_sde)
     outputs = {k: z[j] ** power for k, j in at.items()}
     states = {k: gamma[j] * y[j] for k, j in at.items() if k <= first}
-    scale = abs(gamma[at[last]] * y[at[last]])
+    exact = gamma[at[last]] * y[at[last]]
+    scale = abs(exact)
     for k in range(first + 1, last + 1):
         terms = [table.states[k, j] * states[int(j)] for j in np.flatnonzero(table.states[k])]
         terms += [table.outputs[k, j] * outputs[int(j)] for j in np.flatnonzero(table.outputs[k])]
         states[k] = sum(terms)
         scale = max(scale, max(map(abs, terms), default=0.0))
-    return float(abs(states[last] - gamma[at[last]] * y[at[last]]) / scale) if scale else 0.0
+    return float(states[last]), float(exact), float(scale)
 
 
 def _outward(gaps: Array, origin: int) -> Array:
@@ -194,12 +214,14 @@ def order_problem(process: Process | None = None) -> tuple[Process, GaussianMixt
     standard = VPLinear(0.1, 20.0)
     if process is None or process == standard:
         return standard, mix, {"kind": "t2", "t_start": 0.4, "t_end": 0.1}
+    require_process(process)
     first, last = (float(process.time_from_rho(standard.rho(t))) for t in (0.4, 0.1))
     return process, mix, {"kind": "t2", "t_start": first, "t_end": last}
 
 
 def measure(row: Solver) -> Measurement:
-    """Measure what a registry row declares."""
+    """Measure what a registry row declares; ValueError unless ``row`` is a `Solver`."""
+    instance("row", row, Solver)
     process, mix, options = order_problem(row.home)
     calls = {n: row.build(process, grid(process, n, "t2")).nfe for n in (12, 18, 24)}
     stages, rest = divmod(calls[18] - calls[12], 6)
@@ -231,7 +253,8 @@ def step_counts(row: Solver, start: str) -> tuple[int, ...]:
 
     A low-order start needs many steps to show; whole blocks only.
     """
-    counts = _COUNTS[start]
+    instance("row", row, Solver)
+    counts = _COUNTS[choose("start", start, _COUNTS)]
     if start == "own" and row.starting_steps:
         counts = (160, 320, 640, 1280)
     if start == "weak" and row.starting_steps > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -257,3 +258,98 @@ def order(
     for n, error in zip(found.steps, found.errors, strict=True):
         click.echo(f"{n:6d} steps   error {error:.3e}{'' if n in found.window else '   (outside the window)'}")
     click.echo(f"order {found.slope:.3f} ± {found.standard_error:.3f} with {start} start; declared {declared}")
+
+
+@main.command()
+@click.argument("spec", required=False)
+@click.option("--all", "source", help="Sweep a package: diffusers, azula, k_diffusion or registry.")
+@click.option(
+    "--nfe", type=int, default=20, show_default=True, help="Model calls at which table and schedule are read."
+)
+@click.option("--process", type=ProcessType(), help="For registry rows and functions of times; default VPLinear.")
+@click.option("--grid", "kind", help="Kind of their grid: t1 t2 rho7 logrho.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True), help="Write JSON; - prints it.")
+@click.option(
+    "--html", "html_file", type=click.Path(dir_okay=False, writable=True), help="Write one self-contained page."
+)
+@_clear_errors
+def audit(
+    spec: str | None,
+    source: str | None,
+    nfe: int,
+    process: da.Process | None,
+    kind: str | None,
+    json_file: str | None,
+    html_file: str | None,
+) -> None:
+    """Audit the sampler SPEC: which method it is, its order, its calls, its schedule. Status 1 if there are errors.
+
+    SPEC is registry:NAME, diffusers:CLASS?option=value&…, azula:CLASS?…, k_diffusion:FUNCTION?…, or
+    path/file.py:function?convention=sigmas (or times, edm, table).
+    """
+    from deis_analysis.audit import audit_sampler, page, placed, subject_of
+
+    if (spec is None) == (source is None):
+        raise click.UsageError("give either SPEC or --all PACKAGE")
+    if source is not None:
+        _sweep(source, nfe, json_file)
+        return
+    report = audit_sampler(placed(subject_of(str(spec)), process, kind), nfe=nfe)
+    data = report.to_dict()
+    if json_file == "-":
+        click.echo(json.dumps(data, indent=1))
+    else:
+        _print_report(report)
+        if json_file:
+            Path(json_file).write_text(json.dumps(data, indent=1) + "\n")
+    if html_file:
+        Path(html_file).write_text(page(report))
+    if report.worst == "error":
+        raise SystemExit(1)
+
+
+def _print_report(report: Any) -> None:
+    from deis_analysis.audit import facts, summary
+
+    console = Console()
+    console.print(f"[bold]{report.spec}[/bold]", highlight=False)
+    console.print(summary(report), highlight=False)
+    table = Table(box=None, show_header=False)
+    for name, value in facts(report):
+        shown = "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+        table.add_row(name, shown)
+    for calls, error in report.errors.items():
+        beside = report.beside.get(calls, {})
+        best = f"{beside['best']} {beside['best_error']:.3g}" if beside else "–"
+        ddim = f"{beside['ddim']:.3g}" if beside else "–"
+        table.add_row(f"error at {calls} calls", f"{error:.3g}; DDIM {ddim}; best of the registry {best}")
+    console.print(table)
+    colours = {"error": "red", "warning": "yellow", "info": "dim"}
+    for finding in report.findings:
+        colour = colours[finding.severity]
+        console.print(f"[{colour}]{finding.severity:8s}{finding.code}[/{colour}]: {finding.message}", highlight=False)
+
+
+def _sweep(source: str, nfe: int, json_file: str | None) -> None:
+    """Audit everything of a package; one overview."""
+    from deis_analysis.audit import audit_sampler, catalogue
+
+    reports = []
+    for spec in track(catalogue(source), "auditing", console=Console(stderr=True), transient=True):
+        try:
+            reports.append(audit_sampler(spec, nfe=nfe).to_dict())
+        except ValueError as error:
+            reports.append({"spec": spec, "error": str(error)})
+    if json_file == "-":
+        click.echo(json.dumps(reports, indent=1))
+        return
+    if json_file:
+        Path(json_file).write_text(json.dumps(reports, indent=1) + "\n")
+    table = Table("sampler", "declared", "own", "exact", "nearest", "errors and warnings", box=None)
+    for row in reports:
+        codes = [f["code"] for f in row.get("findings", []) if f["severity"] != "info"]
+        near = row.get("nearest") or {}
+        cells = [row.get("declared_order"), row.get("observed_order"), row.get("order_without_startup")]
+        shown = ["–" if c is None else f"{c:.2f}" if isinstance(c, float) else str(c) for c in cells]
+        table.add_row(row["spec"], *shown, str(near.get("name", "–")), row.get("error") or ", ".join(codes))
+    Console().print(table)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deis_analysis.process import PREDICTIONS
-from deis_analysis.validate import choose, scalar
+from deis_analysis.validate import boolean, choose, finite, function, scalar
 
 Model = Callable[[Any, float], Any]
 
@@ -26,10 +26,15 @@ def flow_model(
         per_own_time: its velocity is per unit of its own clock, rather than over the whole range.
 
     Raises:
-        ValueError: equal times, or an unknown prediction.
+        ValueError: equal or infinite times, an unknown prediction, a model that is not a function.
     """
+    function("model", model)
     choose("prediction", prediction, PREDICTIONS)
-    start, length = scalar("data_time", data_time), scalar("noise_time", noise_time) - scalar("data_time", data_time)
+    boolean("per_own_time", per_own_time)
+    start, stop = (
+        float(finite(name, scalar(name, t))) for name, t in (("data_time", data_time), ("noise_time", noise_time))
+    )
+    length = stop - start
     if length == 0:
         raise ValueError(f"noise_time={noise_time!r} must differ from data_time={data_time!r}")
     factor = (length if per_own_time else 1.0 if length > 0 else -1.0) if prediction == "v" else 1.0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process import Array, Process, require_process
-from deis_analysis.validate import choose, first, positive, positive_int, real
+from deis_analysis.validate import between, choose, first, positive_int, real
 
 _MOST_NODES = 20_001  # tables are dense
 
@@ -16,7 +16,7 @@ _MOST_NODES = 20_001  # tables are dense
 def grid(
     process: Process, steps: int, kind: str = "t2", t_start: float | None = None, t_end: float | None = None
 ) -> Array:
-    """A descending time grid of ``steps`` + 1 points with exact endpoints.
+    """A descending time grid of ``steps`` + 1 points with exact endpoints (``"twostage"`` ends at its own level).
 
     Args:
         steps: number of steps, an integer ≥ 1.
@@ -24,16 +24,18 @@ def grid(
             any exponent in [0.1, 100], ``"rho5"``, ``"t1.5"``); ``"logrho"`` uniform in log ρ, the log-SNR;
             ``"shift3"`` uniform in u with t = s u/(1 + (s − 1) u), the time shift s of flow matching; ``"twostage"``,
             see `two_stage_grid`.
-        t_start, t_end: first and last time, in process time; default ``process.sampling_range``.
+        t_start, t_end: first and last time, in process time; default ``process.sampling_range``.  For ``"twostage"``
+            the ends of its first grid: it stops at its own cut level, above t_end.
 
     Raises:
-        ValueError: names the argument; also where ρ is infinite or zero (λ infinite) at ``t_end``, and at ``t_start``
-            for grids in ρ.
+        ValueError: names the argument; more points than a table may have nodes; ρ infinite or zero (λ infinite) at
+            ``t_end``, or infinite at ``t_start`` for grids in ρ.
 
     Source: Zhang & Chen 2023, app. H.3 (power in t, power in ρ, uniform log ρ); Karras et al. 2022, eq. 5 (rho7);
     Esser et al. 2024 (arXiv 2403.03206), shift of the time steps.
     """
     steps = positive_int("steps", steps)
+    check_nodes(steps + 1, "steps")
     require_process(process)
     if kind == "twostage":
         return two_stage_grid(process, steps, t_start=t_start, t_end=t_end)
@@ -97,7 +99,8 @@ def two_stage_grid(
     noise is left at the end is truncation, not discretization.
 
     Args:
-        steps: N ≥ 1. levels: of the first grid, ≥ 2. exponent, second_exponent: of the grids in ρ and in t.
+        steps: N ≥ 1. levels: of the first grid, ≥ 2. exponent, second_exponent: of the grids in ρ and in t,
+            in [0.1, 100].
         cut: index in the first grid, 1 … levels − 1.
         t_start, t_end: range of the first grid, default ``process.sampling_range``.
 
@@ -109,9 +112,9 @@ def two_stage_grid(
     levels, cut = positive_int("levels", levels, 2), positive_int("cut", cut)
     if cut >= levels:
         raise ValueError(f"cut={cut} must be at most levels - 1 = {levels - 1}")
-    positive(exponent=exponent, second_exponent=second_exponent)
-    first_stage = grid(process, levels - 1, f"rho{exponent:g}", t_start, t_end)
-    return grid(process, steps, f"t{second_exponent:g}", float(first_stage[0]), float(first_stage[cut]))
+    powers = between("exponent", exponent, 0.1, 100), between("second_exponent", second_exponent, 0.1, 100)
+    first_stage = grid(process, levels - 1, f"rho{powers[0]!r}", t_start, t_end)
+    return grid(process, steps, f"t{powers[1]!r}", float(first_stage[0]), float(first_stage[cut]))
 
 
 def _finite_start(process: Process, start: float, kind: str) -> None:
@@ -119,11 +122,11 @@ def _finite_start(process: Process, start: float, kind: str) -> None:
         raise ValueError(f"t_start={start!r}: ρ is infinite there on {process!r}, which kind={kind!r} needs finite")
 
 
-def check_nodes(count: int) -> None:
+def check_nodes(count: int, name: str = "ts") -> None:
     """Raise a ValueError for a table that would be too large: tables are dense (20,001 nodes: 3.2 GB a matrix)."""
     if count > _MOST_NODES:
         raise ValueError(
-            f"ts asks for a table of {count} nodes; allowed: at most {_MOST_NODES}, since tables are dense"
+            f"{name} asks for a table of {count} nodes; allowed: at most {_MOST_NODES}, since tables are dense"
         )
 
 

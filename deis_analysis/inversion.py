@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.process import Array, Process
+from deis_analysis.process import Array, Process, require_process
 from deis_analysis.tableau import Tableau, run
+from deis_analysis.validate import function, instance
 
 _TOLERANCE = 1e-10
 Terms = tuple[tuple[float, int], ...]
@@ -58,6 +59,7 @@ class Inversion:
         Raises:
             ValueError: shapes that differ, or a model output of another shape or not finite.
         """
+        function("model", model)
         mean = self.tableau.mean
         given = [backend.floating(name, x) for name, x in (("last", last), ("before", before))]
         if given[0].shape != given[1].shape:
@@ -80,11 +82,13 @@ class Inversion:
         return states[0] + shift
 
     def growth(self, process: Process) -> float:
-        r"""By how much rounding errors grow on the way back: ∏ 1/G, in y = x/γ.
+        r"""By how much rounding errors grow on the way back, in y = x/γ: a determinant.
 
-        The determinant of the linear part of the map from the last pair of states to the first: for BDIA and BELM the
-        product of 1/G over the steps, for reversible Heun 1.
+        That of the linear part, model outputs held fixed, of the map from the last pair of states to the first pair:
+        for BDIA and BELM ∏ 1/G over the two-step rows; for reversible Heun 2, since each step has 1 but the first,
+        which makes ŷ and y from one state and has ŷ₁ = y₀ + Δ p₀, y₁ = y₀ + ….
         """
+        require_process(process)
         gamma = process.gamma(self.tableau.prediction, self.tableau.times)
         total, live = 1.0, sorted(self.needs)
         for block in self.blocks:
@@ -107,7 +111,7 @@ def invert(tableau: Tableau) -> Inversion:
     Source: Zhang et al. 2024 (BDIA, arXiv 2307.10829); Wang et al. 2024 (BELM, arXiv 2410.07273); Kidger 2022 (arXiv
     2202.02435), reversible Heun; here for any table, by elimination.
     """
-    if tableau.stochastic:
+    if instance("tableau", tableau, Tableau).stochastic:
         raise ValueError(f"tableau {tableau.name!r} draws noise; allowed: deterministic tables")
     last = tableau.times.size - 1
     known = {last, last - 1}

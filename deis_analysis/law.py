@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process import Array, Process
+from deis_analysis.process import Array, Process, require_process
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import real
+from deis_analysis.validate import finite, instance, real
 
 Axes = tuple[Array, Array, Array]  # means (V,), variances (V,), principal axes (V, V) or ()
 
@@ -28,12 +28,10 @@ def affine_form(tableau: Tableau, process: Process, mean: Any, variance: Any) ->
         c (V,), d (V,), e (V, L); x_T and the result are in the coordinates of the process (x − μ on `MeanReverting`).
 
     Raises:
-        ValueError: negative or non-finite variances.
+        ValueError: negative or non-finite variances, a table that reverts to another mean than the process.
     """
-    v, m = real("variance", variance), real("mean", mean)
-    if not (np.all(np.isfinite(v)) and np.all(v >= 0)):
-        raise ValueError(f"variance={variance!r} must be finite and >= 0")
-    m = np.broadcast_to(m, v.shape)
+    check_table(tableau, process)
+    m, v = _data(mean, variance)
     count, noises = tableau.times.size, tableau.noise.shape[1]
     rows = np.zeros((count, v.size, 2 + noises))  # c, d, e at every node
     outputs = np.zeros_like(rows)
@@ -53,6 +51,36 @@ def affine_form(tableau: Tableau, process: Process, mean: Any, variance: Any) ->
     return rows[-1, :, 0], rows[-1, :, 1], rows[-1, :, 2:]
 
 
+def check_table(tableau: Any, process: Any) -> None:
+    """Raise a ValueError unless ``tableau`` is a `Tableau`, ``process`` a `Process`, and both revert to one mean."""
+    instance("tableau", tableau, Tableau)
+    require_process(process)
+    a, b = (np.zeros(()) if mean is None else real("mean", mean) for mean in (tableau.mean, process.mean))
+    if (a.ndim and b.ndim and a.shape != b.shape) or np.any(a != b):
+        raise ValueError(f"tableau {tableau.name!r} reverts to the mean {tableau.mean!r}; allowed: {process.mean!r}")
+
+
+def _data(mean: Any, variance: Any) -> tuple[Array, Array]:
+    """(V,) means and (V,) variances of the data along V axes."""
+    v = np.atleast_1d(finite("variance", variance, 0.0))
+    if v.ndim != 1:
+        raise ValueError(f"variance has shape {v.shape}; allowed: a number or (V,)")
+    return _fitting("mean", mean, v.shape), v
+
+
+def _fitting(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """``value`` as an array of ``shape``, from one number or an array of that shape."""
+    m = finite(name, value)
+    if m.shape not in ((), (1,), shape):
+        raise ValueError(f"{name} has shape {m.shape}; allowed: one number or {shape}")
+    return np.broadcast_to(m, shape)
+
+
+def _target(process: Process, shape: tuple[int, ...]) -> Array:
+    """The mean that the process reverts to, 0 if none, in ``shape``."""
+    return np.zeros(shape) if process.mean is None else _fitting("mean of the process", process.mean, shape)
+
+
 def _prediction(process: Process, prediction: str, t: float, mean: Array, variance: Array) -> tuple[Array, Array]:
     """(gain, offset) of the exact prediction gain · x + offset on N(mean, variance) at time t."""
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
@@ -63,14 +91,13 @@ def _prediction(process: Process, prediction: str, t: float, mean: Array, varian
 
 def _axes(process: Process, mean: Any, covariance: Any) -> tuple[Axes, tuple[int, ...]]:
     """Mean and variances along principal axes, and the shape of the covariance given."""
-    c = real("covariance", covariance)
-    if c.ndim > 2 or (c.ndim == 2 and c.shape[0] != c.shape[1]):
+    c = finite("covariance", covariance)
+    if c.ndim > 2 or c.size == 0 or (c.ndim == 2 and c.shape[0] != c.shape[1]):
         raise ValueError(f"covariance has shape {c.shape}; allowed: a number, (d,) variances or (d, d)")
     size = 1 if c.ndim == 0 else c.shape[0]
-    m = np.broadcast_to(real("mean", mean), (size,)).astype(np.float64)
-    if process.mean is not None:
-        m = m - np.broadcast_to(real("mean of the process", process.mean), (size,))
+    m = _fitting("mean", mean, (size,)) - _target(process, (size,))
     if c.ndim < 2:
+        finite("covariance", covariance, 0.0)
         return (m, c.reshape(size), np.empty(0)), c.shape
     if not np.allclose(c, c.T, rtol=1e-12, atol=0):
         raise ValueError("covariance must be symmetric")
@@ -87,29 +114,28 @@ def output_law(
 
     Args:
         mean: number or (d,). covariance: variance, (d,) variances of independent coordinates, or (d, d).
-        start: (mean, variance) of x_T, the same for all coordinates, such as (0, 1); by default the exact law of the
-            process at the table's first time.
+        start: (mean, variance) of x_T, such as (0, 1): a number or (d,), and one variance ≥ 0 for all coordinates; by
+            default the exact law of the process at the table's first time.
 
     Returns:
         mean (d,) or (), and covariance in the shape it was given.
 
     Raises:
-        ValueError: a covariance that is not symmetric positive semi-definite.
+        ValueError: a covariance that is not symmetric positive semi-definite; a mean or start of another shape or not
+            finite; a table that reverts to another mean than the process.
     """
+    check_table(tableau, process)
     (m, v, axes), shape = _axes(process, mean, covariance)
     c, d, e = affine_form(tableau, process, m, v)
     first = float(tableau.times[0])
     alpha, sigma = float(process.alpha(first)), float(process.sigma(first))
-    shift = np.zeros_like(m)
-    if process.mean is not None:
-        shift = np.broadcast_to(real("mean of the process", process.mean), m.shape)
-        shift = axes.T @ shift if axes.size else shift
+    shift = _target(process, m.shape)
+    shift = axes.T @ shift if axes.size else shift
     if start is None:
         start_mean, start_variance = alpha * m, alpha**2 * v + sigma**2
     else:
-        level = np.broadcast_to(real("start", start[0]), m.shape)
+        level, start_variance = _start(start, m.shape)
         start_mean = (axes.T @ level if axes.size else level) - shift
-        start_variance = np.full_like(v, float(start[1]))
     out_mean = c * start_mean + d + shift
     variance = c**2 * start_variance + np.sum(e**2, axis=1)
     if axes.size:
@@ -117,17 +143,26 @@ def output_law(
     return out_mean.reshape(shape if shape else ()), variance.reshape(shape)
 
 
+def _start(start: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Mean and variance of x_T as given, along all coordinates."""
+    if not isinstance(start, (tuple, list)) or len(start) != 2:
+        raise ValueError(f"start={start!r} must be a pair (mean, variance)")
+    variance = finite("start variance", start[1], 0.0)
+    if variance.ndim:
+        raise ValueError(f"start variance has shape {variance.shape}; allowed: one number")
+    return _fitting("start mean", start[0], shape), np.full(shape, float(variance))
+
+
 def law_error(tableau: Tableau, process: Process, mean: Any, variance: Any) -> Array:
     """(V,) 2-Wasserstein distances between the output's law and the exact one, per axis of the data N(mean, variance).
 
     Between Gaussians in one dimension: √((difference of means)² + (difference of standard deviations)²).
     """
-    v = np.atleast_1d(real("variance", variance))
-    m = np.broadcast_to(real("mean", mean), v.shape)
+    m, v = _data(mean, variance)
     found_mean, found_variance = output_law(tableau, process, m, v)
     last = float(tableau.times[-1])
     alpha, sigma = float(process.alpha(last)), float(process.sigma(last))
-    exact_mean = alpha * m if process.mean is None else alpha * m + (1.0 - alpha) * real("mean", process.mean)
+    exact_mean = alpha * m + (1.0 - alpha) * _target(process, v.shape)
     difference = np.sqrt(found_variance) - np.sqrt(alpha**2 * v + sigma**2)
     return np.asarray(np.hypot(found_mean - exact_mean, difference))
 
@@ -139,10 +174,14 @@ def strong_distance(a: Tableau, b: Tableau, process: Process, mean: Any, varianc
     are correlated by the overlap of their intervals.
 
     Raises:
-        ValueError: the intervals of a table overlap one another.
+        ValueError: the intervals of a table overlap one another; the tables start at different times.
     """
-    v = np.atleast_1d(real("variance", variance))
-    m = np.broadcast_to(real("mean", mean), v.shape)
+    for table in (a, b):
+        check_table(table, process)
+    m, v = _data(mean, variance)
+    m = m - _target(process, v.shape)
+    if not np.isclose(a.times[0], b.times[0], rtol=1e-12, atol=0):
+        raise ValueError(f"b starts at t={float(b.times[0])!r}; allowed: {float(a.times[0])!r}, where a starts")
     (c1, d1, e1), (c2, d2, e2) = (affine_form(table, process, m, v) for table in (a, b))
     first = float(a.times[0])
     alpha, sigma = float(process.alpha(first)), float(process.sigma(first))

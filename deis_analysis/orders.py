@@ -14,7 +14,7 @@ from deis_analysis.mixture import GaussianMixture, ProductMixture
 from deis_analysis.process import Array, Process
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Model, Tableau
-from deis_analysis.validate import choose, positive_int
+from deis_analysis.validate import choose, function, instance, positive_int
 
 Builder = Callable[[Process, Array], Tableau]
 Exact = GaussianMixture | ProductMixture
@@ -98,6 +98,8 @@ def observed_order(
         ValueError: fewer than three errors lie clearly above the round-off floor: there is no order to fit.
     """
     choose("start", start, ("own", "exact"))
+    if not callable(getattr(mix, "flow", None)):
+        raise ValueError(f"mix={mix!r} must be a GaussianMixture or ProductMixture")
     counts = _counts(steps)
     builder: Builder
     if callable(solver):
@@ -127,7 +129,7 @@ def observed_order(
 
 def amplification(tableau: Tableau) -> float:
     """Σ |weights| of the model outputs in the result: the gain of an error of size 1 in every model call."""
-    return float(np.sum(np.abs(tableau.butcher().weights[-1])))
+    return float(np.sum(np.abs(instance("tableau", tableau, Tableau).butcher().weights[-1])))
 
 
 def _counts(steps: Any) -> list[int]:
@@ -191,11 +193,11 @@ def weak_order(
     Raises:
         ValueError: fewer than three errors lie above the round-off floor: the law is exact.
     """
-    data = (_GAUSSIANS[0] if mean is None else mean, _GAUSSIANS[1] if variance is None else variance)
-    counts = _counts(steps)
-    tables = [build(process, grid(process, n, kind, t_start, t_end)) for n in counts]
-    errors = [_rms(law_error(table, process, *data)) for table in tables]
-    return _fit(counts, np.array(errors), 1e-14 * np.sqrt(np.array(counts)))
+
+    def error(table: Callable[[int], Tableau], n: int, *data: Any) -> Array:
+        return law_error(table(n), process, *data)
+
+    return _law_order(build, process, steps, (mean, variance), (kind, t_start, t_end), error)
 
 
 def strong_order(
@@ -215,10 +217,21 @@ def strong_order(
 
     Args and raises: as `weak_order`.
     """
-    data = (_GAUSSIANS[0] if mean is None else mean, _GAUSSIANS[1] if variance is None else variance)
+
+    def error(table: Callable[[int], Tableau], n: int, *data: Any) -> Array:
+        return strong_distance(table(n), table(2 * n), process, *data)
+
+    return _law_order(build, process, steps, (mean, variance), (kind, t_start, t_end), error)
+
+
+def _law_order(
+    build: Builder, process: Process, steps: Any, data: tuple[Any, Any], span: tuple[Any, Any, Any], error: Any
+) -> OrderEstimate:
+    """The order of ``error`` (table at n steps, n, mean, variance) on Gaussian data, the standard ones if None."""
+    function("build", build)
+    given = [standard if value is None else value for value, standard in zip(data, _GAUSSIANS, strict=True)]
+    if np.size(given[0]) > 1 and np.size(given[1]) == 1:
+        given[1] = np.broadcast_to(given[1], np.shape(given[0]))
     counts = _counts(steps)
-    errors = []
-    for n in counts:
-        a, b = (build(process, grid(process, m, kind, t_start, t_end)) for m in (n, 2 * n))
-        errors.append(_rms(strong_distance(a, b, process, *data)))
+    errors = [_rms(error(lambda m: build(process, grid(process, m, *span)), n, *given)) for n in counts]
     return _fit(counts, np.array(errors), 1e-14 * np.sqrt(np.array(counts)))

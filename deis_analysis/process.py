@@ -215,8 +215,10 @@ class Process:
 
     def kappa_rate(self, prediction: str, t: Any) -> Array:
         """dκ/dt."""
-        t = self._check(t)
-        match choose("prediction", prediction, PREDICTIONS):
+        return self._kappa_rate(choose("prediction", prediction, PREDICTIONS), self._check(t))
+
+    def _kappa_rate(self, prediction: str, t: Array) -> Array:
+        match prediction:
             case "eps":
                 return self._rho(t) * self._rate(t)
             case "x0":
@@ -228,8 +230,10 @@ class Process:
 
     def variable_rate(self, variable: str, t: Any) -> Array:
         """dφ/dt of the interpolation variable φ ∈ {t, rho, lam, inv_rho}."""
-        t = self._check(t)
-        match choose("variable", variable, VARIABLES):
+        return self._variable_rate(choose("variable", variable, VARIABLES), self._check(t))
+
+    def _variable_rate(self, variable: str, t: Array) -> Array:
+        match variable:
             case "t":
                 return np.ones_like(t)
             case "rho":
@@ -299,8 +303,9 @@ class MeanReverting(Process):
             if re.fullmatch(r"_[a-z]\w*", name) and not name.startswith("_check") and name not in self._SCALED:
                 setattr(self, name, getattr(process, name))
 
-    _SCALED: ClassVar[frozenset[str]] = frozenset(
+    _SCALED: ClassVar[frozenset[str]] = frozenset(  # what c changes, or is made of such
         {"_sigma", "_rho", "_lam", "_time_from_rho", "_kappa_score", "_kappa_x0_rate", "_diffusion_squared", "_v_rates"}
+        | {"_kappa_rate", "_variable_rate"}
     )
 
     def _sigma(self, t: Array) -> Array:

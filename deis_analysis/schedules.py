@@ -312,6 +312,9 @@ class EDM(_VarianceExploding):
         with np.errstate(divide="ignore"):
             return 1.0 / t
 
+    def _v_rates(self, t: Array) -> tuple[Array, Array]:
+        return np.zeros_like(t), np.ones_like(t)  # also at t = 0, where the rate is infinite
+
     def _time_from_rho(self, rho: Array) -> Array:
         return np.array(rho)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import reprlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 def choose(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -21,8 +24,8 @@ def choose(name: str, value: Any, allowed: Iterable[str]) -> str:
     raise ValueError(f"{name}={value!r} is unknown{hint}. Allowed: {', '.join(allowed)}")
 
 
-def positive_int(name: str, value: Any, minimum: int = 1) -> int:
-    """Return ``value`` as an int; raise a ValueError unless it is an integer ≥ ``minimum`` (True and 3.0 are not)."""
+def positive_int(name: str, value: Any, minimum: int = 1, most: int | None = None) -> int:
+    """``value`` as an int; ValueError unless an integer ≥ ``minimum`` (True and 3.0 are not) and at most ``most``."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -31,7 +34,30 @@ def positive_int(name: str, value: Any, minimum: int = 1) -> int:
         raise ValueError(f"{name}={value!r} must be an integer >= {minimum}") from None
     if number < minimum:
         raise ValueError(f"{name}={number} must be an integer >= {minimum}")
+    if most is not None and number > most:
+        raise ValueError(f"{name}={number} must be at most {most}")
     return number
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return ``value`` as a bool; ValueError unless it is True or False (1 and "no" are not)."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}={value!r} must be True or False")
+    return bool(value)
+
+
+def instance(name: str, value: Any, kind: type[T]) -> T:
+    """Return ``value``; ValueError unless it is an instance of ``kind``."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}={reprlib.repr(value)} must be a {kind.__name__}")
+    return value
+
+
+def function(name: str, value: Any) -> Any:
+    """Return ``value``; ValueError unless it can be called."""
+    if not callable(value):
+        raise ValueError(f"{name}={value!r} must be a function")
+    return value
 
 
 def real(name: str, value: Any) -> np.ndarray:
@@ -43,6 +69,14 @@ def real(name: str, value: Any) -> np.ndarray:
         return np.array(plain, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{name}={value!r} must be made of real numbers") from None
+
+
+def finite(name: str, value: Any, minimum: float = -math.inf) -> np.ndarray:
+    """``value`` as a new float64 array; ValueError unless made of finite numbers ≥ ``minimum``."""
+    array = real(name, value)
+    if not np.all(np.isfinite(array) & (array >= minimum)):
+        raise ValueError(f"{name}={value!r} must be finite" + (f" and >= {minimum:g}" if minimum > -math.inf else ""))
+    return array
 
 
 def scalar(name: str, value: Any) -> float:
@@ -68,11 +102,13 @@ def first(values: np.ndarray, where: np.ndarray) -> str:
     return f"{float(values[i])!r} at index {i}"
 
 
-def nonnegative(name: str, value: Any) -> float:
-    """Return ``value`` as a float; ValueError unless it is one finite number ≥ 0."""
+def nonnegative(name: str, value: Any, most: float = math.inf) -> float:
+    """Return ``value`` as a float; ValueError unless it is one finite number ≥ 0 and at most ``most``."""
     number = scalar(name, value)
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name}={value!r} must be a finite number >= 0")
+    if number > most:
+        raise ValueError(f"{name}={value!r} must be at most {most:g}")
     return number
 
 

@@ -59,7 +59,7 @@ def _panels(process: Process, points: Array) -> Array:
     u = np.arange(1, count) / count
     interior = lam[:-1, None] + u * np.diff(lam)[:, None]
     low, high = np.minimum(points[:-1], points[1:])[:, None], np.maximum(points[:-1], points[1:])[:, None]
-    inside = np.clip(process.time_from_lam(interior), low, high) if count > 1 else interior
+    inside = np.clip(process._time_from_rho(np.exp(-interior)), low, high) if count > 1 else interior
     edges = np.concatenate([points[:-1, None], inside, points[1:, None]], axis=1)
     if process.breakpoints.size == 0:
         return edges
@@ -81,10 +81,11 @@ def _intervals(
     width = np.diff(edges, axis=1)[..., None]
     middle = 0.5 * (edges[:, :1] + edges[:, -1:])[..., None]
     tau = np.where(width == 0, middle, edges[:, :-1, None] + width * xi)
-    measure = process.kappa_rate(prediction, tau) * (width * omega)
+    # unchecked: between the last level and the data a process may have times that are not in its public range
+    measure = process._kappa_rate(prediction, tau) * (width * omega)
     if lam_sde:
-        measure *= (1.0 + lam_sde**2) * (process.rho(tau) ** -(lam_sde**2) if prediction == "x0" else 1.0)
-    rate = width * process.variable_rate(variable, tau)
+        measure *= (1.0 + lam_sde**2) * (process._rho(tau) ** -(lam_sde**2) if prediction == "x0" else 1.0)
+    rate = width * process._variable_rate(variable, tau)
     increments = rate @ omega
     before = np.cumsum(increments, axis=1) - increments
     before[:, 0] = 0.0

@@ -20,6 +20,12 @@ CONFIG: Config = {
     "t_start": 1.0,
     "t_end": 1e-3,
     "grid": "t2",
+    "solvers": [
+        "ddim", "tab1", "tab2", "tab3", "rhoab1", "rhoab2", "rhoab3", "logrhoab1", "logrhoab2", "logrhoab3",
+        "ipndm2", "ipndm3", "ipndm4", "euler", "ei_score", "rhork_2midpoint", "rhork_2heun", "rhork_3kutta",
+        "rhork_3heun", "rhork_3ralston", "rhork_3vdh", "rhork_3ssprk", "rhork_4rk",
+        "dpm_3", "dpmpp_2m", "dpmpp_3m", "edm_heun", "unipc3_bh2_x0",
+    ],
     "std": 0.0,
     "samples": 512,
     "seed": 0,
@@ -30,7 +36,7 @@ CONFIG: Config = {
     "shown": ["ddim", "rhork_2heun", "rhoab3", "tab3"],
     "shown_samples": 14,
     "device": "cpu",
-}
+}  # fmt: skip
 QUICK: Config = {"samples": 256, "rtol": 1e-5, "calls": [5, 10], "shown_samples": 6}
 
 
@@ -39,7 +45,7 @@ def compute(config: Config, progress: Progress) -> Frame:
     problem = digits_problem(config)
     progress(0.3)
     grid = da.grid(problem.process, 12, config["grid"], config["t_start"], config["t_end"])
-    groups = distinct_solvers(problem.process, grid)
+    groups = distinct_solvers(problem.process, grid, config["solvers"])
     rows: list[dict[str, Any]] = []
     squares: dict[str, np.ndarray] = {}
     target = problem.nearest(problem.reference)
@@ -51,7 +57,7 @@ def compute(config: Config, progress: Progress) -> Frame:
                 name,
                 problem.process,
                 da.grid(problem.process, steps, config["grid"], config["t_start"], config["t_end"]),
-            )
+            ).in_terms_of(problem.process, "eps")
             x = da.run(table, problem.model, problem.x_T)
             error = ((x - problem.reference) ** 2).mean(dim=1).cpu().numpy()
             rows.append(

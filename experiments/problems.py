@@ -12,6 +12,8 @@ import numpy as np
 import deis_analysis as da
 from deis_analysis.process import Array, Process
 
+_SAME = 1e-9  # largest difference of two tables of the same method: rounding, on grids that reach ρ = 80
+
 
 def vp_linear(config: dict[str, Any]) -> da.VPLinear:
     """The process of a configuration: VPLinear with its ``beta_min`` and ``beta_max``."""
@@ -28,6 +30,17 @@ def digits() -> Array:
 def broad_mixture() -> da.GaussianMixture:
     """A 1-D mixture of two Gaussians of standard deviations 0.22 and 0.17, with an exact flow."""
     return da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.05, 0.03])
+
+
+def product_mixture() -> da.ProductMixture:
+    """Four independent coordinates, each a different 1-D mixture, from one Gaussian to three modes; an exact flow."""
+    marginals = (
+        ([1.0], [0.3], [0.2]),
+        ([0.4, 0.6], [-1.0, 0.8], [0.05, 0.03]),
+        ([0.2, 0.5, 0.3], [-1.2, 0.0, 1.0], [0.02, 0.05, 0.02]),
+        ([0.8, 0.2], [-0.2, 0.9], [0.3, 0.01]),
+    )
+    return da.ProductMixture([da.GaussianMixture(*parts) for parts in marginals])
 
 
 def gaussian_like(data: Array, floor: float) -> da.GaussianMixture:
@@ -65,8 +78,8 @@ class DigitsProblem:
         return torch.cdist(x, self.data).argmin(dim=1)
 
 
-def digits_problem(config: dict[str, Any]) -> DigitsProblem:
-    """Set up the digits with `reference_solution` (DOPRI5 at ``rtol``) as ground truth.
+def digits_problem(config: dict[str, Any], images: Array | None = None) -> DigitsProblem:
+    """Set up the digits, or some of their ``images``, with `reference_solution` (DOPRI5 at ``rtol``) as ground truth.
 
     Uses of ``config``: beta_min, beta_max, std, samples, seed, t_start, t_end, rtol, device.
     """
@@ -74,7 +87,7 @@ def digits_problem(config: dict[str, Any]) -> DigitsProblem:
 
     process = vp_linear(config)
     device = torch.device(config["device"])
-    data = torch.tensor(digits(), device=device)
+    data = torch.tensor(digits() if images is None else images, device=device)
     model = da.ideal_denoiser(data, process, std=config["std"])
     x_T = torch.tensor(noise(config["samples"], data.shape[1], config["seed"]), device=device)
     found = da.reference_solution(
@@ -109,16 +122,23 @@ def step_points(ts: Array, points: int) -> list[float]:
     return visited
 
 
-def distinct_solvers(process: Process, ts: Array) -> dict[str, list[str]]:
-    """Deterministic registry solvers on a grid, first name → all names of the same method (equal Butcher forms)."""
+def distinct_solvers(
+    process: Process, ts: Array, names: Iterable[str] | None = None, *, stochastic: bool = False
+) -> dict[str, list[str]]:
+    """Registry solvers on a grid, first name → all names of the same method: equal Butcher forms in terms of ε.
+
+    Args:
+        ts: a grid whose number of steps suits the blocks of all solvers, such as 12.
+        names: which solvers, all by default. stochastic: those that draw noise, rather than those that do not.
+    """
     groups: dict[str, list[str]] = {}
-    tables = {name: da.build(name, process, ts) for name in da.SOLVERS}
+    tables = {name: da.build(name, process, ts) for name in (da.SOLVERS if names is None else names)}
+    tables = {
+        name: table.in_terms_of(process, "eps") for name, table in tables.items() if table.stochastic == stochastic
+    }
     for name, table in tables.items():
-        if table.stochastic:
-            continue  # a pathwise error against the probability flow says nothing about a method that draws noise
         for first in groups:
-            other = tables[first]
-            if other.nfe == table.nfe and other.prediction == table.prediction and da.distance(other, table) < 1e-12:
+            if tables[first].nfe == table.nfe and da.distance(tables[first], table) < _SAME:
                 groups[first].append(name)
                 break
         else:
@@ -127,8 +147,13 @@ def distinct_solvers(process: Process, ts: Array) -> dict[str, list[str]]:
 
 
 def steps_for(name: str, calls: int) -> int:
-    """Steps of a registry solver that cost at most ``calls`` model calls; 0 if not even one step fits."""
-    return calls // da.SOLVERS[name].stages
+    """Steps of a registry solver that cost at most ``calls`` model calls, in whole blocks; 0 if none fit.
+
+    None fit, either, where a start that costs extra calls is all there would be.
+    """
+    row = da.SOLVERS[name]
+    steps = (calls - row.extra_calls) // row.stages // row.block * row.block
+    return steps if steps > 0 and (row.extra_calls <= 0 or steps >= row.starting_steps) else 0
 
 
 def bootstrap_ratio(a: Array, b: Array, seed: int, draws: int = 2000) -> tuple[float, float]:

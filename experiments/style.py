@@ -24,13 +24,30 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"  # Okabe & Ito 2008
 GREY = "#8a8a8a"
 
+_DPM, _UNIPC, _SDE = (ORANGE, "DPM-Solver(++)"), ("#7F3C8D", "UniPC"), (VERMILLION, "SDE multistep")
 _FAMILIES = {  # (family, variable of the interpolant): colour and the name that figures print
     ("baselines", "t"): (GREY, "baselines"),
     ("adams", "t"): (BLUE, "tAB"),
     ("adams", "rho"): (SKY, "ρAB"),
     ("adams", "lam"): (GREEN, "log-ρAB"),
     ("ipndm", "t"): (PURPLE, "iPNDM"),
+    ("pndm", "t"): ("#C2478F", "PNDM"),
     ("runge_kutta", "rho"): (VERMILLION, "ρRK"),
+    ("edm", "rho"): ("#8C2D04", "EDM"),
+    ("dpm_singlestep", "lam"): _DPM,
+    ("dpm_multistep", "lam"): _DPM,
+    ("unipc", "lam"): _UNIPC,
+    ("reversible", "rho"): ("#5A7F2B", "reversible"),
+    ("reversible", "inv_rho"): ("#5A7F2B", "reversible"),
+    ("flow", "t"): ("#9A8B00", "flow"),
+    ("mrs", "lam"): ("#A5694F", "MRS"),
+    ("sde_multistep", "lam"): _SDE,
+    ("seeds", "lam"): (SKY, "SEEDS"),
+    ("ddim_eta", "lam"): (BLUE, "DDIM(η)"),
+    ("ancestral", "lam"): (GREEN, "ancestral"),
+    ("score_sde", "lam"): (GREY, "score SDE"),
+    ("analytic_dpm", "lam"): (PURPLE, "Analytic-DPM"),
+    ("splitting", "t"): ("#9A8B00", "splitting"),
 }
 _SPARE = (ORANGE, BLACK, "#B8A800", "#7F3C8D", "#80BA5A", "#A5694F")  # for families yet to come, in order of registry
 _MARKERS = {1: "o", 2: "s", 3: "^", 4: "D"}
@@ -54,13 +71,17 @@ def family(name: str) -> tuple[str, str]:
 
 
 def look(name: str) -> dict[str, Any]:
-    """Line properties of a registry solver, for ``ax.plot``; the order is that of the method with an exact start."""
+    """Line properties of a registry solver, for ``ax.plot``.
+
+    The marker is the order with an exact start or, of a method that draws noise, the weak order.
+    """
     row = SOLVERS[name]
+    order = row.order if row.order_exact_start is None else row.order_exact_start
     return {
         "color": family(name)[0],
-        "marker": _MARKERS.get(row.order_exact_start, "o"),
+        "marker": _MARKERS.get(order, "o"),
         "linestyle": _LINES[row.prediction],
-        "markerfacecolor": "white" if row.order_exact_start > 1 else family(name)[0],
+        "markerfacecolor": "white" if order > 1 else family(name)[0],
     }
 
 
@@ -151,6 +172,26 @@ def slope_fan(ax: Any, orders: Sequence[int], left: float, top: float, width: fl
     ax.annotate("order", (x1, y0), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color="#333333")
 
 
+def ratio_interval(ax: Any, row: Any, y: float) -> None:
+    """A ratio at ``y``: dot, ``low`` to ``high`` thick, ``seed_low`` to ``seed_high`` thin; grey if 1 is between."""
+    colour = BLUE if row.low > 1 else VERMILLION if row.high < 1 else GREY
+    ax.plot([row.seed_low, row.seed_high], [y, y], color=colour, lw=1.0)
+    ax.plot([row.low, row.high], [y, y], color=colour, lw=3.5, solid_capstyle="butt")
+    ax.plot(row.ratio, y, "o", color=colour, markeredgecolor="white", markersize=7, zorder=3)
+
+
+def ratio_axis(ax: Any, places: Sequence[float], names: Sequence[str], title: str, xlabel: str) -> None:
+    """The axes of `ratio_interval`, with a name at each place and a line at 1."""
+    ax.axvline(1.0, color="#333333", lw=1.0, zorder=0)
+    ax.set(xscale="log", title=title, xlabel=xlabel)
+    low, high = ax.get_xlim()
+    plain_log_ticks(ax.xaxis, [v for v in (0.25, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8, 12) if low <= v <= high])
+    ax.set_yticks(places, names, fontsize=9)
+    ax.set_ylim(max(places) + 0.6, min(places) - 1.7)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+
+
 def plain_log_ticks(axis: Any, ticks: Sequence[float]) -> None:
     """Ticks at round numbers, written as such, on a logarithmic axis."""
     axis.set_major_locator(matplotlib.ticker.FixedLocator(list(ticks)))
@@ -164,6 +205,11 @@ def setting(config: dict[str, Any]) -> str:
     if "t_start" in config:
         text += f", t from {config['t_start']:g} to {config['t_end']:g}"
     return text
+
+
+def texts(column: Any) -> Any:
+    """A column of text; a field that is empty in the CSV, which is read as NaN, is empty again."""
+    return column.astype(object).fillna("")
 
 
 def as_text(value: float, digits: int = 2) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import deis_analysis as da
 from experiments import Config, Frame, Progress, style
-from experiments.problems import broad_mixture, digits_problem
+from experiments.problems import broad_mixture, digits_problem, steps_for
 
 NAME = "time_grids"
 QUESTION = "How much does the time grid matter, and is the best one the same for every sampler?"
@@ -47,8 +47,9 @@ def compute(config: Config, progress: Progress) -> Frame:
         for solver in config["solvers"]:
             for kind in config["grids"]:
                 for calls in config["calls"]:
-                    ts = da.grid(process, calls, kind, config["t_start"], config["t_end"])
-                    table = da.build(solver, process, ts)
+                    steps = steps_for(solver, calls)
+                    ts = da.grid(process, steps, kind, config["t_start"], config["t_end"])
+                    table = da.build(solver, process, ts).in_terms_of(process, "eps")
                     gap = da.run(table, model, start) - truth
                     rows.append(
                         {

@@ -39,7 +39,7 @@ def compute(config: Config, progress: Progress) -> Frame:
             exact = da.exact_transfer(process, variances, config["t_start"], config["t_end"])
             ratios = da.transfer(table, process, variances) / exact
             rows += [
-                {"part": part, "solver": solver, "nfe": table.nfe, "variance": v, "ratio": r}
+                {"part": part, "solver": solver, "steps": steps, "nfe": table.nfe, "variance": v, "ratio": r}
                 for v, r in zip(variances, ratios, strict=True)
             ]
         progress(done / len(config["solvers"]))
@@ -89,12 +89,12 @@ def draw(frame: Frame, config: Config) -> Figure:
     for solver, part in curves.groupby("solver", sort=False):
         look = {**style.look(solver), "linewidth": 2.2, "markevery": max(1, len(part) // 12)}
         ax.plot(part.variance, part.ratio, **look)
-        steps = da.SOLVERS[str(solver)].stages
+        steps = int(part.steps.iloc[0])
         ends.append(
             (
                 part.variance.iloc[-1],
                 part.ratio.iloc[-1],
-                f"{solver}" + (f" ({part.nfe.iloc[0] // steps} steps)" if steps > 1 else ""),
+                f"{solver}" + (f" ({steps} steps)" if steps != part.nfe.iloc[0] else ""),
                 look["color"],
             )
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import re
@@ -18,9 +20,9 @@ import torch
 from click.testing import CliRunner, Result
 
 import deis_analysis as da
-from experiments import discover, runner, style
+from experiments import discover, field_audit, runner, solver_atlas, stochastic_law, style, unnamed_corner
 from experiments.__main__ import main
-from experiments.problems import bootstrap_ratio, distinct_solvers, exact_path
+from experiments.problems import bootstrap_ratio, digits, distinct_solvers, exact_path, steps_for
 
 EXPERIMENTS = discover()
 CHEAP = "transfer"
@@ -60,7 +62,7 @@ def contents(folder: Path, name: str) -> dict[str, tuple[int, bytes]]:
 # -- what a result is -----------------------------------------------------------------------------
 def test_the_first_set_is_there():
     wanted = "convergence ei_versus_euler extrapolation time_grids transfer digits_work_precision weights_accuracy"
-    assert set(EXPERIMENTS) >= set(wanted.split())
+    assert set(EXPERIMENTS) >= {*wanted.split(), "solver_atlas", "stochastic_law", "unnamed_corner", "field_audit"}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -169,6 +171,223 @@ def test_weights_verdict_turns_with_the_data(quick):
     assert ours.max() < 1e-13
     frame.loc[frame.method == "quadrature", "error"] = 0.5
     assert "at most 0.50 at every step" in EXPERIMENTS["weights_accuracy"].verdict(frame, record["config"])
+
+
+def declared_orders_are_met(off: pd.DataFrame) -> bool:
+    return bool((off.own.abs() < 0.15).all() and not (off.exact.abs() >= 0.15).any())
+
+
+def test_atlas_measures_the_declared_orders(quick):
+    frame, record = load(quick, "solver_atlas")
+    count = int((frame.part == "order").sum())
+    assert declared_orders_are_met(solver_atlas.orders_off(frame))
+    assert f"for {count} of {count} (" in record["verdict"]
+    frame.loc[(frame.part == "order") & (frame.solver == "ddim"), "slope"] = 2.0
+    assert not declared_orders_are_met(solver_atlas.orders_off(frame))
+    assert f"for {count - 1} of {count} (" in solver_atlas.verdict(frame, record["config"])
+
+
+def test_atlas_correlation_turns_with_the_data(quick):
+    frame, _ = load(quick, "solver_atlas")
+    frame = frame[frame.part == "error"]
+    for sign, expected in ((-1.0, 1.0), (1.0, -1.0)):
+        forged = frame.assign(error=10.0 ** (sign * frame.order_exact_start))
+        assert np.allclose(solver_atlas.correlations(forged, "order_exact_start"), expected)
+
+
+def test_atlas_errors_are_those_of_the_tables(quick):
+    frame, record = load(quick, "solver_atlas")
+    config = record["config"]
+    rows = solver_atlas.main_grid(frame, config).set_index(["problem", "solver", "calls"])
+    for problem, (process, mix) in solver_atlas.problems(config).items():
+        kind = config["grids"][problem][0]
+        x = mix.sample(config["samples"], config["seed"], process, process.sampling_range[0])
+        table = da.build("dpmpp_2m", process, da.grid(process, 10, kind))
+        gap = da.run(table, mix.x0(process), x) - mix.flow(process, x, *process.sampling_range)
+        assert np.isclose(rows.error[problem, "dpmpp_2m", 10], np.sqrt(np.mean(gap**2)), rtol=1e-8)
+        mean, variance = solver_atlas.moments(mix)
+        draws = mix.sample(200_000, seed=1)
+        assert np.allclose(mean, draws.mean(axis=0), atol=0.01)
+        assert np.allclose(variance, draws.var(axis=0), atol=0.01)
+        error = da.law_error(da.build("ddpm", process, da.grid(process, 20, kind)), process, mean, variance)
+        assert np.isclose(rows.error[problem, "ddpm", 20], np.sqrt(np.mean(error**2)), rtol=1e-8)
+    assert rows.error["edm", "tab2", 10] == pytest.approx(rows.error["edm", "rhoab2", 10], rel=1e-8)
+    assert rows.equal_here["edm", "rhoab2", 10] == "tab2"
+    assert rows.error["vp", "tab2", 10] != pytest.approx(rows.error["vp", "rhoab2", 10], rel=1e-3)
+
+
+def test_stochastic_slopes_are_the_weak_orders(quick):
+    frame, record = load(quick, "stochastic_law")
+    order = frame[frame.part == "order"]
+    assert set(order.declared) == {1, 2}
+    assert ((order.slope - order.declared).abs() < 0.15).all()
+    frame.loc[frame.part == "order", "slope"] = 1.5
+    assert f"0 of {len(order)} (largest" in stochastic_law.verdict(frame, record["config"])
+
+
+def test_stochastic_law_of_ddim_is_its_transfer(quick):
+    frame, record = load(quick, "stochastic_law")
+    process, config = da.VPLinear(), record["config"]
+    _, variance = stochastic_law.gaussian()
+    table = da.build("ddim", process, da.grid(process, 10, config["grid"], config["t_start"], config["t_end"]))
+    start, end = (process.alpha(t) ** 2 * variance + process.sigma(t) ** 2 for t in (1.0, 1e-3))
+    expected = (da.transfer(table, process, variance) ** 2 * start).sum() / end.sum() - 1
+    rows = frame[(frame.part == "law") & (frame.solver == "ddim") & (frame.nfe == 10) & (frame.grid == config["grid"])]
+    assert np.isclose(rows.variance.iloc[0], expected, rtol=1e-8)
+
+
+def test_stochastic_law_knows_who_is_exact_for_a_point(quick):
+    frame, record = load(quick, "stochastic_law")
+    process = da.VPLinear()
+    exact = set(stochastic_law.findings(frame, record["config"])["exact"])
+    points = frame[(frame.part == "point") & (frame.kind == "sde")].solver
+    assert exact
+    assert exact < set(points)
+    for name in set(points) - {"analytic_ddpm*"}:
+        error = da.law_error(da.build(name, process, da.grid(process, 7, "logrho")), process, -1.3, 0.0)[0]
+        assert (error < 1e-12) == (name in exact)
+
+
+def test_own_moments_make_analytic_dpm_exact_on_one_variance():
+    process = da.VPLinear()
+    for v in (0.05, 0.4):
+        build = stochastic_law.with_moments("analytic_ddpm", np.array([v]))
+        assert da.law_error(build(process, da.grid(process, 5)), process, 0.0, v)[0] < 1e-12
+    other = stochastic_law.with_moments("analytic_ddpm", np.array([0.4]))
+    assert da.law_error(other(process, da.grid(process, 5)), process, 0.0, 0.05)[0] > 1e-3
+
+
+def test_stochastic_verdict_turns_with_the_data(quick):
+    frame, record = load(quick, "stochastic_law")
+    frame.loc[(frame.part == "law") & (frame.solver == "euler_maruyama"), "w2"] = 1e-9
+    said = stochastic_law.verdict(frame, record["config"])
+    assert "at 10 calls euler_maruyama is the closest with noise" in said
+    count = int((frame.part == "order").sum())
+    assert f"0 of {count} are closer than tab3" in record["verdict"]
+    assert f"1 of {count} are closer than tab3" in said
+
+
+HALF, CLEAN = field_audit.CONFIG["half"][0], "k_diffusion:sample_dpmpp_2m"
+
+
+def test_field_audit_names_the_half_difference_and_no_other(quick):
+    for package in field_audit.CONFIG["packages"]:
+        pytest.importorskip(package) if package != "k_diffusion" else pytest.importorskip("torchsde")
+    frame, record = load(quick, "field_audit")
+    rows = frame.set_index("spec")
+    assert {"ORD-BELOW-DECLARED", "ORD-HALF-SECOND-DIFFERENCE"} <= set(rows.error_codes[HALF].split("; "))
+    assert rows.local_order[HALF] == pytest.approx(3.0, abs=0.15)
+    assert rows.errors[CLEAN] == rows.warnings[CLEAN] == 0
+    assert rows.observed_order[CLEAN] == pytest.approx(2.0, abs=0.15)
+    assert not rows.linear["k_diffusion:sample_dpm_adaptive"]
+    assert "depends on the data" in rows.unread["k_diffusion:sample_dpm_adaptive"]
+    states = {what: state for what, state, _ in field_audit.known(frame, record["config"])}
+    assert list(states.values()).count("reproduced") == 3
+    frame["error_codes"] = frame.error_codes.str.replace("ORD-HALF-SECOND-DIFFERENCE", "ORD-DIVERGES")
+    mended = {what: state for what, state, _ in field_audit.known(frame, record["config"])}
+    changed = {what for what in states if states[what] != mended[what]}
+    assert len(changed) == 1
+    assert {mended[what] for what in changed} == {"not reproduced"}
+    assert "half second difference of DPMSolverMultistep, solver_order=3: not repr" in field_audit.verdict(
+        frame, record["config"]
+    )
+
+
+def test_field_audit_tells_one_shift_from_two_and_which_call_is_wasted(quick):
+    frame, record = load(quick, "field_audit")
+    config = record["config"]
+    spec, shift, count = config["shifted"]
+    once = shift / count / (1 + (shift - 1) / count)
+    twice = shift * once / (1 + (shift - 1) * once)
+    row = frame.iloc[:1].assign(spec=spec, linear=True, error_codes=None)
+    for level, codes, state in (
+        (once, None, "not reproduced"),
+        (twice, None, "no code"),
+        (twice, "SCH-LAST-LEVEL", "reproduced"),
+    ):
+        said = field_audit.known(row.assign(least_level=level / (1 - level), error_codes=codes), config)
+        assert [s for what, s, _ in said if "shift" in what] == [state]
+    for calls, state in (("20", "reproduced"), ("7", "not reproduced")):
+        wasted = row.assign(spec=config["wasted"], error_codes="NFE-WASTED", nfe=20, wasted=1, wasted_calls=calls)
+        assert [s for what, s, _ in field_audit.known(wasted, config) if "DEIS with" in what] == [state]
+
+
+def test_field_audit_without_packages(monkeypatch):
+    config = {**field_audit.CONFIG, **field_audit.QUICK, "nfe": 5}
+
+    def some(package):
+        if package == "azula":
+            return ["azula:DDIMSampler"]
+        raise ValueError(f"{package} is not installed")
+
+    def none(package):
+        raise ValueError(f"{package} is not installed")
+
+    monkeypatch.setattr(field_audit, "catalogue", some)
+    assert field_audit.specs_of(config) == [s for s in config["specs"] if s.startswith("azula:")]
+    monkeypatch.setattr(field_audit, "catalogue", none)
+    specs = field_audit.specs_of(config)
+    assert len(specs) > 3
+    assert {spec.split(":")[0] for spec in specs} == {"registry"}
+    monkeypatch.setattr(field_audit, "audit_sampler", lambda *_, **__: 1 / 0)
+    frame = pd.read_csv(io.StringIO(field_audit.compute(config, lambda _: None).to_csv(index=False)))
+    said = field_audit.verdict(frame, config)
+    assert "rows of the registry in place of packages (diffusers, azula and k-diffusion not installed)" in said
+    assert f"{len(specs)} audits failed" in said
+    assert "ZeroDivisionError" in frame.unread[0]
+    field_audit.draw(frame, config)
+    style.plt.close("all")
+
+
+def test_corner_cell_is_the_registered_method(quick):
+    frame, record = load(quick, "unnamed_corner")
+    config, process = record["config"], da.VPLinear()
+    made = unnamed_corner.table(process, config, ("eps", "t", 3, "t2"), 8)
+    assert da.distance(made, da.build("tab3", process, da.grid(process, 8, "t2", 1.0, 1e-3))) == 0
+    rows = frame[(frame.part == "choose") & (frame.calls == 8)].set_index(["data", "prediction", "variable", "degree"])
+    for data in config["data"]:
+        squares = unnamed_corner.problem(data, config, config["seed"], False).squares(made)
+        assert np.isclose(rows.rms[data, "eps", "t", 3], np.sqrt(squares.mean()), rtol=1e-8)
+        assert rows.same_as[data, "x0", "t", 0] == "(eps, t) 0 t2"
+        assert rows.published[data, "x0", "t", 0]
+        assert not rows.published[data, "x0", "t", 1]
+        assert rows.published[data, "x0", "lam", 1]
+        assert rows.rms[data, "x0", "t", 1] != pytest.approx(rows.rms[data, "eps", "t", 1], rel=1e-3)
+
+
+def test_corner_is_compared_on_fresh_samples():
+    config = {**unnamed_corner.CONFIG, **unnamed_corner.QUICK}
+    assert config["seed"] not in config["fresh_seeds"]
+    for data in config["data"]:
+        before, after = (unnamed_corner.problem(data, config, 0, fresh) for fresh in (False, True))
+        other = unnamed_corner.problem(data, config, 1, True)
+        assert not np.array_equal(np.asarray(after.x), np.asarray(other.x))
+        assert before.x.shape[0] == config["samples"]
+        assert after.x.shape[0] == config["fresh_samples"]
+    points = [{p.tobytes() for p in digits()[i::2]} for i in (0, 1)]
+    assert not points[0] & points[1]
+
+
+def test_corner_picks_the_least_and_its_verdict_turns(quick):
+    frame, record = load(quick, "unnamed_corner")
+    config = record["config"]
+    chosen = unnamed_corner.picks(frame)
+    rows = frame[(frame.part == "choose") & (frame.data == "product") & (frame.calls == 5)]
+    unnamed = rows[~rows.published.astype(bool)]
+    best = unnamed.loc[unnamed.rms.idxmin()]
+    assert chosen["product", 5]["unnamed"][:3] == (best.prediction, best.variable, best.degree)
+    margin = frame[(frame.kind == "cube") & (frame.data == "product") & (frame.calls == 5)].iloc[0]
+    assert unnamed_corner.cell_of(margin.unnamed) == chosen["product", 5]["unnamed"]
+    assert margin.low <= margin.ratio <= margin.high
+    frame.loc[frame.kind == "cube", "low"] = 1.1
+    assert "better in 6 and worse in 0 of 6 cases than the named cell" in unnamed_corner.verdict(frame, config)
+    frame.loc[frame.kind == "cube", ["low", "high"]] = [0.5, 0.9]
+    assert "better in 0 and worse in 6 of 6 cases than the named cell" in unnamed_corner.verdict(frame, config)
+
+
+@pytest.mark.parametrize("cell", [("x0", "inv_rho", 3, "logrho"), ("ipndm3", "", -1, "t2")])
+def test_corner_labels_can_be_read_back(cell):
+    assert unnamed_corner.cell_of(unnamed_corner.label(cell)) == cell
 
 
 # -- once -----------------------------------------------------------------------------------------
@@ -342,9 +561,34 @@ def test_numbers_in_sentences(value, text):
 
 def test_same_methods_are_grouped():
     process = da.VPLinear()
-    groups = distinct_solvers(process, da.grid(process, 6))
-    assert set(groups["ddim"]) >= {"ddim", "tab0", "rhoab0", "ipndm1", "rhork_1euler"}
-    assert sum(map(len, groups.values())) <= len(da.SOLVERS)
+    ts = da.grid(process, 12)
+    groups = distinct_solvers(process, ts)
+    assert set(groups["ddim"]) >= {"ddim", "tab0", "rhoab0", "ipndm1", "rhork_1euler", "dpmpp_1"}
+    noisy = distinct_solvers(process, ts, stochastic=True)
+    assert set(noisy["sde_dpmpp_1"]) >= {"ddpm", "ddim_eta1", "seeds_1_x0"}
+    assert sorted(name for same in [*groups.values(), *noisy.values()] for name in same) == sorted(da.SOLVERS)
+    assert distinct_solvers(process, ts, ["tab1", "ddim", "tab0", "ddpm"]) == {
+        "tab1": ["tab1"],
+        "ddim": ["ddim", "tab0"],
+    }
+    firsts = list(groups)
+    for a, b in itertools.pairwise(firsts):
+        tables = [da.build(name, process, ts).in_terms_of(process, "eps") for name in (a, b)]
+        assert da.distance(*tables) > 1e-6
+
+
+@pytest.mark.parametrize("name", da.SOLVERS)
+def test_steps_are_as_many_as_fit(name):
+    row = da.SOLVERS[name]
+    for calls in (3, 5, 10, 20, 41):
+        steps = steps_for(name, calls)
+        if steps:
+            assert steps % row.block == 0
+            assert row.build(row.home, da.grid(row.home, steps)).nfe == row.calls(steps) <= calls
+            assert row.calls(steps + row.block) > calls
+        else:
+            least = max(row.block, row.starting_steps if row.extra_calls > 0 else 1)
+            assert row.calls(least) > calls
 
 
 def test_exact_path_agrees_with_the_exact_flow():

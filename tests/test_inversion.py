@@ -57,7 +57,10 @@ def test_growth_is_the_product_of_1_over_g():
     growth = da.invert(da.build("obelm", VP, ts)).growth(VP)
     delta = np.diff(rho)
     assert np.isclose(growth, np.prod((delta[:-1] / delta[1:]) ** 2), rtol=1e-9)
-    assert np.isclose(da.invert(da.build("reversible_heun", VP, ts)).growth(VP), 2.0)  # ŷ₁ = y₀ + Δ p₀ at the start
+    heun = da.invert(da.build("reversible_heun", VP, ts))
+    assert np.isclose(heun.growth(VP), 2.0)  # ŷ₁ = y₀ + Δ p₀ at the start
+    later = da.Inversion(heun.tableau, heun.blocks[:-1])  # every step but the first, which is undone last
+    assert np.isclose(later.growth(VP), 1.0)
 
 
 @given(st.sampled_from(REVERSIBLE), processes(), mixtures(), st.data())
@@ -101,3 +104,16 @@ def test_inversion_in_torch_under_a_mean_and_with_bad_input():
         assert torch.allclose(inversion.run(model, last, before), x, atol=1e-10)
         with pytest.raises(ValueError, match=r"before has shape \(3,\); allowed: \(64,\)"):
             inversion.run(model, last, before[:3])
+
+
+def test_bad_input_is_named():
+    inversion = da.invert(da.build("obelm", VP, da.grid(VP, 5)))
+    cases = [
+        (lambda: da.invert("obelm"), "tableau='obelm' must be a Tableau"),
+        (lambda: da.round_trip_error(None, MIX.eps(VP), X), "tableau=None must be a Tableau"),
+        (lambda: inversion.growth(None), "process=None must be a Process"),
+        (lambda: inversion.run(None, X, X), "model=None must be a function"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()

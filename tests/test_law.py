@@ -161,6 +161,106 @@ def test_strong_order_on_a_mixture_by_sampling():
         assert abs(np.log2(gaps[0] / gaps[2]) / 2 - order) < 0.25, (name, gaps)
 
 
+@pytest.mark.parametrize("name", ["reverse_diffusion", "euler_maruyama"])
+def test_strong_distance_does_not_see_where_the_process_reverts_to(name):
+    """Neither method is shift-equivariant, so data about μ and data about 0 differ unless the table acts on x − μ."""
+
+    def found(process, mean):
+        a, b = (da.build(name, process, da.grid(process, n, "t2", 0.4, 0.1)) for n in (8, 16))
+        return da.strong_distance(a, b, process, mean, [0.4, 0.2])
+
+    plain = found(VP, [0.3, -0.5])
+    assert np.allclose(found(da.MeanReverting(VP, 2.0), [2.3, 1.5]), plain, rtol=1e-12)
+    assert np.allclose(found(da.MeanReverting(VP, [2.0, -1.0]), [2.3, -1.5]), plain, rtol=1e-12)
+    assert np.all(np.abs(found(VP, [2.3, 1.5]) / plain - 1) > 0.005)  # what leaving μ in would give
+
+
+def test_strong_distance_of_deterministic_tables_is_that_of_their_affine_maps():
+    """Euler and DDIM differ in slope and offset; both are read off two runs, about a mean that is far from 0."""
+    mean, variance = 5.0, 0.3
+    data = da.GaussianMixture([1.0], [mean], [variance])
+    a, b = da.build("euler", VP, TS), da.build("ddim", VP, TS)
+    alpha, sigma = float(VP.alpha(TS[0])), float(VP.sigma(TS[0]))
+    x = alpha * mean + np.array([0.0, 1.0])
+    at_mean, further = da.run(a, data.eps(VP), x) - da.run(b, data.eps(VP), x)
+    expected = np.hypot((further - at_mean) * np.sqrt(alpha**2 * variance + sigma**2), at_mean)
+    assert abs(at_mean) > 0.1 * expected
+    assert np.isclose(da.strong_distance(a, b, VP, mean, variance)[0], expected, rtol=1e-9)
+
+
+def test_law_error_does_not_see_where_the_process_reverts_to():
+    for name in ("euler_maruyama", "sde_dpmpp_2m", "ddim"):
+        found = []
+        for process, mean in ((VP, [0.3, -0.5]), (da.MeanReverting(VP, [2.0, -1.0]), [2.3, -1.5])):
+            table = da.build(name, process, da.grid(process, 6, "t2", 0.9, 0.3))
+            found.append(da.law_error(table, process, mean, [0.4, 0.2]))
+        assert np.allclose(*found, rtol=1e-10)
+        assert np.all(found[0] > 1e-3)
+        assert np.all(found[0] < 1.0)
+
+
+def test_the_start_is_in_the_coordinates_of_x():
+    """With a mean to revert to and correlated data: output mean and covariance are those of the affine map of runs."""
+    covariance = np.array([[1.0, 0.6, 0.1], [0.6, 0.5, -0.2], [0.1, -0.2, 0.9]])
+    mean, target = np.array([0.4, -1.0, 0.1]), np.array([2.0, -3.0, 0.5])
+    assert np.linalg.eigvalsh(covariance).min() > 0
+    for c in (covariance, np.array([0.5, 1.2, 0.1])):
+        process = da.MeanReverting(VP, target)
+        table = da.build("tab2", process, TS)
+        full = c if c.ndim == 2 else np.diag(c)
+
+        def eps(x, t, process=process, full=full):
+            alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+            centred = x - alpha * mean - (1 - alpha) * target
+            return sigma * np.linalg.solve(alpha**2 * full + sigma**2 * np.eye(3), centred.T).T
+
+        begin = np.array([0.7, 0.2, -0.4])
+        runs = da.run(table, eps, begin + np.concatenate([np.zeros((1, 3)), np.eye(3)]))
+        slope = (runs[1:] - runs[0]).T
+        found_mean, found = da.output_law(table, process, mean, c, start=(begin, 0.8))
+        assert np.allclose(found_mean, runs[0], rtol=1e-10)
+        assert np.allclose(found if c.ndim == 2 else np.diag(found), 0.8 * slope @ slope.T, atol=1e-10)
+        number, _ = da.output_law(table, process, mean, c, start=(0.7, 0.8))
+        assert np.allclose(number, da.run(table, eps, np.full((1, 3), 0.7))[0], rtol=1e-10)
+
+
+# -- intervals of the noises ----------------------------------------------------------------------
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_each_noise_is_drawn_inside_its_own_step(name):
+    """The intervals of a step's noises, in the order of their use, split the step's [ρ_s², ρ_t²] from the top down."""
+    process, _, options = da.order_problem(da.SOLVERS[name].home)
+    table = da.build(name, process, da.grid(process, 6, **options))
+    ends, nodes = process.rho(table.times[list(table.grid_nodes)]) ** 2, np.array(table.grid_nodes)
+    first_use = np.argmax(table.noise != 0, axis=0)
+    step = np.searchsorted(nodes, first_use) - 1
+    for i in range(6):
+        mine = np.flatnonzero(step == i)
+        if mine.size:
+            joints = np.append(table.intervals[mine, 0], table.intervals[mine[-1], 1])
+            assert np.allclose(joints[[0, -1]], ends[i : i + 2], rtol=1e-12)
+            assert np.allclose(table.intervals[mine, 1], joints[1:], rtol=1e-12)
+            assert np.all(np.diff(joints) < 0)
+    assert set(step) == set(range(6)) or name == "g2rpo"
+    per_step = {"gdss_s4": 2, "gdss_s4_published": 2, "seeds_2": 2, "seeds_2_x0": 2, "seeds_3": 3, "seeds_3_x0": 3}
+    assert np.all(np.bincount(step)[np.unique(step)] == per_step.get(name, 1))
+
+
+LAMBDA_ONE = [n for n in STOCHASTIC if da.SOLVERS[n].lam_sde == 1 and n != "sde_dpmpp_3m_exact"]
+
+
+@pytest.mark.parametrize("name", LAMBDA_ONE)
+def test_all_samplers_of_the_reverse_sde_approach_one_path(name):
+    """Order 1 towards `sde_dpmpp_3m_exact` on the same Brownian path; 1½ where the difference is that of the means."""
+    found = []
+    for n in (80, 160):
+        ts = da.grid(VP, n, "t2", 0.4, 0.1)
+        pair = da.build(name, VP, ts), da.build("sde_dpmpp_3m_exact", VP, ts)
+        found.append(float(da.strong_distance(*pair, VP, 0.3, 0.4)[0]))
+    assert found[1] < 5e-3
+    multistep = da.SOLVERS[name].family in ("sde_multistep", "mrs") and not name.endswith("1")
+    assert abs(np.log2(found[0] / found[1]) - (1.5 if multistep else 1.0)) < 0.15
+
+
 def test_overlapping_intervals_are_refused():
     noise = [[0.0, 0.0], [1.0, 1.0]]
     table = da.Tableau([1.0, 0.5], [[0, 0], [1, 0]], np.zeros((2, 2)), noise=noise, intervals=[[3.0, 1.0], [2.0, 0.5]])
@@ -171,7 +271,9 @@ def test_overlapping_intervals_are_refused():
 @pytest.mark.parametrize(
     ("covariance", "message"),
     [
-        (-1.0, "variance=.* must be finite and >= 0"),
+        (-1.0, "^covariance=-1.0 must be finite and >= 0"),
+        ([0.1, np.nan], "^covariance=.* must be finite"),
+        ([], r"covariance has shape \(0,\)"),
         ([[1.0, 0.5], [0.2, 1.0]], "covariance must be symmetric"),
         ([[1.0, 2.0], [2.0, 1.0]], "covariance has the negative eigenvalue -1"),
         (np.ones((2, 3)), r"covariance has shape \(2, 3\)"),
@@ -181,3 +283,71 @@ def test_overlapping_intervals_are_refused():
 def test_bad_input(covariance, message):
     with pytest.raises(ValueError, match=message):
         da.output_law(da.build("ddim", VP, TS), VP, 0.0, covariance)
+
+
+def test_bad_input_names_what_is_wrong():
+    table = da.build("ddim", VP, TS)
+    shifted = da.MeanReverting(VP, 1.0)
+    functions = {
+        "output_law": lambda table=table, process=VP, mean=0.0, variance=1.0: da.output_law(
+            table, process, mean, variance
+        ),
+        "law_error": lambda table=table, process=VP, mean=0.0, variance=1.0: da.law_error(
+            table, process, mean, variance
+        ),
+        "strong_distance": lambda table=table, process=VP, mean=0.0, variance=1.0: da.strong_distance(
+            table, table, process, mean, variance
+        ),
+    }
+    for call in functions.values():
+        cases = [
+            ({"process": None}, "process=None must be a Process"),
+            ({"table": "junk"}, "tableau='junk' must be a Tableau"),
+            ({"process": shifted}, "reverts to the mean None; allowed: 1.0"),
+            (
+                {"process": shifted, "table": da.build("ddim", da.MeanReverting(VP, 2.0), TS)},
+                "the mean 2.0; allowed: 1.0",
+            ),
+            ({"mean": np.inf}, "^mean=inf must be finite"),
+            ({"mean": "x"}, "^mean='x' must be made of real"),
+            ({"mean": [1.0, 2.0], "variance": [1.0, 2.0, 3.0]}, r"^mean has shape \(2,\)"),
+        ]
+        for arguments, message in cases:
+            with pytest.raises(ValueError, match=message):
+                call(**arguments)
+    cases = [
+        (lambda: da.law_error(table, VP, 0.0, -1.0), "^variance=-1.0 must be finite and >= 0"),
+        (lambda: da.strong_distance(table, table, VP, 0.0, np.nan), "^variance=nan must be finite and >= 0"),
+        (lambda: da.strong_distance(table, da.build("ddim", VP, TS[1:]), VP, 0.0, 1.0), "b starts at t="),
+        (lambda: da.law_error(table, VP, 0.0, np.ones((2, 2))), r"variance has shape \(2, 2\)"),
+        (lambda: da.output_law(table, VP, 0.0, 1.0, start=0.0), "start=0.0 must be a pair"),
+        (lambda: da.output_law(table, VP, 0.0, 1.0, start=(0.0, -1.0)), "start variance=-1.0 must be finite and >= 0"),
+        (lambda: da.output_law(table, VP, 0.0, 1.0, start=(np.nan, 1.0)), "start mean=nan must be finite"),
+        (lambda: da.output_law(table, VP, 0.0, 1.0, start=(0.0, [1.0])), "start variance has shape"),
+        (lambda: da.output_law(table, VP, 0.0, 1.0, start=([0.0, 1.0], 1.0)), "start mean has shape"),
+        (lambda: da.transfer("junk", VP, 1.0), "tableau='junk'"),
+        (lambda: da.transfer(table, None, 1.0), "process=None"),
+        (lambda: da.transfer(table, VP, -1.0), "variance=-1.0 must be finite and >= 0"),
+        (lambda: da.exact_transfer(None, 1.0, 1.0, 0.1), "process=None"),
+        (lambda: da.exact_transfer(VP, -1.0, 1.0, 0.1), "variance=-1.0 must be finite and >= 0"),
+        (lambda: da.exact_transfer(VP, 1.0, 1.0, 2.0), "t_end=2.0 is outside"),
+        (lambda: da.exact_transfer(VP, 0.0, 0.0, 0.0), "t_start=0.0: data of variance 0"),
+        (lambda: da.distance(table, "junk"), "b='junk' must be a Tableau"),
+        (lambda: da.distance(None, table), "a=None must be a Tableau"),
+        (lambda: da.amplification("ddim"), "tableau='ddim' must be a Tableau"),
+        (lambda: da.exactness_degree("ddim", VP, "eps", "t"), "tableau='ddim' must be a Tableau"),
+        (lambda: da.order_problem("VP"), "process='VP' must be a Process"),
+        (lambda: da.step_counts("ddim", "own"), "row='ddim' must be a Solver"),
+        (lambda: da.step_counts(da.SOLVERS["ddim"], "mine"), "start='mine' is unknown"),
+        (lambda: da.observed_order("ddim", VP, None), "mix=None must be a GaussianMixture"),
+        (lambda: da.measure("ddim"), "row='ddim' must be a Solver"),
+        (lambda: da.weak_order("ddim", VP), "build='ddim' must be a function"),
+        (lambda: da.strong_order(None, VP), "build=None must be a function"),
+        (lambda: da.weak_order(da.ddpm, None), "process=None"),
+        (lambda: da.weak_order(da.ddpm, VP, 5), "steps=5 must be a sequence"),
+        (lambda: da.strong_order(da.ddpm, VP, variance=-1.0), "variance=.* must be finite and >= 0"),
+        (lambda: da.strong_order(lambda p, ts: ts.tolist(), VP), "tableau=.* must be a Tableau"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()

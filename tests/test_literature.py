@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -12,8 +13,9 @@ from scipy.integrate import quad
 from strategies import grids, processes
 
 import deis_analysis as da
+from deis_analysis.solvers import belm
 
-VP = da.VPLinear()
+VP, X = da.VPLinear(), np.ones(3)
 TS = da.grid(VP, 7, "t2", 0.9, 0.01)
 ALPHA, SIGMA, LAM, RHO = VP.alpha(TS), VP.sigma(TS), VP.lam(TS), VP.rho(TS)
 H = np.diff(LAM)
@@ -81,6 +83,19 @@ def test_dpm_solver_3():
         check(table, first + 3, i, {first: a[3] / a[0]}, {first: -s[3] * np.expm1(h) - slope, first + 2: slope})
 
 
+def test_dpm_solver_3_has_its_order_at_two_thirds_only():
+    """The last row takes p₂ alone: r₂/2 = ⅓. The Taylor form takes p₁ as well, a stage of first order: no better."""
+    process, mix, options = da.order_problem()
+    for taylor in (False, True):
+        for shares, order in (((0.2, 0.7), 2), ((0.5, 0.6), 2), ((1 / 3, 2 / 3), 3), ((0.4, 2 / 3), 3)):
+
+            def build(p, ts, shares=shares, taylor=taylor):
+                return da.singlestep(p, ts, 3, shares=shares, taylor=taylor)
+
+            found = da.observed_order(build, process, mix, (40, 80, 160), **options)
+            assert abs(found.slope - order) < 0.12, (shares, taylor, found)
+
+
 def test_dpm_solver_plus_plus_3s():
     table, (r1, r2) = da.build("dpmpp_3s", VP, TS), (1 / 3, 2 / 3)
     for i, h in enumerate(H):
@@ -136,6 +151,16 @@ def test_2m_is_the_midpoint_rule_and_not_the_exact_weight():
         relative = (a.outputs[6, 4] - b.outputs[6, 4]) / b.outputs[6, 4]
         assert np.isclose(relative, -h / 6, rtol=h)
         assert da.distance(a, b) > 0.1 * h**2 / 12 * float(VP.alpha(0.01))
+
+
+def test_the_released_third_order_starts_with_ddim_and_2m():
+    released, second = da.build("dpmpp_3m", VP, TS), da.build("dpmpp_2m", VP, TS)
+    assert np.allclose(released.outputs[:3], second.outputs[:3], rtol=1e-13)
+    exact = da.build("dpmpp_2m_exact", VP, TS)
+    assert np.allclose(released.outputs[1], exact.outputs[1], rtol=1e-13)
+    assert not np.allclose(released.outputs[2], exact.outputs[2], rtol=1e-3)
+    for name, first in (("dpm_3m", "dpm_2m"), ("dpm_3m_exact", "dpm_2m_taylor"), ("dpmpp_3m_exact", "dpmpp_2m_exact")):
+        assert np.allclose(da.build(name, VP, TS).outputs[2], da.build(first, VP, TS).outputs[2], rtol=1e-13), name
 
 
 def test_dpm_solver_fast_spends_the_budget():
@@ -203,6 +228,22 @@ def test_unipc_is_the_released_linear_system(order, variant, prediction):
             check(table, table.grid_nodes[i + 1], i, {start: scale[i + 1] / scale[i]}, corrected, rtol=1e-8)
 
 
+def test_unipc_lowers_its_order_at_the_end():
+    """lower_order_final: the step i of N takes min(i + 1, p, N − i) nodes, its corrector one more."""
+    steps = TS.size - 1
+    for order in (2, 3, 4):
+        for lower in (False, True):
+            table = da.unipc(VP, TS, order, lower_order_final=lower)
+            for i in range(steps):
+                p = min(i + 1, order, steps - i if lower else steps)
+                assert np.count_nonzero(table.outputs[2 * i + 1]) == p, (order, lower, i)
+                if i < steps - 1:
+                    assert np.count_nonzero(table.outputs[2 * i + 2]) == p + 1, (order, lower, i)
+    plain, lowered = da.unipc(VP, TS, 3), da.unipc(VP, TS, 3, lower_order_final=True)
+    assert np.array_equal(plain.outputs[: 2 * steps - 3], lowered.outputs[: 2 * steps - 3])
+    assert np.allclose(lowered.outputs[-1, -3], da.build("dpmpp_1", VP, TS).outputs[-1, -2], rtol=1e-12)
+
+
 # -- PNDM -----------------------------------------------------------------------------------------
 def test_pndm_is_its_start_and_then_ipndm():
     """After the start every row is iPNDM's; the start is the classical Runge–Kutta rule through DDIM transfers."""
@@ -219,6 +260,20 @@ def test_pndm_is_its_start_and_then_ipndm():
         middle = table.times[1 : nodes[1]]
         expected = [0.5 * (TS[0] + TS[1])] * 2 + [TS[1]] if name == "f_pndm" else [TS[1]]
         assert np.allclose(middle, expected, rtol=1e-15)
+
+
+def test_each_stage_of_the_start_of_pndm_is_a_transfer_with_the_eps_before_it():
+    """x₁ = φ(x, e₀), x₂ = φ(x, e₁) in the middle, x₃ = φ(x, e₂) at the end  [PNDM, eq. 13]."""
+    table = da.build("f_pndm", VP, TS)
+    for i in range(3):
+        first = 4 * i
+        for stage, uses in ((1, 0), (2, 1), (3, 2)):
+            row = first + stage
+            ratio = float(VP.alpha(table.times[row])) / ALPHA[i]
+            on_e = float(VP.sigma(table.times[row])) - ratio * SIGMA[i]
+            check(table, row, i, {first: ratio}, {first + uses: on_e}, rtol=1e-10)
+    table = da.build("s_pndm", VP, TS)
+    check(table, 1, 0, {0: ALPHA[1] / ALPHA[0]}, {0: SIGMA[1] - ALPHA[1] / ALPHA[0] * SIGMA[0]}, rtol=1e-10)
 
 
 def test_the_transfer_of_pndm_is_ddim():
@@ -291,6 +346,27 @@ def test_bdia_is_the_published_recursion():
             check(table, i + 1, i, states, {i: ahead[1] - gamma * back[1]}, rtol=1e-9)
 
 
+def test_bdia_in_x0_is_the_same_recursion_with_the_steps_of_dpm_solver_plus_plus():
+    for gamma in (0.3, 1.0):
+        table = da.bdia(VP, TS, gamma, prediction="x0")
+        for i in range(1, TS.size - 1):
+            back, ahead = ((SIGMA[j] / SIGMA[i], ALPHA[j] - SIGMA[j] / SIGMA[i] * ALPHA[i]) for j in (i - 1, i + 1))
+            states = {i - 1: gamma, i: ahead[0] - gamma * back[0]}
+            check(table, i + 1, i, states, {i: ahead[1] - gamma * back[1]}, rtol=1e-9)
+
+
+def test_belm_is_the_family_of_the_two_step_methods():
+    """G = γ α_before/α_next is BDIA, (Δ/Δ_before)² O-BELM; exact for constant ε whatever G is, and not for other p."""
+    for gamma in (0.4, 1.0):
+        assert da.distance(belm(VP, TS, gamma * ALPHA[:-2] / ALPHA[2:]), da.bdia(VP, TS, gamma)) <= 1e-13
+    h = np.diff(RHO)
+    assert np.allclose(belm(VP, TS, (h[1:] / h[:-1]) ** 2).outputs, da.build("obelm", VP, TS).outputs, rtol=1e-9)
+    for prediction, variable in (("eps", "rho"), ("x0", "inv_rho")):
+        table = belm(VP, TS, 0.7, prediction=prediction)
+        assert set(da.exactness_degree(table, VP, prediction, variable).tolist()) == {0}
+        assert np.isclose(da.invert(table).growth(VP), 0.7 ** -(TS.size - 2.0), rtol=1e-9)
+
+
 def test_obelm_is_the_published_recursion():
     table = da.build("obelm", VP, TS)
     h = -np.diff(RHO)
@@ -354,51 +430,82 @@ def test_the_general_eta_of_k_diffusion_is_lambda_squared(eta):
         check(second, i + 1, i, {i: on_x}, {i: whole + extra, i - 1: -extra}, noise=noise)
 
 
-def test_sde_dpm_solver_in_eps_and_third_order():
+def test_sde_dpm_solver_in_eps():
     table = da.build("sde_dpm_2m", VP, TS)
     for i in range(1, TS.size - 1):
         whole, r = -2 * SIGMA[i + 1] * np.expm1(H[i]), H[i - 1] / H[i]
         outputs = {i: whole * (1 + 1 / (2 * r)), i - 1: -whole / (2 * r)}
         noise = SIGMA[i + 1] * np.sqrt(np.expm1(2 * H[i]))
         check(table, i + 1, i, {i: ALPHA[i + 1] / ALPHA[i]}, outputs, noise=noise)
-    table = da.build("sde_dpmpp_3m", VP, TS)
+
+
+def test_the_third_order_of_sde_dpm_solver_is_k_diffusions():
+    """α (φ₁ D₀ + φ₂ D₁ − φ₃ D₂), φ₁ = 1 − e^{−2h}, φ₂ = 1 − φ₁/2h, φ₃ = φ₂/2h − ½; the exact weights have 2 φ₃."""
+    released, exact = da.build("sde_dpmpp_3m", VP, TS), da.build("sde_dpmpp_3m_exact", VP, TS)
     for i in range(2, TS.size - 1):
         h, r0, r1 = H[i], H[i - 1] / H[i], H[i - 2] / H[i]
         d10, d11 = np.array([1, -1, 0]) / r0, np.array([0, 1, -1]) / r1
         d1, d2 = d10 + r0 / (r0 + r1) * (d10 - d11), (d10 - d11) / (r0 + r1)
-        phi2 = -np.expm1(-2 * h) / (-2 * h) + 1
-        phi3 = (-np.expm1(-2 * h) - 2 * h) / (2 * h) ** 2 + 0.5
-        weights = ALPHA[i + 1] * (-np.expm1(-2 * h) * np.array([1, 0, 0]) + phi2 * d1 + 2 * h / h * phi3 * d2 / 2)
-        start = {i: SIGMA[i + 1] / SIGMA[i] * np.exp(-h)}
-        found = table.outputs[i + 1, [i, i - 1, i - 2]]
-        exact = da.build("sde_dpmpp_3m_exact", VP, TS).outputs[i + 1, [i, i - 1, i - 2]]
-        assert set(start) == set(np.flatnonzero(table.states[i + 1]).tolist())
-        # the released weight of the second difference is half of the exact one: exact − released = released − 2nd order
-        two = ALPHA[i + 1] * (-np.expm1(-2 * h) * np.array([1, 0, 0]) + phi2 * d1)
-        assert np.allclose(exact - found, found - two, atol=1e-12)
-        assert not np.allclose(found, two, atol=1e-6)
-        assert np.isclose(weights.sum(), found.sum(), atol=1e-12)
+        phi1 = -np.expm1(-2 * h)
+        phi2 = 1 - phi1 / (2 * h)
+        phi3 = phi2 / (2 * h) - 0.5
+        for table, factor in ((released, 1), (exact, 2)):
+            weights = ALPHA[i + 1] * (phi1 * np.array([1, 0, 0]) + phi2 * d1 - factor * phi3 * d2)
+            outputs = dict(zip([i, i - 1, i - 2], weights, strict=True))
+            start, noise = SIGMA[i + 1] / SIGMA[i] * np.exp(-h), SIGMA[i + 1] * np.sqrt(phi1)
+            check(table, i + 1, i, {i: start}, outputs, noise=noise, rtol=1e-9)
 
 
 def test_seeds_2_carries_one_noise_path_through_the_step():
-    """[SEEDS-2; consistent noise] n₁² + n₂² = 1 − e^{−2ηh}, the stage's noise being the first part of the step's."""
+    """[SEEDS-2; consistent noise] n₁² + n₂² = 1 − e^{−2h}, the stage's noise being the first part of the step's.
+
+    As released the step ends with σ_s (n₂ z₁ + n₁ z₂), n₁ = √(1 − e^{−2rh}), n₂ = √(e^{−2rh} − e^{−2h}): the same at
+    r = ½, and not elsewhere.
+    """
     ve = da.VE(0.02, 20.0)
     ts = da.grid(ve, 5, "rho7")
     sigma, h = ve.sigma(ts), np.diff(ve.lam(ts))
-    for r in (0.5, 0.3):
+    for r in (0.5, 0.3, 0.8):
         table = da.singlestep(ve, ts, 2, prediction="x0", shares=(r,), lam_sde=1.0)
         for i in range(5):
             middle = float(ve.sigma(table.times[2 * i + 1]))
-            n1 = np.sqrt(-np.expm1(-2 * r * h[i]))
-            stage_then_rest = np.exp(-(1 - r) * h[i]) * sigma[i + 1] * n1
-            rest = sigma[i + 1] * np.sqrt(-np.expm1(-2 * (1 - r) * h[i]))
+            n1, n2 = np.sqrt(-np.expm1(-2 * r * h[i])), np.sqrt(np.exp(-2 * r * h[i]) - np.exp(-2 * h[i]))
+            stage_then_rest = np.exp(-(1 - r) * h[i]) * n1
+            rest = np.sqrt(-np.expm1(-2 * (1 - r) * h[i]))
+            found = table.noise[2 * i + 2, 2 * i : 2 * i + 2] / sigma[i + 1]
             assert np.allclose(table.noise[2 * i + 1, 2 * i], middle * n1, rtol=1e-10)
-            assert np.allclose(table.noise[2 * i + 2, 2 * i : 2 * i + 2], [stage_then_rest, rest], rtol=1e-10)
-            total = np.sum(table.noise[2 * i + 2] ** 2)
-            assert np.isclose(total, sigma[i + 1] ** 2 * -np.expm1(-2 * h[i]), rtol=1e-10)
-            released = np.sqrt(np.exp(-2 * r * h[i]) - np.exp(-2 * h[i]))  # n₂, and n₁ on the stage's noise unscaled
-            same = np.isclose(released, rest / sigma[i + 1]) and np.isclose(n1, stage_then_rest / sigma[i + 1])
-            assert not same or r == 0.5
+            assert np.allclose(found, [stage_then_rest, rest], rtol=1e-10)
+            assert np.isclose(np.sum(found**2), -np.expm1(-2 * h[i]), rtol=1e-10)
+            assert np.isclose(n1**2 + n2**2, -np.expm1(-2 * h[i]), rtol=1e-10)
+            assert np.allclose(found, [n2, n1], rtol=1e-9) == (r == 0.5)
+
+
+def test_the_stage_of_2s_ancestral_is_at_the_geometric_mean_of_its_own_step():
+    """ρ_m = √(ρ_t ρ_down): the middle in λ of the deterministic step, which stops short of the grid's next level."""
+    for eta in (0.0, 0.5, 1.0):
+        table = da.ancestral(VP, TS, eta, second=True)
+        up = eta * RHO[1:] * np.sqrt(1 - (RHO[1:] / RHO[:-1]) ** 2)
+        down = np.sqrt(RHO[1:] ** 2 - up**2)
+        middle = np.sqrt(RHO[:-1] * down)
+        assert np.allclose(VP.rho(table.times[1::2]), middle, rtol=1e-11)
+        for i in range(TS.size - 1):
+            a = float(VP.alpha(table.times[2 * i + 1]))
+            at_middle = {2 * i: a * (1 - middle[i] / RHO[i])}
+            check(table, 2 * i + 1, i, {2 * i: a * middle[i] / (ALPHA[i] * RHO[i])}, at_middle, rtol=1e-9)
+            states = {2 * i: ALPHA[i + 1] * down[i] / (ALPHA[i] * RHO[i])}
+            outputs = {2 * i + 1: ALPHA[i + 1] * (1 - down[i] / RHO[i])}
+            check(table, 2 * i + 2, i, states, outputs, noise=ALPHA[i + 1] * up[i] if eta else None, rtol=1e-9)
+
+
+def test_churn_is_bounded_on_both_sides():
+    """No noise where ρ < S_min or ρ > S_max; both bounds included."""
+    edm = da.EDM(0.01, 10.0)
+    ts = da.grid(edm, 6, "rho7", t_start=5.0)
+    for low, high in ((ts[4], ts[1]), (0.0, ts[2]), (ts[3], np.inf)):
+        table = da.edm_churn(edm, ts, churn=1.0, rho_min=low, rho_max=high)
+        expected = [i for i in range(6) if low <= ts[i] <= high]
+        assert np.allclose(table.intervals[:, 0], ts[expected] ** 2)
+        assert 0 < len(expected) < 6
 
 
 def test_ddim_eta_and_its_names():
@@ -486,6 +593,33 @@ def test_analytic_dpm_is_the_published_variance():
     assert np.allclose(np.diag(da.analytic_dpm(VP, TS, moments, 1.0).noise, -1), ddpm_form, rtol=1e-9)
     clipped = da.analytic_dpm(VP, TS, moments, last_std=2 * 2 / 255 * np.sqrt(np.pi / 2))
     assert np.isclose(clipped.noise[-1].sum(), 4 / 255 * np.sqrt(np.pi / 2))
+
+
+def test_analytic_dpm_clips_and_has_the_moments_of_normal_data_by_default():
+    """Γ > 1 would be a negative covariance: clipped to 0, DDIM(η)'s noise; a lower bound of 0.2 adds 0.2 weight²."""
+    too_large = np.full(TS.size - 1, 1.5)
+    for eta in (0.3, 1.0):
+        plain = da.ddim_eta(VP, TS, eta)
+        assert np.allclose(da.analytic_dpm(VP, TS, too_large, eta).noise, plain.noise, rtol=1e-13)
+        clipped = da.analytic_dpm(VP, TS, too_large, eta, clip=(0.2, 1.0))
+        weight = ALPHA[1:] - np.sqrt(SIGMA[1:] ** 2 - np.diag(plain.noise, -1) ** 2) * ALPHA[:-1] / SIGMA[:-1]
+        extra = np.diag(clipped.noise, -1) ** 2 - np.diag(plain.noise, -1) ** 2
+        assert np.allclose(extra, 0.2 * weight**2, rtol=1e-9)
+    assert not da.analytic_dpm(VP, TS, too_large, 0.0).stochastic
+    for process in (VP, da.SubVP(), da.EDM(0.05, 10.0)):
+        ts = da.grid(process, 5, "t2")
+        exact = float(process.alpha(ts[-1])) ** 2 + float(process.sigma(ts[-1])) ** 2
+        found = [da.output_law(da.analytic_dpm(process, ts), process, 0.0, v)[1] for v in (1.0, 0.8)]
+        assert np.isclose(found[0], exact, rtol=1e-10)
+        assert abs(found[1] - exact + float(process.alpha(ts[-1])) ** 2 * 0.2) > 1e-3
+
+
+def test_the_one_step_is_the_middle_one():
+    for steps, middle in ((5, 2), (6, 3), (7, 3), (1, 0)):
+        ts = da.grid(VP, steps, "t2", 0.9, 0.01)
+        default = da.one_sde_step(VP, ts)
+        assert np.flatnonzero(default.noise.any(axis=1)).tolist() == [middle + 1]
+        assert da.distance(default, da.one_sde_step(VP, ts, middle)) == 0
 
 
 def test_one_sde_step_inside_an_ode_sampler():
@@ -614,9 +748,13 @@ def test_resfusion():
     b = da.run(da.build("resfusion", VP, TS), lambda u, t: eps(u, t) + weight[t] * residual, x, noise=3)
     assert np.allclose(a, b, atol=1e-11)
     x0 = np.array([0.4, 0.9])
-    degraded = x0 + residual
-    mean = 0.5 * x0 + (1 - 0.5) * residual
-    assert np.allclose(mean, degraded / 2)
+    point = da.ProductMixture([da.GaussianMixture([1.0], [m], [1e-4]) for m in x0])
+    for t, tolerance in ((start, 0.02), (0.7 * start, None)):  # the mean there is half the degraded input, x₀ + R
+        sample = point.sample(20_000, 0, process, t)
+        gap = np.abs(sample.mean(axis=0) - (x0 + residual) / 2).max()
+        alpha = float(process.alpha(t))
+        assert np.allclose(sample.mean(axis=0), alpha * x0 + (1 - alpha) * residual, atol=0.02)
+        assert gap < tolerance if tolerance else gap > 0.02
     with pytest.raises(ValueError, match="must be variance preserving"):
         da.resfusion_start(da.EDM())
 
@@ -658,7 +796,10 @@ def test_a_flow_model_in_other_conventions():
     own = da.flow_model(lambda u, tau: velocity(u, tau / 1000) / 1000, noise_time=1000.0, per_own_time=True)
     table = da.build("flow_heun", flow, da.grid(flow, 8, "shift3"))
     expected = da.run(table, velocity, x)
-    for model in (reversed_clock, thousand, own):
+    own_reversed = da.flow_model(
+        lambda u, tau: -velocity(u, 1 - tau / 1000) / 1000, data_time=1000.0, noise_time=0.0, per_own_time=True
+    )
+    for model in (reversed_clock, thousand, own, own_reversed):
         assert np.allclose(da.run(table, model, x), expected, rtol=1e-12)
     with pytest.raises(ValueError, match=r"noise_time=0.0 must differ from data_time=0.0"):
         da.flow_model(velocity, noise_time=0.0)
@@ -719,9 +860,86 @@ def test_names_that_are_aliases():
         (lambda: da.mrs(VP, TS, prediction="score"), "prediction='score' is unknown"),
         (lambda: da.gdss_splitting(VP, TS, "other"), "variance='other' is unknown"),
         (lambda: da.MeanReverting(VP, 0.0, noise_scale=0.0), "noise_scale=0.0 must be a positive"),
+        (lambda: da.singlestep(VP, TS, 2, shares=0.5), "shares=0.5 must be 1 increasing"),
+        (lambda: da.singlestep(VP, TS, 2, shares=("a",)), "shares='a' must be made of real"),
+        (lambda: da.singlestep(VP, TS, 2, taylor="no"), "taylor='no' must be True or False"),
+        (lambda: da.singlestep(VP, TS, 2, lam_sde=1e4), "lam_sde=10000.0 must be at most 1000"),
+        (
+            lambda: da.singlestep(VP, TS, 2, prediction="x0", lam_sde=100),
+            "lam_sde=100: ρ.* overflows; allowed: at most",
+        ),
+        (lambda: da.adams(VP, TS, 1, prediction="x0", lam_sde=100.0), "lam_sde=100.0: ρ.* overflows; allowed: at most"),
+        (lambda: da.adams(VP, TS, 1, lam_sde=1e4), "lam_sde=10000.0 must be at most 1000"),
+        (lambda: da.mrs(VP, TS, 1, prediction="eps", lam_sde=1e4), "lam_sde=10000.0 must be at most 1000"),
+        (lambda: da.euler_maruyama(VP, TS, 1e200), r"lam_sde=1e\+200 must be at most 1000"),
+        (lambda: da.flow_sde(VP, TS, 1e4), "noise=10000.0 must be at most 1000"),
+        (lambda: da.adams(VP, TS, 10**20), "degree=100000000000000000000 must be at most 30"),
+        (lambda: da.unipc(VP, TS, 31), "order=31 must be at most 30"),
+        (lambda: da.adams(VP, TS, 1, lower_order_final=1), "lower_order_final=1 must be True or False"),
+        (lambda: da.unipc(VP, TS, 1, lower_order_final="no"), "lower_order_final='no' must be True or False"),
+        (lambda: da.ancestral(VP, TS, second=None), "second=None must be True or False"),
+        (lambda: da.edm_sampler(VP, []), r"ts has shape \(0,\)"),
+        (lambda: da.edm_churn(VP, TS, rho_max=None), "rho_max=None must be made of real"),
+        (lambda: da.edm_churn(VP, TS, rho_max="x"), "rho_max='x' must be made of real"),
+        (lambda: da.edm_churn(VP, TS, rho_max=np.nan), "rho_max=nan must be a number >= 0, or infinite"),
+        (lambda: da.edm_churn(VP, TS, rho_max=-1.0), "rho_max=-1.0 must be a number >= 0, or infinite"),
+        (lambda: da.edm_churn(da.RectifiedFlow(), [1.0, 0.5]), "ρ is infinite"),
+        (lambda: da.bdia(da.RectifiedFlow(), [1.0, 0.5, 0.1]), "t=1.0: ρ=inf there"),
+        (lambda: da.bdia(VP, [1.0, 0.5, 0.0], prediction="x0"), "t=0.0: ρ=0 there"),
+        (lambda: da.resfusion_start(None), "process=None must be a Process"),
+        (lambda: belm(VP, TS, 0.0), "g=0.0 must be positive: one number or 6"),
+        (lambda: belm(VP, TS, [0.5]), r"g=\[0.5\] must be positive: one number or 6"),
+        (lambda: da.ddim_eta(VP, TS, [1, 2]), r"eta has shape \(2,\); allowed: one number or \(7,\)"),
+        (lambda: da.ddim_eta(VP, TS, np.nan), r"eta=nan must lie in \[0, 1\]"),
+        (lambda: da.analytic_dpm(VP, TS, clip=(1.0, 0.0)), r"clip=\(1.0, 0.0\) must be two numbers"),
+        (lambda: da.analytic_dpm(VP, TS, clip=0.5), "clip=0.5 must be two numbers"),
+        (lambda: da.analytic_dpm(VP, TS, clip=(0.0, np.nan)), r"clip=\(0.0, nan\) must be two numbers"),
+        (lambda: da.analytic_dpm(VP, TS, eta=1.5), "eta=1.5 must be at most 1"),
+        (lambda: da.one_sde_step(VP, TS, 1.5), "step=1.5 must be an integer >= 0"),
+        (lambda: da.one_sde_step(VP, TS, True), "step=True must be an integer >= 0"),
+        (lambda: da.one_sde_step(VP, TS, "x"), "step='x' must be an integer >= 0"),
+        (lambda: da.moment_estimate(None, TS, lambda t: X), "model=None must be a function"),
+        (lambda: da.moment_estimate(lambda x, t: x, TS, X), "states=.* must be a function"),
+        (lambda: da.moment_estimate(lambda x, t: x, [1.0, np.nan], lambda t: X), "ts=.* must be finite"),
+        (lambda: da.moment_estimate(lambda x, t: x, 1.0, lambda t: X), r"ts has shape \(\)"),
+        (lambda: da.moment_estimate(lambda x, t: x[:1], TS, lambda t: X), r"model returned shape \(1,\) for states"),
+        (lambda: da.moment_estimate(lambda x, t: x * np.nan, TS, lambda t: X), "eps=.* must be finite"),
+        (
+            lambda: da.gdss_splitting(da.EDM(), [1.0, 0.003, 0.0]),
+            "the middle of the step.* 0.0015, below the first time",
+        ),
+        (lambda: da.two_stage_grid(VP, 8, exponent=1e300), r"exponent=1e\+300 must lie in \[0.1, 100\]"),
+        (lambda: da.two_stage_grid(VP, 8, second_exponent=0.0), "second_exponent=0.0 must lie"),
+        (lambda: da.flow_model(None), "model=None must be a function"),
+        (lambda: da.flow_model(print, data_time=np.nan), "data_time=nan must be finite"),
+        (lambda: da.flow_model(print, noise_time=np.inf), "noise_time=inf must be finite"),
+        (lambda: da.flow_model(print, per_own_time="no"), "per_own_time='no' must be True or False"),
         (lambda: da.build("flow_sde", da.RectifiedFlow(), [1.0, 0.5]), "the step of flow_sde is singular"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+TOO_SHORT = {"dpm_2": 2, "dpm_3_taylor": 3, "dpmpp_2s": 2, "dpmpp_3s": 3, "seeds_2": 2, "seeds_3_x0": 3}
+
+
+@pytest.mark.parametrize("name", list(da.SOLVERS))
+def test_what_cannot_be_built_is_refused_without_a_warning(name):
+    """At t = 1 ρ is infinite on `RectifiedFlow`; a step of one ulp has no room for stages."""
+    ulp = [0.9, 0.5, np.nextafter(0.5, 0.0), 0.1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for process, ts in ((da.RectifiedFlow(), [1.0, 0.5, 0.1]), (VP, ulp)):
+            try:
+                table = da.build(name, process, ts)
+            except ValueError as error:
+                refused = str(error)
+            else:
+                refused = ""
+                assert np.isfinite(table.states).all()
+            if process is VP and name in TOO_SHORT:
+                assert f"too short a step for {TOO_SHORT[name] - 1} stages" in refused
+            if process is not VP and name in ("ddpm", "ddim_eta1", "g2rpo", "analytic_ddim", "unipc2_bh2_eps"):
+                assert "t=1.0: ρ=inf there" in refused

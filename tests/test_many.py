@@ -45,6 +45,28 @@ def test_each_slice_is_run_as_if_alone(name):
         np.testing.assert_allclose(got[i], da.run(table, MIX.eps(VP), x[i]), rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("shares", [(0.5, 0.3), (0.3, 0.5)])
+def test_tables_may_differ_in_which_coefficients_are_zero(shares):
+    """DPM-Solver-2 with its stage in the middle does not use the first output for the step; elsewhere it does."""
+    ts = da.grid(VP, 4, "t2", 0.9, 0.01)
+    pair = [da.singlestep(VP, ts, 2, shares=(r,)) for r in shares]
+    assert np.any((pair[0].outputs != 0) != (pair[1].outputs != 0))
+    x = start((2, 5, 2))
+    got = run_many(pair, by_time(MIX.eps(VP)), x)
+    for i, table in enumerate(pair):
+        np.testing.assert_allclose(got[i], da.run(table, MIX.eps(VP), x[i]), rtol=1e-12)
+    draws = [noisy(VP, (0.8,))[0] for _ in range(2)]
+    z = draws[1].noise.copy()
+    z[3, 0], z[1, 0] = z[1, 0], 0.0  # the first noise enters at the end instead
+    draws[1] = da.Tableau(draws[1].times, draws[1].states, draws[1].outputs, z, intervals=draws[1].intervals)
+    noise = list(np.random.default_rng(2).standard_normal((2, 2, 2)))
+    for pair in (draws, draws[::-1]):
+        got = run_many(pair, by_time(MIX.eps(VP)), start((2, 2)), noise)
+        for i, table in enumerate(pair):
+            alone = da.run(table, MIX.eps(VP), start((2, 2)), noise)[i]
+            np.testing.assert_allclose(got[i], alone, rtol=1e-12)
+
+
 def test_the_model_is_called_once_per_node_with_a_time_per_slice():
     many, seen = tables("rhork_2heun"), []
 

@@ -133,6 +133,49 @@ def test_mean_reverting_has_the_scales_of_its_inner_process():
         da.MeanReverting(inner, np.nan)
 
 
+@pytest.mark.parametrize(
+    "inner", [da.VPLinear(), da.SubVP(), da.VE(), da.RectifiedFlow()], ids=lambda p: type(p).__name__
+)
+def test_the_noise_scale_of_mean_reverting_scales_the_noise(inner):
+    """σ, ρ and σ′ by c, g² and κ of the score by c², 1/ρ by 1/c; each rate is the derivative of its own scale."""
+    c = 0.3
+    outer = da.MeanReverting(inner, 1.0, noise_scale=c)
+    ts = np.linspace(*inner.sampling_range, 9)[1:-1]
+    h = 1e-5 * ts
+
+    def slope(f):
+        return (f(ts + h) - f(ts - h)) / (2 * h)
+
+    for name, factor in (("sigma", c), ("rho", c), ("diffusion_squared", c**2), ("alpha", 1.0), ("drift", 1.0)):
+        assert np.allclose(getattr(outer, name)(ts), factor * getattr(inner, name)(ts), rtol=1e-14), name
+    assert np.allclose(outer.lam(ts), inner.lam(ts) - np.log(c), rtol=1e-13, atol=1e-13)
+    assert np.allclose(outer.time_from_rho(outer.rho(ts)), ts, rtol=1e-10)
+    g2 = slope(lambda t: outer.sigma(t) ** 2) - 2 * outer.drift(ts) * outer.sigma(ts) ** 2
+    assert np.allclose(outer.diffusion_squared(ts), g2, rtol=1e-6)
+    assert np.allclose(outer.kappa("score", ts), c**2 * inner.kappa("score", ts), rtol=1e-14)
+    for prediction in ("eps", "x0", "score"):
+        rate = slope(lambda t, p=prediction: outer.kappa(p, t))
+        assert np.allclose(outer.kappa_rate(prediction, ts), rate, rtol=1e-6), prediction
+    a, b = outer.prediction_parts("v", ts)
+    angle = inner.log_rho_rate(ts) / (inner.rho(ts) + 1 / inner.rho(ts)) if inner.variance_preserving else 1.0
+    assert np.allclose(a, slope(outer.alpha) / angle, rtol=1e-6, atol=1e-9)
+    assert np.allclose(b, slope(outer.sigma) / angle, rtol=1e-6)
+    for variable in ("rho", "lam", "inv_rho"):
+        f = {"rho": outer.rho, "lam": outer.lam, "inv_rho": lambda t: 1 / outer.rho(t)}[variable]
+        assert np.allclose(outer.variable_rate(variable, ts), slope(f), rtol=1e-6), variable
+
+
+def test_the_time_of_the_data_does_not_excuse_other_times():
+    """EDM takes t = 0, outside its range, in an array too; a time that is neither is still refused."""
+    edm = da.EDM(0.002, 80.0)
+    assert edm.sigma([0.0, 1.0]).tolist() == [0.0, 1.0]
+    for bad in (-0.5, 0.001, 81.0, np.nan):
+        with pytest.raises(ValueError, match=f"t={bad} is outside"):
+            edm.sigma([0.0, bad, 1.0])
+    with pytest.raises(ValueError, match=r"ts=-1.0 is outside"):
+        da.build("edm_heun", edm, [1.0, 0.0, -1.0])
+
+
 def test_closed_ends_have_limits_not_nan():
     for process, limit in ((da.VPLinear(0.1, 20.0), 0.1), (da.SubVP(0.1, 20.0), 0.0), (da.RectifiedFlow(), 0.0)):
         assert process.diffusion_squared(0.0) == pytest.approx(limit)
@@ -193,6 +236,8 @@ VP = da.VPLinear()
         (lambda: da.grid(VP, 3.0), "steps=3.0 must be an integer"),
         (lambda: da.grid(VP, True), "steps=True"),
         (lambda: da.grid(VP, "10"), "steps='10'"),
+        (lambda: da.grid(VP, 10**10), "steps asks for a table of 10000000001 nodes; allowed: at most 20001"),
+        (lambda: da.grid(VP, 10**10, "twostage"), "steps asks for a table of 10000000001 nodes"),
         (lambda: da.grid(VP, 10, "rho"), "kind='rho' is unknown; nearest: .*rho7"),
         (lambda: da.grid(VP, 10, "t0"), "kind='t0' is unknown"),
         (lambda: da.grid(VP, 10, None), "kind=None is unknown"),

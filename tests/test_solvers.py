@@ -284,6 +284,8 @@ def test_a_new_sampler_is_one_function_and_one_row():
         assert da.build("half_euler", VP, da.grid(VP, 3)).nfe == 3
         with pytest.raises(ValueError, match="name='half_euler' is already registered"):
             da.register(row)
+        with pytest.raises(ValueError, match="row='half_euler' must be a Solver"):
+            da.register("half_euler")
     finally:
         da.SOLVERS.pop("half_euler")
 

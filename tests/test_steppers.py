@@ -282,6 +282,21 @@ def test_the_error_estimate_belongs_to_the_worst_sample():
     np.testing.assert_allclose(many.times, alone.times, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("ts", "message"),
+    [
+        ([0.1, 1.0], "ts must descend strictly"),
+        ([1.0], r"ts has shape \(1,\)"),
+        ("grid", "ts='grid' must be made of real numbers"),
+        ([1.0, np.nan, 0.1], "ts must be finite; it has nan at index 1"),
+        ([1.5, 0.1], "ts=1.5 is outside"),
+    ],
+)
+def test_adaptive_rows_check_the_grid(ts, message):
+    with pytest.raises(ValueError, match=message):
+        STEPPERS["dpm_adaptive_12"].build(VP, ts)
+
+
 def test_adaptive_never_overshoots_and_starts_anywhere():
     for h_init in (1e-3, 0.05, 1e6):
         seen = []

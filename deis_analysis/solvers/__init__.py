@@ -10,7 +10,7 @@ from deis_analysis.solvers.mean_reverting import mrs, resfusion, resfusion_start
 from deis_analysis.solvers.predictor_corrector import unipc
 from deis_analysis.solvers.pseudo_multistep import pndm
 from deis_analysis.solvers.registry import SOLVERS, Solver, build, register
-from deis_analysis.solvers.reversible import bdia, obelm, reversible_heun
+from deis_analysis.solvers.reversible import bdia, belm, obelm, reversible_heun
 from deis_analysis.solvers.stochastic import (
     analytic_dpm,
     ancestral,
@@ -31,6 +31,7 @@ __all__ = [
     "analytic_dpm",
     "ancestral",
     "bdia",
+    "belm",
     "build",
     "ddim_eta",
     "ddpm",

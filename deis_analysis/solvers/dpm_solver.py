@@ -22,11 +22,11 @@ import numpy as np
 
 from deis_analysis.grids import check_grid, check_nodes
 from deis_analysis.process import PREDICTIONS, Array, Process
-from deis_analysis.solvers.exponential_adams import adams, noise_scale, rho_intervals
+from deis_analysis.solvers.exponential_adams import adams, check_lam, noise_scale, rho_intervals
 from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose, nonnegative, positive_int, scalar
-from deis_analysis.weights import clock, increments, step_weights
+from deis_analysis.validate import boolean, choose, positive_int, scalar
+from deis_analysis.weights import check_finite, clock, increments, step_weights
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,18 @@ def singlestep(
 
     .. math:: y_1 = y + I_0^{r_1}[p_0] , \quad y_2 = y + I_0^{r_2}[p_0, p_1] , \quad y_s = y + I_0^1[p_0, p_2]
 
-    for order 3; for order 2 the step takes the interpolant through p₀, p₁ at its middle: Δκ((1 − 1/2r₁) p₀ + p₁/2r₁).
+    for order 3.  That last row takes p₂ alone, whose order condition r₂/2 = ⅓ only r₂ = ⅔ meets: with other r₂ the
+    method converges with order 2.  So does ``taylor``, whose last row then takes p₁ as well, a stage of order 1.  For
+    order 2 the step takes the interpolant through p₀, p₁ at its middle: Δκ((1 − 1/2r₁) p₀ + p₁/2r₁).
 
     Args:
         ts: (N + 1,) descending times; ``order`` model calls per step.
         order: 1 (DDIM), 2 or 3.
         prediction: ``"eps"`` is DPM-Solver, ``"x0"`` is DPM-Solver++ (2S, 3S).
-        shares: (r₁,) or (r₁, r₂), increasing, inside (0, 1); default ½ and ⅓, ⅔.
+        shares: (r₁,) or (r₁, r₂), increasing, inside (0, 1); default ½ and ⅓, ⅔, for which ``order`` is the order of
+            convergence; so it is with every r₁, but for order 3 with r₂ = ⅔ only.
         taylor: integrate the interpolant through all stages exactly.
-        lam_sde: λ of the λ-family; 1 is SEEDS, with each stage's noise carried on to the end of the step.
+        lam_sde: λ of the λ-family, 0 to 1,000; 1 is SEEDS, with each stage's noise carried on to the end of the step.
 
     Raises:
         ValueError: order not 1–3, shares not increasing inside (0, 1), a bad grid, or times where ρ is 0 or infinite.
@@ -86,8 +89,9 @@ def singlestep(
     choose("prediction", prediction, PREDICTIONS)
     points = _with_stages(process, ts, _check_shares(order, shares))
     first = np.arange(ts.size - 1) * order
-    parts = [(first, stages_of(order, taylor))]
-    return _blocks(process, points, parts, prediction, nonnegative("lam_sde", lam_sde), name or f"singlestep{order}")
+    parts = [(first, stages_of(order, boolean("taylor", taylor)))]
+    lam_sde = check_lam(process, prediction, points, lam_sde)
+    return _blocks(process, points, parts, prediction, lam_sde, name or f"singlestep{order}")
 
 
 def dpm_fast(process: Process, ts: Any, *, prediction: str = "eps", name: str = "dpm_fast") -> Tableau:
@@ -124,8 +128,13 @@ def _order(order: int) -> int:
 def _check_shares(order: int, shares: tuple[float, ...] | None) -> tuple[float, ...]:
     if shares is None:
         return _SHARES[order]
-    values = tuple(scalar("shares", r) for r in shares)
-    if len(values) != order - 1 or not all(a < b for a, b in zip((0.0, *values), (*values, 1.0), strict=True)):
+    listed = isinstance(shares, (tuple, list, np.ndarray))
+    values = tuple(scalar("shares", r) for r in shares) if listed else ()
+    if (
+        not listed
+        or len(values) != order - 1
+        or not all(a < b for a, b in zip((0.0, *values), (*values, 1.0), strict=True))
+    ):
         raise ValueError(f"shares={shares!r} must be {order - 1} increasing numbers inside (0, 1)")
     return values
 
@@ -138,7 +147,13 @@ def _with_stages(process: Process, ts: Array, shares: tuple[float, ...]) -> Arra
         raise ValueError(f"t={bad!r}: λ is infinite there on {process!r}; allowed: times with 0 < ρ < ∞")
     check_nodes((ts.size - 1) * (len(shares) + 1) + 1)
     stages = [process.time_from_lam(lam[:-1] + r * np.diff(lam)) for r in shares]
-    return np.append(np.stack([ts[:-1], *stages], axis=1).reshape(-1), ts[-1])
+    points = np.append(np.stack([ts[:-1], *stages], axis=1).reshape(-1), ts[-1])
+    if not np.all(np.diff(points) < 0):
+        bad = int(np.flatnonzero(np.diff(points) >= 0)[0]) // (len(shares) + 1)
+        raise ValueError(
+            f"ts={float(ts[bad])!r} to {float(ts[bad + 1])!r}: too short a step for {len(shares)} stages in float64"
+        )
+    return points
 
 
 def _blocks(
@@ -150,6 +165,7 @@ def _blocks(
     name: str,
 ) -> Tableau:
     """A table whose nodes are ``points``, in steps that begin at ``first`` and have the rows ``stages``."""
+    check_finite(process, prediction, "lam", points)
     gamma = clock(process, prediction, points, lam_sde)
     states, outputs = (np.zeros((points.size, points.size)) for _ in range(2))
     noise = np.zeros((points.size, points.size - 1 if lam_sde else 0))
@@ -270,10 +286,9 @@ _register_multistep()
 
 
 def _register_stochastic() -> None:
-    rows: list[
-        tuple[str, Any, str, int, int, int, int, str]
-    ] = []  # name, build, p, degree, weak, start, stages, source
-    for prefix, prediction, source in (("sde_dpm", "eps", _DPM), ("sde_dpmpp", "x0", _PP)):
+    rows: list[tuple[str, Any, str, int, int, int, int, str]] = []
+    # name, build, prediction, degree, weak order, starting steps, stages, source
+    for prefix, prediction, of in (("sde_dpm", "eps", "noise"), ("sde_dpmpp", "x0", "data")):
         for suffix, degree, rule, exactness in (
             ("1", 0, "exact", 0),
             ("2m", 1, "midpoint", 0),
@@ -283,9 +298,11 @@ def _register_stochastic() -> None:
         ):
             name = f"{prefix}_{suffix}"
             build = partial(
-                adams, degree=degree, prediction=prediction, variable="lam", lam_sde=1.0, rule=rule, name=name
+                adams, degree=degree, prediction=prediction, variable="lam", rule=rule, lam_sde=1.0, name=name
             )
-            rows.append((name, build, prediction, exactness, min(degree + 1, 2), degree, 1, f"{source}; SDE form"))
+            source = f"{_PP}, SDE forms" if degree < 2 else f"k-diffusion's 3M SDE (0.1.1), for the {of} prediction"
+            source += ", exact weights" * suffix.endswith("exact")
+            rows.append((name, build, prediction, exactness, min(degree + 1, 2), degree, 1, source))
     for order in (1, 2, 3):
         for suffix, prediction in (("", "eps"), ("_x0", "x0")):
             name = f"seeds_{order}{suffix}"

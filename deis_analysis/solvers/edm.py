@@ -19,7 +19,7 @@ from deis_analysis.process import Array, Process
 from deis_analysis.solvers.exponential_adams import rho_intervals
 from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import between, nonnegative
+from deis_analysis.validate import between, nonnegative, scalar
 
 _MOST_CHURN = math.sqrt(2.0) - 1.0
 
@@ -40,7 +40,8 @@ def edm_sampler(process: Process, ts: Any, alpha: float | None = 1.0, *, name: s
 
     Source: Karras et al. 2022, alg. 1 (Heun), alg. 3 (α).
     """
-    return _sampler(process, ts, alpha, np.zeros(np.size(ts) - 1), 1.0, name)
+    ts = check_grid(process, ts)
+    return _sampler(process, ts, alpha, np.zeros(ts.size - 1), 1.0, name)
 
 
 def edm_churn(
@@ -65,63 +66,67 @@ def edm_churn(
         churn, rho_min, rho_max, noise_scale: the paper's S_churn ≥ 0, S_min, S_max, S_noise.
 
     Raises:
-        ValueError: as `edm_sampler`; negative parameters.
+        ValueError: as `edm_sampler`; parameters that are negative or no numbers.
 
     Source: Karras et al. 2022, alg. 2.
     """
     ts = check_grid(process, ts)
-    rho = process.rho(ts[:-1])
+    rho = _levels(process, ts)[:-1]
     gamma = min(nonnegative("churn", churn) / rho.size, _MOST_CHURN)
-    inside = (rho >= nonnegative("rho_min", rho_min)) & (rho <= rho_max)
+    top = scalar("rho_max", rho_max)
+    if not top >= 0:
+        raise ValueError(f"rho_max={rho_max!r} must be a number >= 0, or infinite")
+    inside = (rho >= nonnegative("rho_min", rho_min)) & (rho <= top)
     highest = float(process.rho(process.t_max))
     gammas = np.where(inside, np.minimum(gamma, highest / rho - 1.0), 0.0)
     return _sampler(process, ts, alpha, np.maximum(gammas, 0.0), nonnegative("noise_scale", noise_scale), name)
 
 
-def _sampler(process: Process, ts: Any, alpha: float | None, gammas: Array, scale: float, name: str) -> Tableau:
-    ts = check_grid(process, ts)
+def _levels(process: Process, ts: Array) -> Array:
+    """(N + 1,) ρ of a grid, finite."""
+    level = process.rho(ts)
+    if not np.all(np.isfinite(level)):
+        raise ValueError(f"ts starts at {ts[0]!r}, where ρ is infinite on {process!r}; allowed: times with finite ρ")
+    return level
+
+
+def _sampler(process: Process, ts: Array, alpha: float | None, gammas: Array, scale: float, name: str) -> Tableau:
+    """The table of both samplers; ``gammas`` (N,) say by how much ρ is raised before each step."""
     steps = ts.size - 1
     if alpha is not None and between("alpha", alpha, 0.0, 1.0) == 0:
         raise ValueError("alpha=0.0 must lie in (0, 1]")
+    level = _levels(process, ts)
     noisy = gammas > 0
-    calls = np.where((np.arange(steps) < steps - 1) & (alpha is not None), 2, 1)
-    nodes = np.concatenate([[0], np.cumsum(calls + noisy)])
-    check_nodes(int(nodes[-1]) + 1)
+    staged = (np.arange(steps) < steps - 1) & (alpha is not None)  # the last step is Euler's
+    nodes = np.concatenate([[0], np.cumsum(1 + staged + noisy)])
     size = int(nodes[-1]) + 1
-    times, rho = np.empty(size), np.empty(size)
+    check_nodes(size)
+    times = np.empty(size)
     times[nodes] = ts
-    rho[nodes] = process.rho(ts)
-    if not np.all(np.isfinite(rho[nodes])):
-        raise ValueError(f"ts starts at {ts[0]!r}, where ρ is infinite on {process!r}; allowed: times with finite ρ")
-    states, outputs = (np.zeros((size, size)) for _ in range(2))
-    noise = np.zeros((size, steps))
-    for i in range(steps):
-        first, last = int(nodes[i]), int(nodes[i + 1])
-        if noisy[i]:
-            up, first = first, first + 1
-            rho[first] = rho[up] * (1.0 + gammas[i])
-            times[first] = process.time_from_rho(rho[first])
-            states[first, up] = 1.0
-            noise[first, i] = scale * rho[up] * math.sqrt(gammas[i] * (2.0 + gammas[i]))
-        states[last, first] = 1.0
-        h = rho[last] - rho[first]
-        if calls[i] == 1:
-            outputs[last, first] = h
-            continue
-        assert alpha is not None
-        stage = first + 1
-        rho[stage] = rho[first] + alpha * h
-        times[stage] = ts[i + 1] if alpha == 1 else process.time_from_rho(rho[stage])
-        states[stage, first], outputs[stage, first] = 1.0, alpha * h
-        outputs[last, first], outputs[last, stage] = h * (1.0 - 0.5 / alpha), h * 0.5 / alpha
+    states, outputs, noise = np.zeros((size, size)), np.zeros((size, size)), np.zeros((size, steps))
+    # -- raised levels, from which each step goes down
+    first, last, top = nodes[:-1] + noisy, nodes[1:], level[:-1] * (1.0 + gammas)
+    up = np.flatnonzero(noisy)
+    times[first[up]] = process.time_from_rho(top[up])
+    states[first[up], nodes[up]] = 1.0
+    noise[first[up], up] = scale * level[up] * np.sqrt(gammas[up] * (2.0 + gammas[up]))
+    # -- the steps
+    h = level[1:] - top
+    states[last, first] = 1.0
+    outputs[last, first] = h
+    if alpha is not None:
+        i = np.flatnonzero(staged)
+        stage = first[i] + 1
+        times[stage] = ts[i + 1] if alpha == 1 else process.time_from_rho(top[i] + alpha * h[i])
+        states[stage, first[i]], outputs[stage, first[i]] = 1.0, alpha * h[i]
+        outputs[last[i], first[i]], outputs[last[i], stage] = h[i] * (1.0 - 0.5 / alpha), h[i] * 0.5 / alpha
     gamma = process.alpha(times)
     states *= gamma[:, None] / gamma
     outputs *= gamma[:, None]
-    grid_nodes, labels = tuple(nodes.tolist()), step_labels(tuple(nodes.tolist()), size)
-    if not noisy.any():
-        return assemble(process, times, states, outputs, "eps", name, grid_nodes, labels)
-    noise, intervals = (gamma[:, None] * noise)[:, noisy], rho_intervals(process, ts)[noisy]
-    return assemble(process, times, states, outputs, "eps", name, grid_nodes, labels, noise, intervals)
+    grid_nodes = tuple(nodes.tolist())
+    drawn = (gamma[:, None] * noise)[:, noisy], rho_intervals(process, ts)[noisy]
+    given = drawn if noisy.any() else (None, None)
+    return assemble(process, times, states, outputs, "eps", name, grid_nodes, step_labels(grid_nodes, size), *given)
 
 
 _EDM = "Karras et al. 2022 (EDM, arXiv 2206.00364)"

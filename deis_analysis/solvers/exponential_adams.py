@@ -14,10 +14,12 @@ from deis_analysis.grids import check_grid
 from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
 from deis_analysis.solvers.registry import Solver, assemble, register
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose, nonnegative, positive_int
-from deis_analysis.weights import adams_weights, clock, increments
+from deis_analysis.validate import boolean, choose, nonnegative, positive_int
+from deis_analysis.weights import adams_weights, check_finite, clock, increments
 
 RULES = ("exact", "midpoint", "halved", "released")
+MOST_DEGREE = 30  # of an interpolant: beyond, its weights alternate with more digits than float64 has
+MOST_LAM = 1e3  # λ of the λ-family
 
 
 def adams(
@@ -47,28 +49,29 @@ def adams(
 
     Args:
         ts: (N + 1,) descending times; one model call per step.
-        degree: degree of the interpolant, DEIS's "order r", ≥ 0; 0 is DDIM for ``"eps"``.
+        degree: degree of the interpolant, DEIS's "order r", 0 to 30; 0 is DDIM for ``"eps"``.
         prediction: what is interpolated. variable: φ, in which it is.
-        lam_sde: λ ≥ 0 of the λ-family; 0 is the probability flow.
+        lam_sde: λ of the λ-family, 0 to 1,000; 0 is the probability flow.
         rule: ``"exact"`` integral; ``"midpoint"``, the interpolant at the middle of the step in φ times Δκ (degree 1:
             DPM-Solver++ 2M as published); ``"halved"``, degree 2 with its leading coefficient at half weight (the
             published third order, see `dpm_solver`); ``"released"``, halved at degree 2 and midpoint at degree 1.
         lower_order_final: the last steps use degrees …, 1, 0.
 
     Raises:
-        ValueError: degree < 0, unknown names, a bad grid, λ < 0, or times where κ or φ is infinite.
+        ValueError: degree or λ out of range (λ also where ρ^{λ²} overflows), unknown names, a bad grid, or times where
+            κ or φ is infinite.
 
     Source: Zhang & Chen 2023, eq. 14–15 (ε, t), sec. 3.3 (ε, ρ), eq. 4 (the λ-family).
     """
-    ts, degree = check_grid(process, ts), positive_int("degree", degree, minimum=0)
+    ts, degree = check_grid(process, ts), positive_int("degree", degree, minimum=0, most=MOST_DEGREE)
     choose("prediction", prediction, PREDICTIONS)
     choose("variable", variable, VARIABLES)
     choose("rule", rule, RULES)
-    lam_sde = nonnegative("lam_sde", lam_sde)
+    lam_sde = check_lam(process, prediction, ts, lam_sde)
     gamma = clock(process, prediction, ts, lam_sde)
     steps = ts.size - 1
     used = np.minimum(np.arange(steps), degree)
-    if lower_order_final:
+    if boolean("lower_order_final", lower_order_final):
         used = np.minimum(used, np.arange(steps)[::-1])
     weights = np.zeros((steps, int(used.max()) + 1))
     for r in range(int(used.max()) + 1):
@@ -97,6 +100,17 @@ def _ruled(process: Process, variable: str, ts: Array, rows: Array, weights: Arr
         return weights.sum(axis=1, keepdims=True) * np.stack(basis, axis=1)
     second_moment = np.sum(weights * z**2, axis=1, keepdims=True)
     return weights - 0.5 * second_moment / np.prod(differences, axis=2)
+
+
+def check_lam(process: Process, prediction: str, ts: Array, lam_sde: Any) -> float:
+    """``lam_sde`` as a float; ValueError unless in [0, 1,000] and, for x₀, small enough for ρ^{λ²} to be a number."""
+    lam = nonnegative("lam_sde", lam_sde, MOST_LAM)
+    if lam and prediction == "x0":
+        check_finite(process, prediction, "lam", ts)
+        largest = float(np.max(np.abs(process.lam(ts))))
+        if lam**2 * largest > 700:
+            raise ValueError(f"lam_sde={lam_sde!r}: ρ^(λ²) overflows; allowed: at most {(700 / largest) ** 0.5:.3g}")
+    return lam
 
 
 def step_noise(process: Process, prediction: str, ts: Array, lam_sde: float) -> tuple[Array | None, Array | None]:
@@ -222,7 +236,8 @@ for _degree in range(3):
             starting_steps=_degree,
             lam_sde=0.5,
             strong_order=1,
-            source=f"{_DEIS}, eq. 4 with lambda = 1/2, frozen or extrapolated eps; Ito sampler of azula 0.11",
+            source=f"{_DEIS}, eq. 4 with lambda = 1/2, "
+            + ("extrapolated eps" if _degree else "frozen eps; Ito sampler of azula 0.11"),
         )
     )
 for _terms in range(2, 5):

@@ -15,12 +15,13 @@ import numpy as np
 from deis_analysis.grids import check_grid, check_nodes
 from deis_analysis.process import Process
 from deis_analysis.schedules import RectifiedFlow
-from deis_analysis.solvers.exponential_adams import rho_intervals
+from deis_analysis.solvers.exponential_adams import MOST_LAM, rho_intervals
 from deis_analysis.solvers.exponential_rk import runge_kutta
 from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
 from deis_analysis.solvers.stochastic import euler_maruyama
 from deis_analysis.tableau import Tableau
 from deis_analysis.validate import choose, nonnegative
+from deis_analysis.weights import check_finite
 
 
 def flow_sampler(process: Process, ts: Any, tableau: str = "1euler", *, name: str = "flow") -> Tableau:
@@ -45,11 +46,11 @@ def flow_sde(process: Process, ts: Any, noise: float = 0.7, *, name: str = "flow
     so the step is exact there, as Euler's is on straight paths.
 
     Args:
-        process: `RectifiedFlow`. ts: (N + 1,) descending times, ts[0] < 1. noise: a ≥ 0.
+        process: `RectifiedFlow`. ts: (N + 1,) descending times, ts[0] < 1. noise: a, 0 to 1,000.
 
     Source: Liu et al. 2025 (Flow-GRPO, arXiv 2505.05470), sec. 4, the sampling SDE; Albergo et al. 2023.
     """
-    lam = nonnegative("noise", noise) / np.sqrt(2.0)
+    lam = nonnegative("noise", noise, MOST_LAM) / np.sqrt(2.0)
     return euler_maruyama(process, ts, lam, name=name).in_terms_of(process, "v")
 
 
@@ -70,15 +71,22 @@ def gdss_splitting(process: Process, ts: Any, variance: str = "exact", *, name: 
         variance: ``"exact"`` or ``"published"``.
 
     Raises:
-        ValueError: unknown variance, or a bad grid.
+        ValueError: unknown variance, a bad grid, or a step whose middle is not a time of the process.
 
     Source: Jo et al. 2022 (GDSS, arXiv 2202.02514), the S4 solver.
     """
     ts = check_grid(process, ts)
     choose("variance", variance, ("exact", "published"))
+    check_finite(process, "score", "t", ts)
     steps = ts.size - 1
     check_nodes(3 * steps + 1)
-    points = np.append(np.stack([ts[:-1], 0.5 * (ts[:-1] + ts[1:])], axis=1).reshape(-1), ts[-1])
+    middles = 0.5 * (ts[:-1] + ts[1:])
+    if middles[-1] < process.t_min:  # the time of the data, 0 on EDM, may lie outside the range; no other time below it
+        raise ValueError(
+            f"ts={float(ts[-2])!r} to {float(ts[-1])!r}: the middle of the step, which the splitting needs, is "
+            f"{float(middles[-1])!r}, below the first time of {process!r}; allowed: to end at {process.t_min!r}"
+        )
+    points = np.append(np.stack([ts[:-1], middles], axis=1).reshape(-1), ts[-1])
     alpha, rho = process.alpha(points), process.rho(points)
     squared = alpha[1:] ** 2 * (rho[:-1] ** 2 - rho[1:] ** 2)
     if variance == "published":

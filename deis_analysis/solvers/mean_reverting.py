@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.grids import check_grid
-from deis_analysis.process import Array, Process
+from deis_analysis.process import Array, Process, require_process
 from deis_analysis.solvers.exponential_adams import adams
 from deis_analysis.solvers.registry import Solver, register
 from deis_analysis.solvers.stochastic import ddpm
@@ -79,7 +79,7 @@ def resfusion_start(process: Process) -> float:
     Raises:
         ValueError: the process is not variance preserving.
     """
-    if not process.variance_preserving:
+    if not require_process(process).variance_preserving:
         raise ValueError(f"process={process!r} must be variance preserving")
     return float(process.time_from_rho(np.sqrt(3.0)))
 
@@ -107,7 +107,7 @@ for _kind, _lam in (("ode", 0.0), ("sde", 1.0)):
                     starting_steps=_order - 1,
                     lam_sde=_lam,
                     strong_order=1 if _lam else None,
-                    source=_MRS,
+                    source=_MRS + (", third order by analogy" if _order == 3 and _lam else ""),
                 )
             )
 register(

@@ -21,10 +21,11 @@ import numpy as np
 
 from deis_analysis.grids import check_grid, check_nodes
 from deis_analysis.process import Array, Process
+from deis_analysis.solvers.exponential_adams import MOST_DEGREE
 from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose, positive_int
-from deis_analysis.weights import increments, step_weights
+from deis_analysis.validate import boolean, choose, positive_int
+from deis_analysis.weights import check_finite, increments, step_weights
 
 
 def unipc(
@@ -41,24 +42,25 @@ def unipc(
 
     Args:
         ts: (N + 1,) descending times; one model call per step.
-        order: p ≥ 1 of the paper, the number of nodes of the predictor.
+        order: p of the paper, 1 to 30, the number of nodes of the predictor.
         prediction: ``"eps"`` or ``"x0"``.
         variant: ``"bh1"`` (B = h) or ``"bh2"`` (B = e^h − 1).
         lower_order_final: the last steps use orders …, 2, 1, as released.
 
     Raises:
-        ValueError: order < 1, unknown names, a bad grid, or times where ρ is 0 or infinite.
+        ValueError: order out of range, unknown names, a bad grid, or times where ρ is 0 or infinite.
 
     Source: Zhao et al. 2023, alg. 1–2.
     """
-    ts, order = check_grid(process, ts), positive_int("order", order)
+    ts, order = check_grid(process, ts), positive_int("order", order, most=MOST_DEGREE)
     choose("prediction", prediction, ("eps", "x0"))
     choose("variant", variant, ("bh1", "bh2"))
     steps = ts.size - 1
     check_nodes(2 * steps)
+    check_finite(process, prediction, "lam", ts)
     gamma = process.gamma(prediction, ts)
     used = np.minimum(np.arange(1, steps + 1), order)
-    if lower_order_final:
+    if boolean("lower_order_final", lower_order_final):
         used = np.minimum(used, np.arange(steps, 0, -1))
     evaluated = np.maximum(2 * np.arange(steps + 1) - 1, 0)  # node of the model's value at time i: the predicted state
     kept = 2 * np.arange(steps + 1)  # node of the corrected state

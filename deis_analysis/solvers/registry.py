@@ -13,7 +13,7 @@ from deis_analysis.grids import check_grid, grid
 from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
 from deis_analysis.schedules import VPLinear
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose
+from deis_analysis.validate import choose, instance
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ SOLVERS: dict[str, Solver] = {}
 
 
 def register(row: Solver) -> Solver:
-    """Add a row; ValueError if the name is taken."""
+    """Add a row; ValueError if the name is taken, or ``row`` is not a `Solver`."""
+    instance("row", row, Solver)
     if row.name in SOLVERS:
         raise ValueError(f"name={row.name!r} is already registered, by {SOLVERS[row.name].source}")
     SOLVERS[row.name] = row

@@ -23,7 +23,7 @@ from deis_analysis.grids import check_grid, check_nodes
 from deis_analysis.process import Array, Process
 from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import between, choose
+from deis_analysis.validate import between, choose, finite
 from deis_analysis.weights import adams_weights
 
 
@@ -43,8 +43,38 @@ def bdia(process: Process, ts: Any, gamma: float = 1.0, *, prediction: str = "ep
     if between("gamma", gamma, 0.0, 1.0) == 0:
         raise ValueError("gamma=0.0 must lie in (0, 1]")
     ts = check_grid(process, ts)
-    scale = process.gamma(choose("prediction", prediction, ("eps", "x0")), ts)
-    return _two_step(process, ts, gamma * scale[:-2] / scale[2:], prediction, name)
+    _increments(process, prediction, ts)  # names a time at which κ is infinite
+    scale = process.gamma(prediction, ts)
+    return belm(process, ts, gamma * scale[:-2] / scale[2:], prediction=prediction, name=name)
+
+
+def belm(process: Process, ts: Any, g: Any, *, prediction: str = "eps", name: str = "belm") -> Tableau:
+    r"""BELM: the general two-step method of the module docstring, for any G; the first step is DDIM.
+
+    Args:
+        ts: (N + 1,) descending times; one model call per step.
+        g: G > 0, one number or (N − 1,), of the steps after the first; G = (Δ_next/Δ_before)² is `obelm`.
+        prediction: ``"eps"`` (κ = ρ) or ``"x0"`` (κ = 1/ρ).
+
+    Raises:
+        ValueError: G not positive and finite or of another shape, a bad grid, or times where κ is infinite.
+
+    Source: Wang et al. 2024 (arXiv 2410.07273), the bidirectional explicit linear multi-step samplers with two steps.
+    """
+    ts = check_grid(process, ts)
+    delta = _increments(process, prediction, ts)
+    share = finite("g", g)
+    if share.shape not in ((), (ts.size - 2,)) or not np.all(share > 0):
+        raise ValueError(f"g={g!r} must be positive: one number or {ts.size - 2}, one per step after the first")
+    scale = process.gamma(prediction, ts)
+    n = ts.size
+    states, outputs = np.zeros((n, n)), np.zeros((n, n))
+    states[1, 0], outputs[1, 0] = scale[1] / scale[0], scale[1] * delta[0]
+    k = np.arange(2, n)
+    states[k, k - 2] = share * scale[k] / scale[k - 2]
+    states[k, k - 1] = (1.0 - share) * scale[k] / scale[k - 1]
+    outputs[k, k - 1] = scale[k] * (delta[1:] + share * delta[:-1])
+    return assemble(process, ts, states, outputs, prediction, name)
 
 
 def obelm(process: Process, ts: Any, *, prediction: str = "eps", name: str = "obelm") -> Tableau:
@@ -61,26 +91,13 @@ def obelm(process: Process, ts: Any, *, prediction: str = "eps", name: str = "ob
     """
     ts = check_grid(process, ts)
     delta = _increments(process, prediction, ts)
-    return _two_step(process, ts, (delta[1:] / delta[:-1]) ** 2, prediction, name)
+    return belm(process, ts, (delta[1:] / delta[:-1]) ** 2, prediction=prediction, name=name)
 
 
 def _increments(process: Process, prediction: str, ts: Array) -> Array:
     """(N,) increments of κ."""
     choose("prediction", prediction, ("eps", "x0"))
     return adams_weights(process, prediction, "rho" if prediction == "eps" else "inv_rho", ts, 0)[:, 0]
-
-
-def _two_step(process: Process, ts: Array, g: Array, prediction: str, name: str) -> Tableau:
-    delta = _increments(process, prediction, ts)
-    scale = process.gamma(prediction, ts)
-    n = ts.size
-    states, outputs = np.zeros((n, n)), np.zeros((n, n))
-    states[1, 0], outputs[1, 0] = scale[1] / scale[0], scale[1] * delta[0]
-    k = np.arange(2, n)
-    states[k, k - 2] = g * scale[k] / scale[k - 2]
-    states[k, k - 1] = (1.0 - g) * scale[k] / scale[k - 1]
-    outputs[k, k - 1] = scale[k] * (delta[1:] + g * delta[:-1])
-    return assemble(process, ts, states, outputs, prediction, name)
 
 
 def reversible_heun(process: Process, ts: Any, *, prediction: str = "eps", name: str = "reversible_heun") -> Tableau:

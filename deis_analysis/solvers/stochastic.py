@@ -18,11 +18,18 @@ import numpy as np
 
 from deis_analysis.grids import check_grid
 from deis_analysis.process import Array, Process
-from deis_analysis.solvers.exponential_adams import rho_intervals
+from deis_analysis.solvers.exponential_adams import MOST_LAM, rho_intervals
 from deis_analysis.solvers.registry import Solver, assemble, register
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose, nonnegative, real
-from deis_analysis.weights import increments
+from deis_analysis.validate import boolean, choose, finite, function, nonnegative, positive_int, real
+from deis_analysis.weights import check_finite, increments
+
+
+def _grid(process: Process, ts: Any) -> Array:
+    """The grid, checked to have finite ρ."""
+    ts = check_grid(process, ts)
+    check_finite(process, "eps", "rho", ts)
+    return ts
 
 
 def _one_line(process: Process, ts: Array, a: Array, b: Array, c: Array, name: str, prediction: str = "eps") -> Tableau:
@@ -54,8 +61,11 @@ def ddim_eta(process: Process, ts: Any, eta: float | Any = 1.0, *, name: str = "
 
     Source: Song, Meng & Ermon 2021 (arXiv 2010.02502), eq. 12 and 16.
     """
-    ts = check_grid(process, ts)
-    etas = np.broadcast_to(real("eta", eta), (ts.size - 1,))
+    ts = _grid(process, ts)
+    etas = real("eta", eta)
+    if etas.shape not in ((), (ts.size - 1,)):
+        raise ValueError(f"eta has shape {etas.shape}; allowed: one number or {(ts.size - 1,)}, one per step")
+    etas = np.broadcast_to(etas, (ts.size - 1,))
     if not np.all((etas >= 0) & (etas <= 1)):
         raise ValueError(f"eta={eta!r} must lie in [0, 1]")
     variance = etas**2 * _posterior_variance(process, ts)
@@ -78,7 +88,7 @@ def ddpm(process: Process, ts: Any, variance: str = "posterior", *, name: str = 
 
     Source: Ho et al. 2020 (arXiv 2006.11239), alg. 2; Song et al. 2021 (arXiv 2011.13456), app. F.
     """
-    ts = check_grid(process, ts)
+    ts = _grid(process, ts)
     choose("variance", variance, ("posterior", "forward"))
     forward, ratio = _forward_variance(process, ts)
     v = _posterior_variance(process, ts) if variance == "posterior" else forward
@@ -114,11 +124,11 @@ def euler_maruyama(process: Process, ts: Any, lam_sde: float = 1.0, *, name: str
     On `RectifiedFlow` λ = a/√2 is the noise g = a √(t/(1 − t)) of Flow-GRPO.
 
     Args:
-        ts: (N + 1,) descending times. lam_sde: λ ≥ 0; 0 is naive Euler on the probability flow.
+        ts: (N + 1,) descending times. lam_sde: λ, 0 to 1,000; 0 is naive Euler on the probability flow.
 
     Source: Zhang & Chen 2023, eq. 4; Song et al. 2021, eq. 6; Liu et al. 2025 (Flow-GRPO, arXiv 2505.05470).
     """
-    ts, lam_sde = check_grid(process, ts), nonnegative("lam_sde", lam_sde)
+    ts, lam_sde = check_grid(process, ts), nonnegative("lam_sde", lam_sde, MOST_LAM)
     now, step = ts[:-1], np.diff(ts)
     with np.errstate(divide="ignore", invalid="ignore"):  # assemble names the step that is singular
         speed = (1.0 + lam_sde**2) * process.sigma(now) * process.log_rho_rate(now)
@@ -149,15 +159,15 @@ def analytic_dpm(
         moments: Γ: a function of t, or (N,) values at ts[:-1], from a model and samples (`moment_estimate`); by default
             those of standard normal data, σ²/(α² + σ²).
         eta: η in [0, 1].
-        clip: bounds of the estimated covariance; the upper one is the variance of data in [−1, 1].
+        clip: two numbers, bounds of the estimated covariance; the upper one is the variance of data in [−1, 1].
         last_std: upper bound of the last step's standard deviation; the paper: 2/255·√(π/2) times 1 or 2 pixels.
 
     Raises:
-        ValueError: Γ negative, of another shape or not finite; η outside [0, 1]; a bad grid.
+        ValueError: Γ negative, of another shape or not finite; clip not increasing; η outside [0, 1]; a bad grid.
 
     Source: Bao et al. 2022 (arXiv 2201.06503), theorem 1; clipping of the released code.
     """
-    ts = check_grid(process, ts)
+    ts = _grid(process, ts)
     now = ts[:-1]
     alpha, sigma = process.alpha(ts), process.sigma(ts)
     if moments is None:
@@ -166,10 +176,13 @@ def analytic_dpm(
         gamma = real("moments", [float(moments(t)) for t in now] if callable(moments) else moments)
     if gamma.shape != now.shape or not np.all(np.isfinite(gamma) & (gamma >= 0)):
         raise ValueError(f"moments={moments!r} must give {now.size} finite values >= 0, one per step")
-    base = ddim_eta(process, ts, eta)
+    bounds = real("clip", clip)
+    if bounds.shape != (2,) or not bounds[0] <= bounds[1]:
+        raise ValueError(f"clip={clip!r} must be two numbers, the lower one first")
+    base = ddim_eta(process, ts, nonnegative("eta", eta, 1.0))
     variance = float(eta) ** 2 * _posterior_variance(process, ts)
     weight = alpha[1:] - np.sqrt(sigma[1:] ** 2 - variance) * alpha[:-1] / sigma[:-1]
-    optimal = variance + weight**2 * np.clip(process.rho(now) ** 2 * (1.0 - gamma), *clip)
+    optimal = variance + weight**2 * np.clip(process.rho(now) ** 2 * (1.0 - gamma), *bounds)
     std = np.sqrt(optimal)
     if last_std is not None:
         std[-1] = min(std[-1], nonnegative("last_std", last_std))
@@ -180,12 +193,27 @@ def moment_estimate(model: Callable[[Any, float], Any], ts: Any, states: Callabl
     """Γ_t = E‖ε(x_t, t)‖²/d at the times of ``ts`` but the last, for `analytic_dpm`.
 
     Args:
-        model: ε model. states: function of t that gives samples of x_t, shape (n, …).
+        model: ε model. ts: (N + 1,) times. states: function of t that gives samples of x_t, shape (n, …).
+
+    Raises:
+        ValueError: functions that are not, times that are not finite, an output that is not or has another shape.
 
     Source: Bao et al. 2022, the Monte-Carlo estimate of Γ.
     """
-    times = real("ts", ts)[:-1]
-    return np.array([float(np.mean(real("eps", model(states(float(t)), float(t))) ** 2)) for t in times])
+    function("model", model)
+    function("states", states)
+    times = finite("ts", ts)
+    if times.ndim != 1 or times.size < 2:
+        raise ValueError(f"ts has shape {times.shape}; allowed: one dimension, at least 2 times")
+
+    def moment(t: float) -> float:
+        x = states(t)
+        eps = finite("eps", model(x, t))
+        if eps.shape != np.shape(x) or eps.size == 0:
+            raise ValueError(f"model returned shape {eps.shape} for states of shape {np.shape(x)}; allowed: the same")
+        return float(np.mean(eps**2))
+
+    return np.array([moment(float(t)) for t in times[:-1]])
 
 
 def one_sde_step(process: Process, ts: Any, step: int | None = None, *, name: str = "one_sde_step") -> Tableau:
@@ -199,65 +227,44 @@ def one_sde_step(process: Process, ts: Any, step: int | None = None, *, name: st
 
     Source: G²RPO (Zhou et al. 2025, arXiv 2510.01982), singular stochastic sampling.
     """
-    ts = check_grid(process, ts)
-    index = (ts.size - 1) // 2 if step is None else step
-    if not 0 <= index < ts.size - 1:
+    ts = _grid(process, ts)
+    index = (ts.size - 1) // 2 if step is None else positive_int("step", step, minimum=0)
+    if index > ts.size - 2:
         raise ValueError(f"step={step!r} must lie in [0, {ts.size - 2}]")
     return ddim_eta(process, ts, np.arange(ts.size - 1) == index, name=name)
 
 
 _SONG, _DDIM = "Song et al. 2021 (score SDE, arXiv 2011.13456)", "Song et al. 2021 (DDIM, arXiv 2010.02502)"
+_HO = "Ho et al. 2020 (DDPM, arXiv 2006.11239), alg. 2"
+_BAO = "Bao et al. 2022 (Analytic-DPM, arXiv 2201.06503), theorem 1"
+_ZHOU = "Zhou et al. 2025 (G2RPO, arXiv 2510.01982), one step of DDIM(1) inside DDIM"
 _ROWS: tuple[tuple[str, Any, str, int, float, str, str], ...] = (
     # name, build, prediction and degree of exactness, λ, family, source
-    ("ddim_eta1", partial(ddim_eta, name="ddim_eta1"), "x0", 0, 1.0, "ddim_eta", f"{_DDIM}, eq. 16 with eta = 1"),
-    ("ddim_eta05", partial(ddim_eta, eta=0.5, name="ddim_eta05"), "x0", -1, 0.5, "ddim_eta", f"{_DDIM}, eq. 16"),
-    ("ddpm", ddpm, "x0", 0, 1.0, "ancestral", "Ho et al. 2020 (DDPM, arXiv 2006.11239), alg. 2, small variance"),
-    (
-        "ddpm_large",
-        partial(ddpm, variance="forward", name="ddpm_large"),
-        "x0",
-        0,
-        1.0,
-        "ancestral",
-        "Ho et al. 2020 (DDPM, arXiv 2006.11239), alg. 2, large variance",
-    ),
+    ("ddim_eta1", ddim_eta, "x0", 0, 1.0, "ddim_eta", f"{_DDIM}, eq. 16 with eta = 1"),
+    ("ddim_eta05", partial(ddim_eta, eta=0.5), "x0", -1, 0.5, "ddim_eta", f"{_DDIM}, eq. 16"),
+    ("ddpm", ddpm, "x0", 0, 1.0, "ancestral", f"{_HO}, small variance"),
+    ("ddpm_large", partial(ddpm, variance="forward"), "x0", 0, 1.0, "ancestral", f"{_HO}, large variance"),
     (
         "ancestral_vp",
-        partial(ddpm, variance="forward", name="ancestral_vp"),
+        partial(ddpm, variance="forward"),
         "x0",
         0,
         1.0,
         "score_sde",
         f"{_SONG}, app. F, ancestral predictor for VP",
     ),
-    (
-        "ancestral_ve",
-        partial(ddpm, name="ancestral_ve"),
-        "x0",
-        0,
-        1.0,
-        "score_sde",
-        f"{_SONG}, app. F, ancestral predictor for VE",
-    ),
+    ("ancestral_ve", ddpm, "x0", 0, 1.0, "score_sde", f"{_SONG}, app. F, ancestral predictor for VE"),
     ("reverse_diffusion", reverse_diffusion, "x0", -1, 1.0, "score_sde", f"{_SONG}, app. E"),
     ("euler_maruyama", euler_maruyama, "eps", -1, 1.0, "score_sde", f"{_SONG}, eq. 6"),
-    ("analytic_ddpm", partial(analytic_dpm, name="analytic_ddpm"), "x0", 0, 1.0, "analytic_dpm", ""),
-    ("analytic_ddim", partial(analytic_dpm, eta=0.0, name="analytic_ddim"), "eps", 0, 0.0, "analytic_dpm", ""),
-    (
-        "g2rpo",
-        partial(one_sde_step, name="g2rpo"),
-        "x0",
-        -1,
-        0.0,
-        "ddim_eta",
-        "Zhou et al. 2025 (G2RPO, arXiv 2510.01982), one step of DDIM(1) inside DDIM",
-    ),
+    ("analytic_ddpm", analytic_dpm, "x0", 0, 1.0, "analytic_dpm", _BAO),
+    ("analytic_ddim", partial(analytic_dpm, eta=0.0), "eps", 0, 0.0, "analytic_dpm", _BAO),
+    ("g2rpo", one_sde_step, "x0", -1, 0.0, "ddim_eta", _ZHOU),
 )
 for _name, _build, _prediction, _degree, _lam, _family, _source in _ROWS:
     register(
         Solver(
             name=_name,
-            build=_build,
+            build=partial(_build, name=_name),
             family=_family,
             order=1,
             order_exact_start=None,
@@ -268,7 +275,7 @@ for _name, _build, _prediction, _degree, _lam, _family, _source in _ROWS:
             strong_order=0.5
             if _name in ("analytic_ddim", "g2rpo")
             else 1,  # noise of variance h² a step, or in one step
-            source=_source or "Bao et al. 2022 (Analytic-DPM, arXiv 2201.06503), theorem 1",
+            source=_source,
         )
     )
 
@@ -288,12 +295,14 @@ def ancestral(process: Process, ts: Any, eta: float = 1.0, *, second: bool = Fal
 
     Source: the ancestral samplers of k-diffusion, in ρ = σ; Lu et al. 2022 (arXiv 2211.01095), alg. 1, for 2S.
     """
-    ts, eta = check_grid(process, ts), nonnegative("eta", eta)
+    ts, eta = _grid(process, ts), nonnegative("eta", eta)
     alpha, rho = process.alpha(ts), process.rho(ts)
     h = np.abs(increments(process, "lam", ts))
-    up = rho[1:] * np.minimum(1.0, eta * np.sqrt(-np.expm1(-2.0 * h)))
-    down = np.sqrt(rho[1:] ** 2 - up**2)
-    if not second:
+    share = np.minimum(1.0, eta * np.sqrt(-np.expm1(-2.0 * h)))
+    up, down = rho[1:] * share, rho[1:] * np.sqrt(1.0 - share**2)
+    if eta == 1:
+        down = rho[1:] * np.exp(-h)
+    if not boolean("second", second):
         ratio = alpha[1:] / alpha[:-1]
         return _one_line(process, ts, ratio, alpha[1:] * (down - rho[:-1]), alpha[1:] * up, name)
     if np.any(down == 0):

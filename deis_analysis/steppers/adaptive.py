@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from deis_analysis.grids import check_grid
 from deis_analysis.process import Array, Process, require_process
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.steppers.protocol import StepperRow, register_stepper
@@ -178,6 +179,7 @@ class AdaptiveDPM:
 
 
 def _build(process: Process, ts: Array, order: int, prediction: str) -> AdaptiveDPM:
+    ts = check_grid(process, ts)
     return AdaptiveDPM(process, float(ts[0]), float(ts[-1]), order=order, prediction=prediction)
 
 

@@ -1,0 +1,236 @@
+"""The checks: each looks at one side of a read sampler and returns findings with their evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deis_analysis.audit.case import Case
+from deis_analysis.audit.findings import Finding
+from deis_analysis.audit.identity import EQUAL, FLOAT32, Nearest
+from deis_analysis.audit.tables import moment_ratios
+from deis_analysis.mixture import GaussianMixture
+from deis_analysis.process import Array
+from deis_analysis.schedules import VPDiscrete
+from deis_analysis.tableau import run
+
+NEGLIGIBLE = 1e-3  # weight of ε in the result, in units of σ, below which the last call hardly counts
+_LEVEL = 1e-3  # relative difference of noise levels that is reported
+_INTERPOLANTS = (
+    *(("eps", v) for v in ("lam", "rho", "t")),
+    *(("x0", v) for v in ("lam", "inv_rho", "t")),
+    ("v", "t"),
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the schedule check measured: the largest relative difference of levels, and told times that repeat."""
+
+    mismatch: float
+    duplicates: int
+    findings: tuple[Finding, ...]
+
+
+def check_calls(case: Case) -> tuple[list[int], list[Finding]]:
+    """Calls without weight in anything later (numbered from 1), and what is to be said of calls."""
+    form = case.table.outputs
+    columns = [case.lead + k for k in range(case.reading.calls)]
+    largest = np.abs(form).max()
+    sizes = np.array([np.abs(form[:, c]).max() for c in columns])
+    share = _last_share(case)
+    wasted = [k + 1 for k in range(len(columns)) if sizes[k] <= 10 * case.floor * largest]
+    findings = []
+    if wasted:
+        what = f"call {', '.join(map(str, wasted[:6]))} of {len(columns)}"
+        findings.append(Finding("NFE-WASTED", "error", f"{what}: the output of the model is not used at all"))
+    last = len(columns)
+    if last not in wasted and share < NEGLIGIBLE:
+        findings.append(
+            Finding(
+                "NFE-NEGLIGIBLE",
+                "warning",
+                f"call {last} of {last}: ε has the weight {share:.1e} σ in the result, where a last step has about σ",
+            )
+        )
+    repeated = [
+        k + 1
+        for k in range(1, len(columns))
+        if case.reading.told[k] == case.reading.told[k - 1]
+        and np.allclose(case.reading.rows[k], case.reading.rows[k - 1], rtol=1e-9, atol=1e-12)
+    ]
+    if repeated:
+        findings.append(
+            Finding(
+                "NFE-REPEATED", "error", f"call {repeated[0]} of {last} repeats the one before: same state, same time"
+            )
+        )
+    return wasted, findings
+
+
+def _last_share(case: Case) -> float:
+    """Weight of the last call's ε in the result, in units of σ there."""
+    try:
+        table = case.table if case.table.prediction == "eps" else case.table.in_terms_of(case.process, "eps")
+    except ValueError:
+        return 1.0
+    call = case.lead + case.reading.calls - 1
+    return float(np.abs(table.outputs[-1, call]) / float(case.process.sigma(case.times[-1])))
+
+
+def level_gap(case: Case) -> float:
+    """Largest difference between the angles arctan(σ/α) that are told and used."""
+    alpha, sigma = (values[case.lead : -1] for values in case.scales)
+    told = np.arctan2(case.process.sigma(case.times), case.process.alpha(case.times))
+    used = np.array([np.any(case.table.outputs[:, case.lead + k] != 0) for k in range(told.size)])
+    return float((np.abs(np.arctan2(sigma, alpha) - told) * used).max())
+
+
+def check_schedule(case: Case, constants: bool) -> Schedule:
+    """Told levels against the levels that the steps use; ``constants``: whether the method is exact on constants."""
+    alpha, sigma = (values[case.lead : -1] for values in case.scales)
+    told = case.times
+    with np.errstate(divide="ignore", invalid="ignore"):
+        implied, wanted = np.arctan2(sigma, alpha), np.arctan2(case.process.sigma(told), case.process.alpha(told))
+        gaps = np.abs(np.tan(implied - wanted)) / np.maximum(np.minimum(np.sin(wanted), np.cos(wanted)), 1e-3)
+    used = np.array([np.any(case.table.outputs[:, case.lead + k] != 0) for k in range(told.size)])
+    gaps = np.where(used, gaps, 0.0)
+    raw = case.reading.told
+    same = np.append(False, np.abs(np.diff(raw)) == 0)
+    moved = np.append(False, np.abs(np.diff(implied)) > 1e-4 * np.abs(implied[1:]))
+    duplicates = int(np.count_nonzero(same & moved & used))
+    findings = []
+    if duplicates and constants:
+        text = f"{duplicates} of {told.size} calls are told the time of the call before, though the level has moved"
+        findings.append(Finding("SCH-DUPLICATE-TIMES", "error", text))
+    worst = int(np.argmax(gaps))
+    if gaps[worst] > max(_LEVEL, 100 * case.floor) and constants:
+        findings.append(_level_finding(case, gaps, implied, wanted, worst))
+    scale = np.hypot(alpha, sigma) / np.hypot(case.process.alpha(told), case.process.sigma(told))
+    off = np.abs(scale - 1.0) * used
+    if constants and off.max() > max(10 * _LEVEL, 100 * case.floor):
+        k = int(np.argmax(off))
+        text = f"at call {k + 1} the state is {scale[k]:.4g} times what {case.process!r} has there"
+        findings.append(Finding("SCH-STATE-SCALE", "error", text))
+    return Schedule(float(gaps.max()), duplicates, tuple(findings))
+
+
+def _level_finding(case: Case, gaps: Array, implied: Array, wanted: Array, worst: int) -> Finding:
+    """A mismatch of levels: rounding of integer times, or something else."""
+    raw = case.reading.told
+    many = int(np.count_nonzero(gaps > _LEVEL))
+    text = (
+        f"{many} of {raw.size} calls; at call {worst + 1} the model is told σ/α = {np.tan(wanted[worst]):.4g}, "
+        f"the step uses {np.tan(implied[worst]):.4g}"
+    )
+    integers = bool(np.all(raw == np.round(raw)))
+    if integers and isinstance(case.process, VPDiscrete):
+        rho = np.clip(np.tan(implied), case.process.rho(0.0), case.process.rho(case.process.t_max))
+        distance = np.abs(case.process.time_from_rho(rho) - raw)
+        if np.all((distance <= 1.0 + 1e-6) | (gaps <= _LEVEL)):
+            floor = _rounding_floor(case, case.process.time_from_rho(rho))
+            moved = f"up to {distance.max():.2f} steps of the model's clock off, which moves the result by {floor:.1e}"
+            text = f"integer times, {moved} (RMS, on a mixture): {text}"
+            return Finding("SCH-ROUNDED-TIMES", "warning", text)
+    return Finding("SCH-LEVEL-MISMATCH", "error", text)
+
+
+def _rounding_floor(case: Case, times: Array) -> float:
+    """RMS change of the result when the model is told the levels that the steps use."""
+    mix = GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.05, 0.1])
+    x = mix.sample(128, 0, case.process, float(case.table.times[0]))
+    model = mix.model(case.process, case.table.prediction)
+    told = np.append(times, case.table.times[-1]) if not case.lead else case.table.times
+    noise = list(np.random.default_rng(0).standard_normal((case.table.noise.shape[1], x.size)))
+    results = [run(table, model, x, noise or None) for table in (case.table, replace(case.table, times=told))]
+    return float(np.sqrt(np.mean((results[0] - results[1]) ** 2)))
+
+
+def check_ends(case: Case) -> list[Finding]:
+    """The level of the result and the scale of x_T."""
+    findings = []
+    prepared, process = case.prepared, case.process
+    alpha, sigma = float(case.scales[0][-1]), float(case.scales[1][-1])
+    level = sigma / alpha if alpha else float("inf")
+    wanted = prepared.end_level
+    if wanted is None and prepared.t_end is not None:
+        wanted = float(process.rho(prepared.t_end))
+    floor = max(1e-3 if wanted else 0.05, 100 * case.floor)  # of the level at the last call
+    if wanted is not None and abs(level - wanted) > 0.01 * wanted + floor * float(process.rho(case.times[-1])):
+        text = f"the result has σ/α = {level:.4g}, and should have {wanted:.4g}"
+        findings.append(Finding("SCH-LAST-LEVEL", "error", text))
+    elif level > 0.05:
+        findings.append(Finding("SCH-RESIDUAL-NOISE", "info", f"the result keeps noise, σ/α = {level:.3g}"))
+    if start_gap(case) > max(_LEVEL, 100 * case.floor):
+        begins, told = float(process.rho(prepared.t_start)), float(process.rho(case.times[0]))
+        text = f"x_T has σ/α = {begins:.4g}, and at the first call the model is told {told:.4g}"
+        findings.append(Finding("SCH-LEVEL-MISMATCH", "error", text))
+    if prepared.start_std is not None and not case.lead:
+        first = float(case.reading.rows[0, 0]) * prepared.start_std
+        first *= float(process.alpha(case.times[0])) if prepared.convention.scale == "karras" else 1.0
+        sigma_t = float(process.sigma(case.times[0]))
+        widest = float(np.hypot(process.alpha(case.times[0]), sigma_t))
+        if not 0.98 * sigma_t <= abs(first) <= 1.02 * widest:
+            text = f"x_T is given the standard deviation {first:.4g}; the first level has σ = {sigma_t:.4g}"
+            findings.append(Finding("SCH-START-SCALE", "warning", text))
+    return findings
+
+
+def start_gap(case: Case) -> float:
+    """Relative difference between the level of x_T, where the sampler says it, and what the first call is told."""
+    if case.prepared.t_start is None or case.lead:
+        return 0.0
+    begins = float(case.process.rho(case.prepared.t_start))
+    return abs(float(case.process.rho(case.times[0])) - begins) / begins if np.isfinite(begins) else 0.0
+
+
+def check_numbers(case: Case) -> list[Finding]:
+    """Precision and amplification."""
+    findings = []
+    if case.reading.precision != "float64" or case.reading.residual > 1e-10:
+        text = f"the state is {case.reading.precision}; superposition holds to {case.reading.residual:.1e}"
+        findings.append(Finding("NUM-FLOAT32", "info", text))
+    weights = np.abs(case.table.outputs[-1]).sum()
+    net = abs(case.table.outputs[-1].sum())
+    if net and weights / net > 20:
+        text = f"Σ|w| = {weights:.3g} is {weights / net:.0f} times |Σw|: errors of the model are amplified"
+        findings.append(Finding("NUM-AMPLIFICATION", "warning", text))
+    return findings
+
+
+def check_identity(nearest: Nearest | None) -> Finding:
+    """Equal to a row, equal in float32, or unknown."""
+    if nearest is None:
+        return Finding("ID-UNKNOWN", "info", "no row of the registry has this pattern of calls")
+    text = f"{nearest.name}, {nearest.distance:.1e} away over {nearest.calls} calls"
+    code = "ID-EQUAL" if nearest.distance < EQUAL else "ID-FLOAT32" if nearest.distance < FLOAT32 else "ID-UNKNOWN"
+    return Finding(code, "info", text if code != "ID-UNKNOWN" else f"not in the registry; nearest {text}")
+
+
+def exactness(case: Case, starting: int, declared: int | None) -> tuple[int, str, list[Finding]]:
+    """(degree, "prediction, variable") of the interior steps at best, and a second difference at half weight."""
+    tolerance = max(1e-7, 300 * case.floor)
+    best, where, findings = -2, "", list[Finding]()
+    for prediction, variable in _INTERPOLANTS:
+        try:
+            ratios = moment_ratios(case.trunk, case.process, prediction, variable)
+        except ValueError:
+            continue
+        interior = np.array(list(ratios.values())[starting:])
+        if interior.size == 0:
+            continue
+        off = np.abs(interior - 1.0)
+        good = off.max(axis=0) < tolerance
+        degree = int(np.argmin(good)) - 1 if not good.all() else interior.shape[1] - 1
+        if degree > best:
+            best, where = degree, f"{prediction}, {variable}"
+        halves = np.abs(interior[:, 2] - 0.5) < 1e-3
+        if degree == 1 and np.mean(halves) > 0.8 and not findings:
+            text = (
+                f"with {prediction} quadratic in {variable} a step gives {np.median(interior[:, 2]):.4f} of the second "
+                "moment: the second divided difference has half of the weight that it needs for third order"
+            )
+            severity = "error" if declared is not None and declared > 2 else "warning"
+            findings.append(Finding("ORD-HALF-SECOND-DIFFERENCE", severity, text))
+    return max(best, -1), where, findings

@@ -1,0 +1,164 @@
+"""How fast a read sampler converges: with its own start, with an exact one, per step, and in law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.analysis import order_problem
+from deis_analysis.audit.case import Case, read_case, run_sampler
+from deis_analysis.audit.subject import Prepared, Subject
+from deis_analysis.audit.tables import run_errors
+from deis_analysis.extraction import Refusal
+from deis_analysis.law import law_error
+from deis_analysis.process import Array
+
+STEPS = (20, 40, 80, 160)
+_START = 5  # states given exactly when the start is taken away
+_SAMPLES = 32
+_GAUSSIANS = np.array([0.5, -1.0, 0.8]), np.array([0.05, 0.3, 1.2])
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Slopes of errors against steps on the order problem; None where not measured.
+
+    Attributes:
+        own: with the sampler's own start; of the law for samplers with noise. exact: with exact first states.
+        local: of the error of one step from exact history, in the middle of the stretch.
+        steps, errors: of ``own``. case, fine: the coarsest and the finest run.
+    """
+
+    own: float | None
+    exact: float | None
+    local: float | None
+    steps: tuple[int, ...]
+    errors: tuple[float, ...]
+    case: Case | None = None
+    fine: Case | None = None
+
+
+def measure_convergence(subject: Subject, steps: Sequence[int] = STEPS) -> Convergence | None:
+    """Run the sampler on the order problem; None if it cannot be put there.
+
+    Raises:
+        Refusal: it fails there.
+    """
+    prepared = [(n, subject.ladder(n)) for n in steps]
+    if any(p is None for _, p in prepared):
+        return None
+    own, exact, local, counts = [], [], [], []
+    case: Case | None = None
+    for _, p in prepared:
+        assert p is not None
+        try:
+            read = read_case(p)
+        except Refusal as refusal:
+            if "not linear" not in str(refusal):
+                raise
+            return _by_running(prepared)
+        case = case or read
+        counts.append(len(read.trunk.chain) - 1)
+        if read.table.stochastic:
+            own.append(_law(read))
+        else:
+            a, b, c = _pathwise(read)
+            own.append(a)
+            exact.append(b)
+            local.append(c)
+    assert case is not None
+    floor = max(1e-12, 10 * read.reading.residual)
+    x, points = np.array(counts, dtype=float), 2 if floor < 1e-10 else 3
+    return Convergence(
+        _slope(x, own, floor, points),
+        _slope(x, exact, floor, points),
+        _slope(x, local, floor * 1e-2, points),
+        tuple(counts),
+        tuple(map(float, own)),
+        case,
+        read,
+    )
+
+
+def _slope(counts: Array, errors: Sequence[float], floor: float, points: int = 3) -> float | None:
+    """Slope over the finest ``points`` runs that lie above rounding; None if fewer than two do."""
+    if not errors or not np.all(np.isfinite(errors)):
+        return None
+    above = np.array(errors) > 30 * floor
+    last = int(np.argmin(above)) if not above.all() else len(errors)
+    if last < 2:
+        return None
+    first = max(0, last - points)
+    x, y = np.log(counts[first:last]), np.log(np.array(errors[first:last]))
+    return float(-np.polyfit(x, y, 1)[0])
+
+
+def _pathwise(case: Case) -> tuple[float, float, float]:
+    """RMS errors at the last call: own start, exact start, and of one step in the middle from exact history."""
+    mix = order_problem()[1]
+    steps, process = case.trunk, case.process
+    times = steps.table.times
+    x = mix.sample(_SAMPLES, 0, process, float(times[0]))
+    path = {0: x}
+    for k in range(1, times.size):
+        path[k] = mix.flow(process, x, float(times[0]), float(times[k])) if times[k] < times[0] else x
+    model = mix.model(process, steps.table.prediction)
+    last = times.size - 1
+    start = next((k for k in steps.chain if k >= _START), 0)
+    errors = [run_errors(steps, model, path, 0), run_errors(steps, model, path, start)]
+    return _rms(errors[0]), _rms(errors[1]), _local(case, path, model, last)
+
+
+def _local(case: Case, path: dict[int, Array], model: Any, last: int) -> float:
+    """RMS error of the steps in the middle half of the chain, each from exact history."""
+    steps = case.trunk
+    chain = [k for k in steps.chain if k > 0]
+    middle = chain[len(chain) // 2 - 1 : len(chain) // 2 + 2]
+    gaps = [_rms(run_errors(_cut(steps, k), model, path, steps.before[k])) for k in middle]
+    return float(np.sqrt(np.mean(np.square(gaps))))
+
+
+def _cut(steps: Any, node: int) -> Any:
+    """The steps up to a node."""
+    from dataclasses import replace
+
+    table = steps.table
+    keep = slice(0, node + 1)
+    short = replace(
+        table,
+        times=table.times[keep],
+        states=table.states[keep, keep],
+        outputs=table.outputs[keep, keep],
+        noise=table.noise[keep],
+        labels=(),
+        grid_nodes=(0, node),
+    )
+    return replace(steps, table=short, before=steps.before[: node + 1])
+
+
+def _law(case: Case) -> float:
+    """RMS over Gaussians of the 2-Wasserstein distance of the law at the last call."""
+    return _rms(law_error(case.trunk.table, case.process, *_GAUSSIANS))
+
+
+def _by_running(prepared: Sequence[tuple[int, Prepared | None]]) -> Convergence:
+    """For samplers that are not linear: the error of runs, at the state of the last call."""
+    mix = order_problem()[1]
+    errors, counts = [], []
+    for n, p in prepared:
+        assert p is not None
+        first = run_sampler(p, mix, np.zeros(_SAMPLES))[2][0]
+        x = mix.sample(_SAMPLES, 0, p.process, first)
+        scale = 1.0 if p.convention.scale == "process" else 1.0 / float(p.process.alpha(first))
+        _, inputs, times = run_sampler(p, mix, x * scale)
+        truth = mix.flow(p.process, inputs[0], times[0], times[-1]) if times[-1] < times[0] else inputs[0]
+        errors.append(_rms(inputs[-1] - truth))
+        counts.append(n)
+    return Convergence(_slope(np.array(counts, float), errors, 1e-10), None, None, tuple(counts), tuple(errors))
+
+
+def _rms(x: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))

@@ -1,0 +1,46 @@
+"""The vocabulary of an audit: codes, severities, one sentence each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SEVERITIES = ("error", "warning", "info")
+
+CODES: dict[str, str] = {
+    "RUN-FAILED": "the sampler could not be run or read",
+    "RUN-NOTE": "it needed help to run",
+    "RUN-NONLINEAR": "the result is not a linear combination of x_T, outputs and noises",
+    "ID-EQUAL": "a row of the registry, to rounding",
+    "ID-FLOAT32": "a row of the registry, to float32 rounding",
+    "ID-UNKNOWN": "not in the registry",
+    "ORD-BELOW-DECLARED": "converges more slowly than declared, also with an exact start",
+    "ORD-HALF-SECOND-DIFFERENCE": "a second divided difference enters with half its weight",
+    "ORD-START": "its first steps limit the order",
+    "ORD-DIVERGES": "does not converge",
+    "NFE-WASTED": "a model call whose output is not used",
+    "NFE-NEGLIGIBLE": "a model call whose output hardly counts",
+    "NFE-REPEATED": "the model is asked the same question twice",
+    "SCH-LEVEL-MISMATCH": "the model is told another noise level than the step uses",
+    "SCH-ROUNDED-TIMES": "told times are rounded, which leaves an error that more steps do not remove",
+    "SCH-DUPLICATE-TIMES": "different noise levels are told as the same time",
+    "SCH-LAST-LEVEL": "the result does not have the noise level that it should have",
+    "SCH-RESIDUAL-NOISE": "the result keeps noise",
+    "SCH-START-SCALE": "x_T does not have the scale of the first level",
+    "SCH-STATE-SCALE": "the state has another scale than the process",
+    "NUM-FLOAT32": "works in float32",
+    "NUM-AMPLIFICATION": "model errors are amplified",
+    "INV-CONSTANTS": "not exact when ε and x₀ are constant",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding: a code of ``CODES``, how serious it is, and one sentence with the evidence."""
+
+    code: str
+    severity: str
+    message: str
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES or self.severity not in SEVERITIES:
+            raise ValueError(f"code={self.code!r}, severity={self.severity!r} are not of the vocabulary")

@@ -1,0 +1,172 @@
+"""A report as one self-contained HTML page: findings, numbers, the table drawn, the errors plotted."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.audit.findings import CODES
+from deis_analysis.audit.report import Report
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1b1f24; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; }
+td, th { padding: .3rem .6rem; text-align: left; vertical-align: top; }
+tr + tr { border-top: 1px solid #d8dee4; } code { font-size: .9em; }
+.error { color: #a40e26; font-weight: 600; } .warning { color: #8a5a00; font-weight: 600; } .info { color: #57606a; }
+.wide { overflow-x: auto; } svg text { font: 12px system-ui, sans-serif; fill: #1b1f24; }
+"""
+
+
+def page(report: Report) -> str:
+    """The whole page as text; it refers to nothing outside itself."""
+    body = [
+        f"<h1>Audit of <code>{escape(report.spec)}</code></h1>",
+        f"<p>{escape(summary(report))}</p>",
+        "<h2>Findings</h2>",
+        _findings(report),
+        "<h2>Measured</h2>",
+        _rows([(name, _show(value)) for name, value in facts(report)]),
+        "<h2>Error against the exact flow</h2>",
+        _error_plot(report),
+        _error_table(report),
+        "<h2>The table that was read</h2>",
+        f'<div class="wide">{_heat_map(report)}</div>',
+    ]
+    head = f'<meta charset="utf-8"><title>Audit of {escape(report.spec)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
+
+
+def summary(report: Report) -> str:
+    """One sentence: what it is, and how much is wrong."""
+    counts = {s: sum(f.severity == s for f in report.findings) for s in ("error", "warning")}
+    wrong = ", ".join(f"{n} {s}{'s' if n != 1 else ''}" for s, n in counts.items() if n) or "no errors or warnings"
+    near = report.nearest
+    what = f"nearest to {near['name']} (distance {near['distance']:.1e})" if near else "no registry row beside it"
+    return f"{report.nfe} model calls; {what}; {wrong}."
+
+
+def facts(report: Report) -> list[tuple[str, Any]]:
+    """(name, value) of what was measured, for the text and the page."""
+    degree = report.exactness_degree
+    return [
+        ("linear", report.linear),
+        ("superposition residual", report.superposition_residual),
+        ("model calls", report.nfe),
+        ("calls without weight", ", ".join(map(str, report.wasted_calls)) or "none"),
+        ("declared order", report.declared_order),
+        ("observed order, own start", report.observed_order),
+        ("observed order, exact start", report.order_without_startup),
+        ("slope of the local error", report.local_order),
+        ("exactness degree", None if degree is None else f"{degree} in ({report.exactness_in})"),
+        ("level told against level used", report.time_mismatch),
+        ("times told twice", report.duplicate_times),
+    ]
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}" if math.isfinite(value) else "∞"
+    return escape(str(value))
+
+
+def _rows(rows: list[tuple[str, str]]) -> str:
+    return "<table>" + "".join(f"<tr><th>{escape(k)}</th><td>{v}</td></tr>" for k, v in rows) + "</table>"
+
+
+def _findings(report: Report) -> str:
+    if not report.findings:
+        return "<p>None.</p>"
+    lines = [
+        f'<tr><td class="{f.severity}">{f.severity}</td><td><code>{f.code}</code></td>'
+        f"<td>{escape(f.message)}<br><span class='info'>{escape(CODES[f.code])}</span></td></tr>"
+        for f in report.findings
+    ]
+    return "<table>" + "".join(lines) + "</table>"
+
+
+def _error_table(report: Report) -> str:
+    rows = [
+        (
+            f"{nfe} calls",
+            f"{error:.3g}; beside it DDIM {_show(beside.get('ddim'))}, best of the registry "
+            f"{escape(str(beside.get('best', '–')))} {_show(beside.get('best_error'))}",
+        )
+        for nfe, error in report.errors.items()
+        for beside in [report.beside.get(nfe, {})]
+    ]
+    return _rows(rows) if rows else "<p>Not measured.</p>"
+
+
+def _error_plot(report: Report) -> str:
+    """Errors by NFE on logarithmic axes, as SVG."""
+    series = {report.spec.split("?")[0]: report.errors}
+    for key, name in (("ddim", "DDIM"), ("best_error", "best of the registry")):
+        series[name] = {n: b[key] for n, b in report.beside.items() if key in b}
+    points = [(n, e) for line in series.values() for n, e in line.items() if e and math.isfinite(e) and e > 0]
+    if not points:
+        return ""
+    low, high = (f(math.log10(e) for _, e in points) for f in (min, max))
+    left, right = (f(math.log10(n) for n, _ in points) for f in (min, max))
+
+    def place(n: float, e: float) -> tuple[float, float]:
+        x = 60 + 380 * (math.log10(n) - left) / max(right - left, 1e-9)
+        return x, 20 + 200 * (high - math.log10(e)) / max(high - low, 1e-9)
+
+    parts = ['<svg role="img" aria-label="error against model calls" viewBox="0 0 800 260" width="800">']
+    parts.append('<path d="M60 10V225H450" fill="none" stroke="#57606a"/>')
+    for n in sorted({n for n, _ in points}):
+        parts.append(f'<text x="{place(n, 10**low)[0]:.0f}" y="245" text-anchor="middle">{n} calls</text>')
+    for e in (10**high, 10**low):
+        parts.append(f'<text x="52" y="{place(points[0][0], e)[1] + 4:.0f}" text-anchor="end">{e:.2g}</text>')
+    ends: list[tuple[float, float, str, str]] = []
+    for (name, line), colour in zip(series.items(), ("#0b5cad", "#57606a", "#b35900"), strict=True):
+        at = [place(n, e) for n, e in line.items() if e and e > 0 and math.isfinite(e)]
+        if at:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in at]
+            ends.append((at[-1][1], at[-1][0], name, colour))
+    previous = -20.0
+    for y, x, name, colour in sorted(ends):
+        previous = max(y, previous + 15)  # labels do not overlap
+        parts.append(f'<text x="{x + 10:.0f}" y="{previous + 4:.0f}" style="fill:{colour}">{escape(name)}</text>')
+    return "".join(parts) + "</svg>"
+
+
+def _heat_map(report: Report) -> str:
+    """|weights| of the model outputs, row by row, as squares."""
+    if report.table is None:
+        return "<p>There is none: the sampler is not linear, or did not run.</p>"
+    form = report.table.butcher()
+    weights = np.abs(form.weights)
+    size = max(6, min(22, 640 // max(weights.shape[0], 1)))
+    scale = weights.max(axis=1, keepdims=True)
+    shades = np.divide(weights, scale, out=np.zeros_like(weights), where=scale > 0)
+    cells = [
+        f'<rect x="{60 + c * size}" y="{r * size}" width="{size - 1}" height="{size - 1}" '
+        f'fill="rgb({255 - int(244 * s)},{255 - int(163 * s)},{255 - int(82 * s)})">'
+        f"<title>row {r + 1}, output {c + 1}: {form.weights[r, c]:.4g}</title></rect>"
+        for r in range(weights.shape[0])
+        for c in range(weights.shape[1])
+        for s in [float(shades[r, c]) ** 0.5]
+        if s > 0
+    ]
+    rows = weights.shape[0]
+    labels = [
+        f'<text x="54" y="{r * size + size * 0.75:.0f}" text-anchor="end">{"result" if r == rows - 1 else r + 1}</text>'
+        for r in range(rows)
+        if size > 11 or r in (0, rows - 1)
+    ]
+    width, height = 70 + weights.shape[1] * size, rows * size + 24
+    caption = (
+        f'<text x="60" y="{height - 6}">columns: outputs of the model; rows: its questions, then the result</text>'
+    )
+    label = f'role="img" aria-label="weights of the model outputs" viewBox="0 0 {max(width, 460)} {height}"'
+    return f'<svg {label} width="{max(width, 460)}">' + "".join(cells + labels) + caption + "</svg>"

@@ -1,0 +1,155 @@
+"""Which row of the registry is it? Build every row on the sampler's own levels, and compare."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.audit.case import Case
+from deis_analysis.grids import grid
+from deis_analysis.process import Array, Process
+from deis_analysis.schedules import VPLinear
+from deis_analysis.solvers import SOLVERS, Solver
+from deis_analysis.tableau import Tableau
+
+EQUAL, FLOAT32 = 1e-8, 2e-5  # relative distances
+_SURE = 1e-6  # no two different rows are as near as this at 20 calls
+_ALIASES = ("mrs_", "ipndm_v", "tab0", "rhoab0", "ipndm1", "dpm_2m_taylor", "dpm_3m_exact", "ancestral_", "resfusion")
+MODES = ("but the last", "whole", "open")  # without the last step; with it; with a last step to anywhere, not compared
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest row: its name (with options), the largest relative difference of coefficients, the calls compared."""
+
+    name: str
+    distance: float
+    calls: int
+
+
+def nearest_row(case: Case) -> Nearest | None:
+    """The registry row whose table on the sampler's own levels differs least from what was read.
+
+    Rows are compared at the model calls; the last step, which many packages take to σ = 0 in a way of their own, counts
+    only for rows that treat it apart.
+    """
+    if case.lead:  # noise before the first call: no row of the registry begins so, but EDM's churn
+        return None
+    told, implied = case.table.times, _levels(case)
+    ladders = [told] if np.array_equal(told, implied) else [told, implied]
+    found: list[Nearest] = []
+    for name, row, build in _candidates(case.table.stochastic):
+        for levels in ladders:
+            for mode in MODES:
+                pair = _compare(case, row, build, levels, mode)
+                if pair is not None:
+                    found.append(Nearest(name, *pair))
+        if found and found[-1].distance < _SURE and found[-1].calls >= case.reading.calls - 1:
+            break
+    if not found:
+        return None
+    least = min(nearest.distance for nearest in found)
+    # many rows are one table: of those that are equally near, the one over most calls, then the first of the registry
+    return max((n for n in found if n.distance <= 2.0 * least + 1e-13), key=lambda n: n.calls)
+
+
+def _levels(case: Case) -> Array:
+    """(K + 1,) process times of the states by their implied levels, by the told ones where these agree."""
+    alpha, sigma = case.scales
+    times = case.table.times.copy()
+    for k in range(times.size - 1):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rho, told = sigma[k] / alpha[k], float(case.process.rho(times[k]))
+        if np.isfinite(rho) and rho > 0 and abs(rho / told - 1) > max(1e-6, 10 * case.reading.residual):
+            try:
+                times[k] = case.process.time_from_rho(rho)
+            except ValueError:
+                return case.table.times
+    return times
+
+
+def _candidates(stochastic: bool) -> Iterator[tuple[str, Solver, Callable[[Process, Array], Tableau]]]:
+    for name, row in SOLVERS.items():
+        if row.stochastic != stochastic or name.startswith(_ALIASES):  # the same tables under other names
+            continue
+        yield name, row, row.build
+        function = row.build.func if isinstance(row.build, partial) else row.build
+        if row.starting_steps and "lower_order_final" in inspect.signature(function).parameters:
+            lowered: Callable[..., Tableau] = row.build
+            yield f"{name} with lower_order_final", row, partial(lowered, lower_order_final=True)
+
+
+def _compare(
+    case: Case, row: Solver, build: Callable[[Process, Array], Tableau], levels: Array, mode: str
+) -> tuple[float, int] | None:
+    """(relative distance, calls compared) of the row on these levels; None if the numbers of calls do not fit."""
+    calls, complete = case.reading.calls, mode != "but the last"
+    target = calls if complete else calls - 1
+    end = case.prepared.t_end if mode == "whole" else 0.5 * float(case.process.t_min + levels[calls - 1])
+    if end is None or (mode == "open" and "lower_order_final" not in getattr(build, "keywords", {})):
+        return None
+    fits = [(n, row.calls(n)) for n in range(row.block, calls + 1, row.block)]
+    steps = max((n for n, made in fits if (made == calls if complete else made <= target)), default=0)
+    if steps < 2:
+        return None
+    try:
+        made, at = _pattern(build, steps)
+        if any(i >= calls for i in at[:-1]) or (not complete and at[-1] >= calls):
+            return None
+        ts = np.append(levels[at[:-1]], end) if complete else levels[np.minimum(at, levels.size - 1)]
+        if not np.all(np.diff(ts) < 0):
+            return None
+        table = _built(build, case.process, ts).in_terms_of(case.process, case.table.prediction)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return _distance(case.table, table, made + (mode != "open"), made), made
+
+
+@lru_cache(maxsize=2048)
+def _pattern(build: Callable[[Process, Array], Tableau], steps: int) -> tuple[int, list[int]]:
+    """(number of calls, first call at each time of the grid) of a row in ``steps`` steps: the same on any process."""
+    dummy = _built(build, VPLinear(), grid(VPLinear(), steps))
+    return dummy.nfe, _calls_at_grid_times(dummy, steps)
+
+
+def _built(build: Callable[[Process, Array], Tableau], process: Process, ts: Array) -> Tableau:
+    with np.errstate(all="ignore"):  # not every row is finite where another sampler may end, at σ = 0
+        return build(process, ts)
+
+
+def _calls_at_grid_times(table: Tableau, steps: int) -> list[int]:
+    """For each time of the grid the first model call made at it; the number of calls for the end."""
+    nodes = table.grid_nodes if len(table.grid_nodes) == steps + 1 else range(table.times.size)
+    told = table.times[list(table.evaluated)]
+    found = []
+    for node in nodes:
+        same = np.flatnonzero(told == table.times[node])
+        found.append(int(same[0]) if same.size and node != table.times.size - 1 else len(told))
+    return found
+
+
+def _distance(read: Tableau, built: Tableau, rows: int, made: int) -> float:
+    """Largest difference in the first ``rows`` states and ``made`` calls, relative to the largest weight."""
+    form, other = read.butcher(), built.butcher()
+    size = min(rows, form.start.size)
+    if other.start.size < size:
+        return float("inf")
+    a, b = form.weights[:size, :made], other.weights[:size, :made]
+    if a.shape != b.shape:
+        return float("inf")
+    gaps: list[Any] = [np.abs(a - b).max(initial=0.0) / max(np.abs(b).max(initial=0.0), 1e-300)]
+    gaps.append(np.abs(form.start[:size] - other.start[:size]).max() / np.abs(other.start[:size]).max())
+    if read.stochastic:
+        gaps.append(_noise_gap(form.noise[:size], other.noise[:size]))
+    return float(max(gaps))
+
+
+def _noise_gap(a: Array, b: Array) -> float:
+    """Difference of the covariances that the noises give the rows: the same whatever the columns and their signs."""
+    p, q = a @ a.T, b @ b.T
+    return float(np.abs(p - q).max() / max(np.abs(q).max(), 1e-300))

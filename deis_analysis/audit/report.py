@@ -1,0 +1,273 @@
+"""The audit itself: read, measure, find, and say it in one table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.audit import checks
+from deis_analysis.audit.case import Case, exact_end, read_case
+from deis_analysis.audit.convergence import Convergence, measure_convergence
+from deis_analysis.audit.findings import SEVERITIES, Finding
+from deis_analysis.audit.identity import nearest_row
+from deis_analysis.audit.subject import Subject, TableSubject, function_subject, subject_of
+from deis_analysis.extraction import Refusal
+from deis_analysis.grids import grid
+from deis_analysis.law import law_error
+from deis_analysis.mixture import GaussianMixture
+from deis_analysis.process import Process
+from deis_analysis.solvers import SOLVERS
+from deis_analysis.tableau import Tableau, run
+from deis_analysis.validate import positive_int
+
+RANK_NFE = (5, 10, 20)
+_TOLERANCE = 0.6  # of orders, on at most 160 steps
+_DATA = ([0.4, 0.6], [-1.0, 0.8], [0.05, 0.1])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found; `to_dict` has the keys that programs read.
+
+    Attributes:
+        errors: RMS error against the exact flow by NFE; for samplers with noise, of the law of Gaussian data.
+        beside: the same for DDIM and for the best row of the registry, by NFE: (name, error).
+        table: as extracted, None if it could not be.
+    """
+
+    spec: str
+    linear: bool
+    superposition_residual: float
+    nfe: int
+    wasted_calls: list[int]
+    declared_order: int | None
+    observed_order: float | None
+    local_order: float | None
+    order_without_startup: float | None
+    exactness_degree: int | None
+    exactness_in: str
+    nearest: dict[str, Any] | None
+    time_mismatch: float | None
+    duplicate_times: int | None
+    findings: list[Finding]
+    errors: dict[int, float]
+    beside: dict[int, dict[str, Any]] = field(default_factory=dict)
+    convergence: Convergence | None = field(default=None, repr=False)
+    table: Tableau | None = field(default=None, repr=False)
+
+    @property
+    def worst(self) -> str | None:
+        """The highest severity among the findings."""
+        found = {finding.severity for finding in self.findings}
+        return next((s for s in SEVERITIES if s in found), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; numbers that are not finite become None."""
+        keys = (
+            *("spec", "linear", "superposition_residual", "nfe", "wasted_calls", "declared_order", "observed_order"),
+            *("local_order", "order_without_startup", "exactness_degree", "exactness_in", "nearest", "time_mismatch"),
+            "duplicate_times",
+        )
+        data = {key: getattr(self, key) for key in keys}
+        data["findings"] = [{"code": f.code, "severity": f.severity, "message": f.message} for f in self.findings]
+        data["errors"] = {str(n): e for n, e in self.errors.items()}
+        data["beside"] = {str(n): b for n, b in self.beside.items()}
+        return json.loads(json.dumps(data, default=float), parse_constant=lambda _: None)
+
+
+def audit_sampler(
+    sampler: Any, *, nfe: int = 20, convention: str = "sigmas", order: int | None = None, **options: Any
+) -> Report:
+    """Audit a sampler: which method it is, its order, its model calls, its schedule, its error.
+
+    Args:
+        sampler: a spec (``"registry:tab3"``, ``"diffusers:DDIMScheduler?…"``, ``"path/file.py:function?…"``), a
+            `Subject`, or a function with a ``convention`` (see `FunctionSubject`); ``order`` is what it claims.
+        nfe: model calls at which table and schedule are read.
+
+    Raises:
+        ValueError: an unknown spec or option, or nfe < 3. What goes wrong in the sampler is in the report.
+    """
+    positive_int("nfe", nfe, minimum=3)
+    if isinstance(sampler, str):
+        sampler = subject_of(sampler)
+    elif callable(sampler) and not hasattr(sampler, "own"):
+        sampler = function_subject(sampler, convention=convention, order=order, **options)
+    try:
+        case = read_case(sampler.own(nfe))
+    except Refusal as refusal:
+        return _refused(sampler, refusal)
+    return _linear_report(sampler, case)
+
+
+def _refused(sampler: Subject, refusal: Refusal) -> Report:
+    """The report on a sampler that has no table."""
+    nonlinear = "not linear" in str(refusal)
+    code, severity = ("RUN-NONLINEAR", "warning") if nonlinear else ("RUN-FAILED", "error")
+    findings, convergence = [Finding(code, severity, str(refusal))], None
+    if nonlinear:
+        try:
+            convergence = measure_convergence(sampler)
+        except Refusal as other:
+            findings.append(Finding("RUN-FAILED", "error", str(other)))
+    return Report(
+        spec=sampler.spec,
+        linear=False,
+        superposition_residual=float("inf"),
+        nfe=0,
+        wasted_calls=[],
+        declared_order=sampler.declared_order,
+        observed_order=convergence.own if convergence else None,
+        local_order=None,
+        order_without_startup=None,
+        exactness_degree=None,
+        exactness_in="",
+        nearest=None,
+        time_mismatch=None,
+        duplicate_times=None,
+        findings=findings,
+        errors={},
+        convergence=convergence,
+    )
+
+
+def _linear_report(sampler: Subject, case: Case) -> Report:
+    note = case.prepared.note
+    findings = [Finding("RUN-NOTE", "error", note)] if note else []
+    convergence = None
+    try:
+        convergence = measure_convergence(sampler)
+    except Refusal as refusal:
+        findings.append(Finding("RUN-FAILED", "warning", f"on the order problem: {refusal}"))
+    reference = convergence.case if convergence is not None and convergence.case is not None else case
+    degree, where, more = (
+        checks.exactness(reference, 5, sampler.declared_order) if not reference.table.stochastic else (-1, "", [])
+    )
+    constants = degree >= 0 or _on_the_curve(reference)
+    finest = convergence.fine if convergence is not None and convergence.fine is not None else case
+    persists = not constants and checks.level_gap(finest) > max(1e-3, 0.5 * checks.level_gap(reference))
+    wasted, calls = checks.check_calls(case)
+    schedule = checks.check_schedule(case, constants or persists)
+    nearest = nearest_row(case)
+    findings += [checks.check_identity(nearest), *_orders(sampler, convergence, more), *calls, *schedule.findings]
+    findings += checks.check_ends(case) if constants else []
+    findings += checks.check_numbers(case)
+    if not constants:
+        text = "neither constant ε nor constant x₀ is integrated exactly, so large steps are off even on straight paths"
+        findings.append(Finding("INV-CONSTANTS", "info", text))
+    errors, beside = _rank(sampler, case)
+    return Report(
+        sampler.spec,
+        True,
+        case.reading.residual,
+        case.reading.calls,
+        wasted,
+        sampler.declared_order,
+        convergence.own if convergence else None,
+        convergence.local if convergence else None,
+        convergence.exact if convergence else None,
+        None if reference.table.stochastic else degree,
+        where,
+        None if nearest is None else {"name": nearest.name, "distance": nearest.distance},
+        max(schedule.mismatch, checks.start_gap(case)) if constants or persists else None,
+        schedule.duplicates,
+        sorted(findings, key=lambda f: SEVERITIES.index(f.severity)),
+        errors,
+        beside,
+        convergence,
+        case.table,
+    )
+
+
+def _on_the_curve(case: Case) -> bool:
+    """Whether the states have scales that the process has at some time: then the method is exact on constants."""
+    alpha, sigma = (values[case.lead : -1] for values in case.scales)
+    tolerance = max(1e-5, 300 * case.floor)
+    for a, s in zip(alpha, sigma, strict=True):
+        if abs(a) < 1e-12:
+            continue
+        try:
+            t = float(case.process.time_from_rho(s / a))
+        except ValueError:
+            continue
+        if abs(a - float(case.process.alpha(t))) > tolerance * max(abs(a), 1e-3):
+            return False
+    return True
+
+
+def _orders(sampler: Subject, convergence: Convergence | None, half: list[Finding]) -> list[Finding]:
+    if convergence is None:
+        return half
+    declared = 0 if sampler.declared_order is None else sampler.declared_order
+    found = list(half)
+    best = max((s for s in (convergence.own, convergence.exact) if s is not None), default=None)
+    if best is not None and best < 0.3:
+        errors = ", ".join(f"{e:.1e}" for e in convergence.errors)
+        found.append(Finding("ORD-DIVERGES", "error", f"errors {errors} at {convergence.steps} steps do not fall"))
+    elif best is not None and best < declared - _TOLERANCE:
+        text = f"declared order {declared}; the error falls with order {best:.2f}, also when its first states are exact"
+        found.insert(0, Finding("ORD-BELOW-DECLARED", "error", text))
+    own = convergence.own
+    if own is not None and best is not None and own < best - _TOLERANCE:
+        text = f"order {own:.2f} with its own start, {best:.2f} with exact first states: the start limits it"
+        found.append(Finding("ORD-START", "info", text))
+    return found
+
+
+def _rank(sampler: Subject, case: Case) -> tuple[dict[int, float], dict[int, dict[str, Any]]]:
+    """Errors at 5, 10, 20 calls, and DDIM's and the best row's between the same ends."""
+    errors, beside = {}, {}
+    for nfe in RANK_NFE:
+        try:
+            at = case if case.reading.calls == nfe else read_case(sampler.own(nfe))
+            errors[nfe] = _error(at)
+            beside[nfe] = _registry(at.process, float(at.times[0]), nfe, at)
+        except (Refusal, ValueError, ZeroDivisionError):
+            continue
+    return errors, beside
+
+
+def _error(case: Case) -> float:
+    mix = GaussianMixture(*_DATA)
+    if case.table.stochastic:
+        if case.prepared.end_scale == "karras":
+            raise ValueError("the law of a result in another scale is not measured")
+        return float(law_error(case.table, case.process, 0.3, 0.2)[0])
+    x = mix.sample(256, 0, case.process, float(case.table.times[0]))
+    found = run(case.table, mix.model(case.process, case.table.prediction), x)
+    return float(np.sqrt(np.mean((found - exact_end(case, mix, x)) ** 2)))
+
+
+_RIVALS = ("ddim", "tab1", "tab2", "tab3", "dpmpp_2m", "dpmpp_3m_exact", "unipc2_bh2_x0", "unipc3_bh2_x0", "ipndm4")
+_NOISY = ("ddim_eta1", "sde_dpmpp_2m", "sde_dpm_2m", "seeds_2")
+
+
+def _registry(process: Process, start: float, nfe: int, case: Case) -> dict[str, Any]:
+    """DDIM and the best of a few rows on the quadratic and the λ grid, from the same start to the last time."""
+    rivals: tuple[str, ...] = _NOISY if case.table.stochastic else _RIVALS
+    first = "ddim_eta1" if case.table.stochastic else "ddim"
+    end = case.prepared.t_end if case.prepared.t_end else process.sampling_range[1]
+    end = max(end, process.sampling_range[1]) if end < process.sampling_range[1] else end
+    mix, found = GaussianMixture(*_DATA), dict[str, float]()
+    start = min(start, process.sampling_range[0])
+    for name in rivals:
+        row = SOLVERS[name]
+        steps = max((n for n in range(1, nfe + 1) if row.calls(n) <= nfe), default=1)
+        for kind in ("t2", "logrho"):
+            ts = grid(process, steps, kind, start, end)
+            table = row.build(process, ts)
+            if case.table.stochastic:
+                error = float(law_error(table, process, 0.3, 0.2)[0])
+            else:
+                x = mix.sample(256, 0, process, start)
+                gap = run(table, mix.model(process, table.prediction), x) - mix.flow(process, x, start, end)
+                error = float(np.sqrt(np.mean(gap**2)))
+            found[name] = min(error, found.get(name, float("inf")))
+    best = min(found, key=found.__getitem__)
+    return {"ddim": found[first], "best": best, "best_error": found[best]}
+
+
+__all__ = ["Report", "TableSubject", "audit_sampler"]

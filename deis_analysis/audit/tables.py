@@ -1,0 +1,194 @@
+r"""What an extracted, state-free table says: its steps, the noise levels it uses, its errors with exact history.
+
+A state-free row holds the whole history, u_k = a_k u_0 + Σ F_kj p_j.  A sampler that steps from state to state has rows
+of which the old part is a multiple of an earlier row; taking that multiple off shows the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.analysis import step_moment
+from deis_analysis.process import Array, Process
+from deis_analysis.tableau import Model, Tableau
+
+_REACH = 12  # calls back to where a step may start
+_ZERO = 1e-9  # relative size below which a coefficient read off a sampler counts as zero
+
+
+def up_to(table: Tableau, k: int) -> Tableau:
+    """The table up to node ``k``."""
+    keep = slice(0, k + 1)
+    used = np.any(table.noise[keep] != 0, axis=0)
+    return Tableau(
+        table.times[keep],
+        table.states[keep, keep],
+        table.outputs[keep, keep],
+        table.noise[keep][:, used],
+        table.prediction,
+        table.name,
+        intervals=table.intervals[used],
+    )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A state-free table written as steps.
+
+    Attributes:
+        table: the same sampler; row k starts from the state of node ``before[k]``. Its grid nodes are the chain of
+            states that leads to the result.
+        before: (K + 1,) the node that each row starts from, −1 for the first.
+    """
+
+    table: Tableau
+    before: tuple[int, ...]
+
+    @property
+    def chain(self) -> tuple[int, ...]:
+        """The grid nodes."""
+        return self.table.grid_nodes
+
+
+def state_free(table: Tableau, process: Process, prediction: str) -> Tableau:
+    """A state-free table in terms of another prediction, state-free again.
+
+    Raises:
+        ValueError: a told time at which the conversion is singular.
+    """
+    if prediction == table.prediction:
+        return table
+    other = table.in_terms_of(process, prediction)
+    count, noises = table.times.size, table.noise.shape[1]
+    rows = np.zeros((count, 1 + count + noises))
+    rows[0, 0] = 1.0
+    for k in range(1, count):
+        used = np.flatnonzero(other.states[k])
+        rows[k] = other.states[k, used] @ rows[used]
+        rows[k, 1 : 1 + count] += other.outputs[k]
+        rows[k, 1 + count :] += other.noise[k]
+    states = np.zeros((count, count))
+    states[1:, 0] = rows[1:, 0]
+    return replace(other, states=states, outputs=rows[:, 1 : 1 + count], noise=rows[:, 1 + count :])
+
+
+def sparsest_steps(table: Tableau, process: Process, floor: float = _ZERO) -> Steps:
+    """The steps in ε, in x₀ or as read, whichever has the fewest terms: rules in x₀ are dense in ε, and conversely."""
+    found = []
+    for prediction in dict.fromkeys((table.prediction, "eps", "x0")):
+        try:
+            found.append(as_steps(state_free(table, process, prediction), floor))
+        except ValueError:
+            continue
+    return min(found, key=lambda steps: int(np.count_nonzero(steps.table.outputs)))
+
+
+def as_steps(table: Tableau, floor: float = _ZERO) -> Steps:
+    """Find, for every row, the earlier state of which it is the fewest terms away.
+
+    Args:
+        floor: relative size below which coefficients are rounding (1e-5 for samplers that work in float32).
+    """
+    count = table.times.size
+    start, rows = table.states[:, 0].copy(), table.outputs.copy()
+    start[0] = 1.0
+    states, outputs, before = np.zeros((count, count)), np.zeros((count, count)), [-1]
+    noise = np.zeros_like(table.noise)
+    for k in range(1, count):
+        best: tuple[tuple[int, int], int, float, Array, Array] | None = None
+        scale = max(np.abs(rows[k]).max(), _ZERO)
+        for j in range(k - 1, max(k - 1 - _REACH, -1), -1):
+            if start[j] == 0:
+                continue
+            ratio = start[k] / start[j]
+            rest, noisy = rows[k] - ratio * rows[j], table.noise[k] - ratio * table.noise[j]
+            size = scale + abs(ratio) * np.abs(rows[j]).max()
+            rest = np.where(np.abs(rest) > floor * size, rest, 0.0)
+            terms = int(np.count_nonzero(rest) + np.count_nonzero(np.abs(noisy) > floor * max(1.0, abs(ratio))))
+            if best is None or (terms, _form(table.times, rest, k, j)) <= best[0]:  # of equals the earliest
+                best = ((terms, _form(table.times, rest, k, j)), j, ratio, rest, noisy)
+        if best is None:
+            return Steps(table, (-1, *range(count - 1)))
+        _, j, ratio, rest, noisy = best
+        states[k, j], outputs[k], noise[k] = ratio, rest, noisy
+        before.append(j)
+    chain = [count - 1]
+    while chain[-1] > 0:
+        chain.append(before[chain[-1]])
+    new = replace(table, states=states, outputs=outputs, noise=noise, grid_nodes=tuple(chain[::-1]), labels=())
+    return Steps(new, tuple(before))
+
+
+def _form(times: Array, rest: Array, k: int, j: int) -> int:
+    """How natural it is that node k starts from node j: 0, with later outputs only, a Runge–Kutta method; 1, with
+    earlier ones only, a multistep method; 2, mixed; 3, from a state at the same time."""
+    if times[k] == times[j] and np.any(rest):
+        return 3
+    used = np.flatnonzero(rest)
+    return 0 if not np.any(used < j) else 1 if not np.any(used > j) else 2
+
+
+def implied_scales(table: Tableau, process: Process) -> tuple[Array, Array]:
+    """(α, σ) that each node's state really has: (K + 1,) each.
+
+    Without noise: x₀ and ε are constant along the path, p = p_α x₀ + p_σ ε; a state a u₀ + Σ F p is α x₀ + σ ε with
+    α = a α₀ + Σ F p_α and σ = a σ₀ + Σ F p_σ.  For a model of ε or x₀ this does not use the told times: it is the level
+    that the sampler believes in.  With noise: the data are a point, x₀ is constant, and the variance adds up.
+    Samplers that are exact on constants have the process's scales here, at the level that their steps aim at.
+    """
+    if table.stochastic and table.prediction != "x0":
+        table = table.in_terms_of(process, "x0")
+    form, calls = table.butcher(), table.evaluated
+    on_x0, on_eps = process.prediction_parts(table.prediction, form.times)
+    first = float(table.times[0])
+    alpha = form.start * float(process.alpha(first)) + form.weights @ on_x0
+    sigma = form.start * float(process.sigma(first)) + form.weights @ on_eps
+    sigma = np.hypot(sigma, np.sqrt(np.sum(form.noise**2, axis=1))) if table.stochastic else sigma
+    index = [*calls, table.times.size - 1]
+    full = np.full((2, table.times.size), np.nan)  # nodes whose output is not used keep what they were told
+    full[:, index] = alpha, sigma
+    for k in np.flatnonzero(np.isnan(full[0])):
+        full[:, k] = float(process.alpha(table.times[k])), float(process.sigma(table.times[k]))
+    return full[0], full[1]
+
+
+def run_errors(steps: Steps, model: Model, exact: dict[int, Any], start: int = 0) -> Any:
+    """The result minus the exact one, on the state path; the nodes up to ``start`` hold exact states.
+
+    Args:
+        exact: exact state at every node up to ``start``, and at the last node.
+    """
+    table = steps.table
+    states, outputs = dict[int, Any](), dict[int, Any]()
+    last = table.times.size - 1
+    called = set(table.evaluated)
+    for k in range(last + 1):
+        if k <= start:
+            states[k] = exact[k]
+        else:
+            terms = [table.states[k, j] * states[int(j)] for j in np.flatnonzero(table.states[k])]
+            terms += [table.outputs[k, j] * outputs[int(j)] for j in np.flatnonzero(table.outputs[k])]
+            states[k] = sum(terms[1:], start=terms[0])
+        if k in called:
+            outputs[k] = model(states[k], float(table.times[k]))
+    return states[last] - exact[last]
+
+
+def moment_ratios(
+    steps: Steps, process: Process, prediction: str, variable: str, powers: int = 4
+) -> dict[int, list[float]]:
+    """Per grid step, what it makes of z^m over the exact integral, m = 0 …: 1 where exact, ½ for half a weight."""
+    table = steps.table if steps.table.prediction == prediction else steps.table.in_terms_of(process, prediction)
+    found = {}
+    for first, last in pairwise(steps.chain):
+        ratios = []
+        for m in range(powers):
+            with np.errstate(all="ignore"):  # a step of length zero has no moments
+                value, exact, _ = step_moment(table, process, prediction, variable, first, last, m)
+            ratios.append(value / exact if exact else float("nan"))
+        found[last] = ratios
+    return found
