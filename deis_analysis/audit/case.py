@@ -53,7 +53,17 @@ class Case:
     @cached_property
     def scales(self) -> tuple[Array, Array]:
         """(α, σ) that the states have, see `implied_scales`; the result is in the scale that the sampler gives it."""
-        return implied_scales(self.table, self.process)
+        return implied_scales(self.table, self.process, self._anchor())
+
+    def _anchor(self) -> float | None:
+        """Process time of x_T by the levels that the sampler says it uses, which may not be what it tells the model."""
+        levels = self.prepared.levels
+        if self.lead or not levels or not np.isfinite(levels[0]) or levels[0] <= 0:
+            return None
+        try:
+            return float(self.process.time_from_rho(levels[0]))
+        except ValueError:
+            return None
 
     @property
     def lead(self) -> int:

@@ -12,7 +12,6 @@ from deis_analysis.audit.identity import EQUAL, FLOAT32, Nearest
 from deis_analysis.audit.tables import moment_ratios
 from deis_analysis.mixture import GaussianMixture
 from deis_analysis.process import Array
-from deis_analysis.schedules import VPDiscrete
 from deis_analysis.tableau import run
 
 NEGLIGIBLE = 1e-3  # weight of ε in the result, in units of σ, below which the last call hardly counts
@@ -35,12 +34,10 @@ class Schedule:
 
 def check_calls(case: Case) -> tuple[list[int], list[Finding]]:
     """Calls without weight in anything later (numbered from 1), and what is to be said of calls."""
-    form = case.table.outputs
     columns = [case.lead + k for k in range(case.reading.calls)]
-    largest = np.abs(form).max()
-    sizes = np.array([np.abs(form[:, c]).max() for c in columns])
-    share = _last_share(case)
-    wasted = [k + 1 for k in range(len(columns)) if sizes[k] <= 10 * case.floor * largest]
+    weights = _weights_of_eps(case)[:, columns] / case.process.sigma(case.times)
+    wasted = [k + 1 for k, size in enumerate(np.abs(weights).max(axis=0)) if size <= 10 * case.floor]
+    share = float(np.abs(weights[-1, -1]))
     findings = []
     if wasted:
         what = f"call {', '.join(map(str, wasted[:6]))} of {len(columns)}"
@@ -69,14 +66,15 @@ def check_calls(case: Case) -> tuple[list[int], list[Finding]]:
     return wasted, findings
 
 
-def _last_share(case: Case) -> float:
-    """Weight of the last call's ε in the result, in units of σ there."""
+def _weights_of_eps(case: Case) -> Array:
+    """(K + 1, K + 1) weights of the outputs as if the model gave ε, which has the size 1."""
     try:
-        table = case.table if case.table.prediction == "eps" else case.table.in_terms_of(case.process, "eps")
+        parts = case.process.convert("eps", case.table.prediction, case.times)[1]
     except ValueError:
-        return 1.0
-    call = case.lead + case.reading.calls - 1
-    return float(np.abs(table.outputs[-1, call]) / float(case.process.sigma(case.times[-1])))
+        return np.asarray(case.table.outputs)
+    weights = case.table.outputs.copy()
+    weights[:, case.lead : case.lead + case.reading.calls] *= parts
+    return weights
 
 
 def level_gap(case: Case) -> float:
@@ -98,7 +96,8 @@ def check_schedule(case: Case, constants: bool) -> Schedule:
     gaps = np.where(used, gaps, 0.0)
     raw = case.reading.told
     same = np.append(False, np.abs(np.diff(raw)) == 0)
-    moved = np.append(False, np.abs(np.diff(implied)) > 1e-4 * np.abs(implied[1:]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = np.append(False, np.abs(np.diff(np.log(np.abs(np.tan(implied))))) > 1e-4)
     duplicates = int(np.count_nonzero(same & moved & used))
     findings = []
     if duplicates and constants:
@@ -125,11 +124,13 @@ def _level_finding(case: Case, gaps: Array, implied: Array, wanted: Array, worst
         f"the step uses {np.tan(implied[worst]):.4g}"
     )
     integers = bool(np.all(raw == np.round(raw)))
-    if integers and isinstance(case.process, VPDiscrete):
-        rho = np.clip(np.tan(implied), case.process.rho(0.0), case.process.rho(case.process.t_max))
-        distance = np.abs(case.process.time_from_rho(rho) - raw)
+    if integers and raw.size > 1 and raw[0] != raw[-1]:
+        low, high = (float(case.process.rho(t)) for t in (case.process.t_min, case.process.t_max))
+        times = case.process.time_from_rho(np.clip(np.tan(implied), low, min(high, 1e12)))
+        unit = abs((case.times[0] - case.times[-1]) / (raw[0] - raw[-1]))  # of the model's clock, in process time
+        distance = np.abs(times - case.times) / unit
         if np.all((distance <= 1.0 + 1e-6) | (gaps <= _LEVEL)):
-            floor = _rounding_floor(case, case.process.time_from_rho(rho))
+            floor = _rounding_floor(case, times)
             moved = f"up to {distance.max():.2f} steps of the model's clock off, which moves the result by {floor:.1e}"
             text = f"integer times, {moved} (RMS, on a mixture): {text}"
             return Finding("SCH-ROUNDED-TIMES", "warning", text)
@@ -157,7 +158,10 @@ def check_ends(case: Case) -> list[Finding]:
     if wanted is None and prepared.t_end is not None:
         wanted = float(process.rho(prepared.t_end))
     floor = max(1e-3 if wanted else 0.05, 100 * case.floor)  # of the level at the last call
-    if wanted is not None and abs(level - wanted) > 0.01 * wanted + floor * float(process.rho(case.times[-1])):
+    tolerance = 0.01 * wanted + floor * float(process.rho(case.times[-1])) if wanted is not None else 0.0
+    if case.reading.residual > 1e-10:  # float32 of the first level
+        tolerance += 1e-6 * max(float(process.rho(case.times[0])), *(case.prepared.levels or (0.0,)))
+    if wanted is not None and abs(level - wanted) > tolerance:
         text = f"the result has σ/α = {level:.4g}, and should have {wanted:.4g}"
         findings.append(Finding("SCH-LAST-LEVEL", "error", text))
     elif level > 0.05:

@@ -49,7 +49,11 @@ def nearest_row(case: Case) -> Nearest | None:
                 pair = _compare(case, row, build, levels, mode)
                 if pair is not None:
                     found.append(Nearest(name, *pair))
-        if found and found[-1].distance < _SURE and found[-1].calls >= case.reading.calls - 1:
+        if (
+            found
+            and found[-1].distance < (FLOAT32 if case.reading.residual > 1e-10 else _SURE)
+            and found[-1].calls >= case.reading.calls - 1
+        ):
             break
     if not found:
         return None

@@ -132,19 +132,22 @@ def _form(times: Array, rest: Array, k: int, j: int) -> int:
     return 0 if not np.any(used < j) else 1 if not np.any(used > j) else 2
 
 
-def implied_scales(table: Tableau, process: Process) -> tuple[Array, Array]:
+def implied_scales(table: Tableau, process: Process, start: float | None = None) -> tuple[Array, Array]:
     """(α, σ) that each node's state really has: (K + 1,) each.
 
     Without noise: x₀ and ε are constant along the path, p = p_α x₀ + p_σ ε; a state a u₀ + Σ F p is α x₀ + σ ε with
     α = a α₀ + Σ F p_α and σ = a σ₀ + Σ F p_σ.  For a model of ε or x₀ this does not use the told times: it is the level
     that the sampler believes in.  With noise: the data are a point, x₀ is constant, and the variance adds up.
     Samplers that are exact on constants have the process's scales here, at the level that their steps aim at.
+
+    Args:
+        start: process time of x_T; by default what the first call is told.
     """
     if table.stochastic and table.prediction != "x0":
         table = table.in_terms_of(process, "x0")
     form, calls = table.butcher(), table.evaluated
     on_x0, on_eps = process.prediction_parts(table.prediction, form.times)
-    first = float(table.times[0])
+    first = float(table.times[0]) if start is None else start
     alpha = form.start * float(process.alpha(first)) + form.weights @ on_x0
     sigma = form.start * float(process.sigma(first)) + form.weights @ on_eps
     sigma = np.hypot(sigma, np.sqrt(np.sum(form.noise**2, axis=1))) if table.stochastic else sigma
