@@ -82,6 +82,15 @@ class Reading:
         return int(self.told.size)
 
     @property
+    def rounding(self) -> float:
+        """Relative rounding of the sampler's numbers: of its arithmetic, or of weights that are float32 numbers."""
+        raw = self.rows[min(1, self.calls)]
+        weights = raw[raw != 0]
+        single = bool(np.all(weights == weights.astype(np.float32)))
+        short = bool(np.all(weights == weights.astype(np.float16)))  # 1, ½ and their like say nothing
+        return max(self.residual, 6e-8 if single and not short else 0.0)
+
+    @property
     def noises(self) -> int:
         """L, noises drawn."""
         return max(0, int(self.rows.shape[1] - 1 - self.calls))

@@ -198,6 +198,32 @@ def test_defects_planted_in_tables(build, code):
     assert code in found, report.findings
 
 
+def no_start(process, ts):
+    """AB2 from the first step on, with a history of zeros in place of a first-order start."""
+    table = da.build("tab1", process, ts)
+    outputs = table.outputs.copy()
+    outputs[1, 0] *= 1.5
+    return da.Tableau(table.times, table.states, outputs)
+
+
+def float32_weights(process, ts):
+    """Right, but for the rounding of its numbers."""
+    table = da.build("tab2", process, ts)
+    round_off = lambda a: a.astype(np.float32).astype(np.float64)  # noqa: E731
+    return da.Tableau(table.times, round_off(table.states), round_off(table.outputs))
+
+
+def test_a_forgotten_start_and_float32_weights():
+    report = da.audit_sampler(TableSubject("planted", no_start, 2))
+    assert codes(report, "error") & {"SCH-LEVEL-MISMATCH", "SCH-STATE-SCALE", "ORD-BELOW-DECLARED"}, report.findings
+    assert report.worst == "error"
+    report = da.audit_sampler(TableSubject("planted", float32_weights, 3))
+    assert "ID-FLOAT32" in codes(report, "info"), report.findings
+    assert 1e-9 < report.nearest["distance"] < 1e-5
+    assert report.nearest["name"] == "tab2"
+    assert codes(report) == set(), report.findings
+
+
 class Sampler:
     """A subject made of a function (model, x) at each size."""
 

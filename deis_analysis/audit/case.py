@@ -40,7 +40,7 @@ class Case:
     @property
     def floor(self) -> float:
         """Relative size of what is rounding in this sampler."""
-        return max(1e-9, 30.0 * self.reading.residual)
+        return max(1e-9, 30.0 * self.reading.rounding)
 
     @cached_property
     def trunk(self) -> Steps:

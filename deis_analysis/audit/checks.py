@@ -159,7 +159,7 @@ def check_ends(case: Case) -> list[Finding]:
         wanted = float(process.rho(prepared.t_end))
     floor = max(1e-3 if wanted else 0.05, 100 * case.floor)  # of the level at the last call
     tolerance = 0.01 * wanted + floor * float(process.rho(case.times[-1])) if wanted is not None else 0.0
-    if case.reading.residual > 1e-10:  # float32 of the first level
+    if case.reading.rounding > 1e-10:  # float32 of the first level
         tolerance += 1e-6 * max(float(process.rho(case.times[0])), *(case.prepared.levels or (0.0,)))
     if wanted is not None and abs(level - wanted) > tolerance:
         text = f"the result has σ/α = {level:.4g}, and should have {wanted:.4g}"
@@ -192,8 +192,8 @@ def start_gap(case: Case) -> float:
 def check_numbers(case: Case) -> list[Finding]:
     """Precision and amplification."""
     findings = []
-    if case.reading.precision != "float64" or case.reading.residual > 1e-10:
-        text = f"the state is {case.reading.precision}; superposition holds to {case.reading.residual:.1e}"
+    if case.reading.precision != "float64" or case.reading.rounding > 1e-10:
+        text = f"the state is {case.reading.precision}, its numbers are rounded to about {case.reading.rounding:.1e}"
         findings.append(Finding("NUM-FLOAT32", "info", text))
     weights = np.abs(case.table.outputs[-1]).sum()
     net = abs(case.table.outputs[-1].sum())

@@ -70,7 +70,7 @@ def measure_convergence(subject: Subject, steps: Sequence[int] = STEPS) -> Conve
             exact.append(b)
             local.append(c)
     assert case is not None
-    floor = max(1e-12, 10 * read.reading.residual)
+    floor = max(1e-12, 10 * read.reading.rounding)
     x, points = np.array(counts, dtype=float), 2 if floor < 1e-10 else 3
     return Convergence(
         _slope(x, own, floor, points),

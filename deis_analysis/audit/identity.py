@@ -51,7 +51,7 @@ def nearest_row(case: Case) -> Nearest | None:
                     found.append(Nearest(name, *pair))
         if (
             found
-            and found[-1].distance < (FLOAT32 if case.reading.residual > 1e-10 else _SURE)
+            and found[-1].distance < (FLOAT32 if case.reading.rounding > 1e-10 else _SURE)
             and found[-1].calls >= case.reading.calls - 1
         ):
             break
