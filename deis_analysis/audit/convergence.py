@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,14 +102,24 @@ def _pathwise(case: Case) -> tuple[float, float, float]:
     steps, process = case.trunk, case.process
     times = steps.table.times
     x = mix.sample(_SAMPLES, 0, process, float(times[0]))
-    path = {0: x}
-    for k in range(1, times.size):
-        path[k] = mix.flow(process, x, float(times[0]), float(times[k])) if times[k] < times[0] else x
+    path = _Path(lambda k: mix.flow(process, x, float(times[0]), float(times[k])) if times[k] < times[0] else x)
     model = mix.model(process, steps.table.prediction)
     last = times.size - 1
     start = next((k for k in steps.chain if k >= _START), 0)
     errors = [run_errors(steps, model, path, 0), run_errors(steps, model, path, start)]
     return _rms(errors[0]), _rms(errors[1]), _local(case, path, model, last)
+
+
+class _Path(dict[int, Array]):
+    """Exact states by node, computed when they are asked for."""
+
+    def __init__(self, state: Callable[[int], Array]) -> None:
+        super().__init__()
+        self.state = state
+
+    def __missing__(self, node: int) -> Array:
+        self[node] = self.state(node)
+        return self[node]
 
 
 def _local(case: Case, path: dict[int, Array], model: Any, last: int) -> float:

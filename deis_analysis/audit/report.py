@@ -261,6 +261,8 @@ def _registry(process: Process, start: float, nfe: int, case: Case) -> dict[str,
     end = max(end, process.sampling_range[1]) if end < process.sampling_range[1] else end
     mix, found = GaussianMixture(*_DATA), dict[str, float]()
     start = min(start, process.sampling_range[0])
+    x = mix.sample(256, 0, process, start)
+    truth = x if case.table.stochastic else mix.flow(process, x, start, end)
     for name in rivals:
         row = SOLVERS[name]
         steps = max((n for n in range(1, nfe + 1) if row.calls(n) <= nfe), default=1)
@@ -270,8 +272,7 @@ def _registry(process: Process, start: float, nfe: int, case: Case) -> dict[str,
             if case.table.stochastic:
                 error = float(law_error(table, process, 0.3, 0.2)[0])
             else:
-                x = mix.sample(256, 0, process, start)
-                gap = run(table, mix.model(process, table.prediction), x) - mix.flow(process, x, start, end)
+                gap = run(table, mix.model(process, table.prediction), x) - truth
                 error = float(np.sqrt(np.mean(gap**2)))
             found[name] = min(error, found.get(name, float("inf")))
     best = min(found, key=found.__getitem__)

@@ -163,14 +163,18 @@ def run_errors(steps: Steps, model: Model, exact: dict[int, Any], start: int = 0
     """The result minus the exact one, on the state path; the nodes up to ``start`` hold exact states.
 
     Args:
-        exact: exact state at every node up to ``start``, and at the last node.
+        exact: exact state at the nodes up to ``start`` that later rows use, and at the last node.
     """
     table = steps.table
     states, outputs = dict[int, Any](), dict[int, Any]()
     last = table.times.size - 1
     called = set(table.evaluated)
+    later = slice(start + 1, last + 1)
+    used = np.any(table.states[later] != 0, axis=0) | np.any(table.outputs[later] != 0, axis=0)
     for k in range(last + 1):
         if k <= start:
+            if not used[k]:
+                continue
             states[k] = exact[k]
         else:
             terms = [table.states[k, j] * states[int(j)] for j in np.flatnonzero(table.states[k])]
