@@ -23,6 +23,7 @@ from deis_analysis.analysis import (
     transfer,
     weak_order,
 )
+from deis_analysis.brownian import BrownianPath
 from deis_analysis.conventions import flow_model
 from deis_analysis.denoiser import ideal_denoiser
 from deis_analysis.error import extrapolation_error, global_error, local_errors, transported_errors
@@ -77,7 +78,7 @@ from deis_analysis.steppers import (
     simulate,
     static_thresholding,
 )
-from deis_analysis.tableau import BrownianPath, Butcher, Tableau, Trajectory, run
+from deis_analysis.tableau import Butcher, Tableau, Trajectory, run
 from deis_analysis.weights import phi, quadrature_weights
 
 __version__ = "0.1.0"

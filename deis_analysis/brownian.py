@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -63,3 +64,18 @@ class BrownianPath:
         if start == stop:
             raise ValueError(f"the interval [{start!r}, {stop!r}] is empty")
         return (self(float(start)) - self(float(stop))) / math.sqrt(abs(start - stop))
+
+
+def path_of(noise: Any, shape: tuple[int, ...]) -> BrownianPath | None:
+    """The path that ``noise``, a seed or a path, stands for; None if it is neither.
+
+    Raises:
+        ValueError: a path of another shape than ``shape``.
+    """
+    if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
+        return BrownianPath(shape, int(noise))
+    if not isinstance(noise, BrownianPath):
+        return None
+    if noise.shape != shape:
+        raise ValueError(f"noise is a path of shape {noise.shape}; allowed: {shape}, the shape of x")
+    return noise

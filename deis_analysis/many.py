@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.brownian import BrownianPath
+from deis_analysis.brownian import BrownianPath, path_of
 from deis_analysis.liveness import Row, make_plan
 from deis_analysis.process import Array
 from deis_analysis.tableau import Model, Tableau
@@ -169,12 +169,9 @@ def _noises(tables: tuple[Tableau, ...], noise: Any, x: Any) -> Callable[[int], 
     count, shape = tables[0].noise.shape[1], tuple(x.shape)
     if count == 0:
         return lambda _: None
-    if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
-        noise = BrownianPath(shape, int(noise))
-    if isinstance(noise, BrownianPath):
-        if noise.shape != shape:
-            raise ValueError(f"noise is a path of shape {noise.shape}; allowed: {shape}, the shape of x")
-        return lambda j: backend.like(_increments(noise, [table.intervals[j] for table in tables]), x)
+    path = path_of(noise, shape)
+    if path is not None:
+        return lambda j: backend.like(_increments(path, [table.intervals[j] for table in tables]), x)
     if isinstance(noise, Sequence) or hasattr(noise, "shape"):
         if len(noise) != count or any(tuple(z.shape) != shape for z in noise):
             raise ValueError(f"noise must hold {count} arrays of shape {shape}")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend, printing
-from deis_analysis.brownian import BrownianPath
+from deis_analysis.brownian import path_of
 from deis_analysis.liveness import Row, make_plan, peak_memory
 from deis_analysis.process import PREDICTIONS, Array, Process
 from deis_analysis.validate import choose, positive_int, real
@@ -349,12 +349,8 @@ def _noise_source(tableau: Tableau, noise: Any, x: Any) -> Callable[[int], Any]:
         raise ValueError(
             f"noise=None, but {tableau.name or 'the table'} draws {count} noises; give a seed or a BrownianPath"
         )
-    if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
-        noise = BrownianPath(tuple(x.shape), int(noise))
-    if isinstance(noise, BrownianPath):
-        path = noise
-        if path.shape != tuple(x.shape):
-            raise ValueError(f"noise is a path of shape {path.shape}; allowed: {tuple(x.shape)}, the shape of x")
+    path = path_of(noise, tuple(x.shape))
+    if path is not None:
         return lambda j: backend.like(path.normal(*tableau.intervals[j]), x)
     if isinstance(noise, Sequence) or hasattr(noise, "shape"):
         if len(noise) != count or any(tuple(z.shape) != tuple(x.shape) for z in noise):

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis.analysis import distance
 from deis_analysis.audit.case import Case
 from deis_analysis.grids import grid
 from deis_analysis.process import Array, Process
-from deis_analysis.schedules import VPLinear
+from deis_analysis.schedules import VE, VPLinear
 from deis_analysis.solvers import SOLVERS, Solver
 from deis_analysis.tableau import Tableau
 
 EQUAL, FLOAT32 = 1e-8, 2e-5  # relative distances
+_SAME_ROW = 1e-11  # absolute distance below which two rows of the registry are one table
 _SURE = 1e-6  # no two different rows are as near as this at 20 calls
-_ALIASES = ("mrs_", "ipndm_v", "tab0", "rhoab0", "ipndm1", "dpm_2m_taylor", "dpm_3m_exact", "ancestral_", "resfusion")
 MODES = ("but the last", "whole", "open")  # without the last step; with it; with a last step to anywhere, not compared
 
 
@@ -78,8 +79,9 @@ def _levels(case: Case) -> Array:
 
 
 def _candidates(stochastic: bool) -> Iterator[tuple[str, Solver, Callable[[Process, Array], Tableau]]]:
-    for name, row in SOLVERS.items():
-        if row.stochastic != stochastic or name.startswith(_ALIASES):  # the same tables under other names
+    for name in _distinct(tuple(SOLVERS)):
+        row = SOLVERS[name]
+        if row.stochastic != stochastic:
             continue
         yield name, row, row.build
         function = row.build.func if isinstance(row.build, partial) else row.build
@@ -112,6 +114,19 @@ def _compare(
     except (ValueError, ZeroDivisionError):
         return None
     return _distance(case.table, table, made + (mode != "open"), made), made
+
+
+@lru_cache(maxsize=8)
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The rows without those that are the table of an earlier row, in the same prediction, under another name."""
+    processes = (VPLinear(), VE())  # some rows are one table on the first, and not on the second
+    tables = {n: [SOLVERS[n].build(p, grid(p, 12)) for p in processes] for n in names}  # 12: whole blocks of every row
+    kept: list[str] = []
+    for name, pair in tables.items():
+        alike = (tables[n] for n in kept if tables[n][0].prediction == pair[0].prediction)
+        if all(max(map(distance, pair, other)) > _SAME_ROW for other in alike):
+            kept.append(name)
+    return tuple(kept)
 
 
 @lru_cache(maxsize=2048)

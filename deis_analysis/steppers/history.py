@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.brownian import BrownianPath
+from deis_analysis.brownian import path_of
 from deis_analysis.grids import check_nodes
 from deis_analysis.tableau import Model, Tableau
 
@@ -175,12 +175,8 @@ def _number(c: Any, sample: int | None) -> float:
 
 def _source(noise: Any, x: Any) -> Callable[[int, float, float], Any]:
     """noise as a function of (column, interval); how many there will be is not known."""
-    if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
-        noise = BrownianPath(tuple(x.shape), int(noise))
-    if isinstance(noise, BrownianPath):
-        path = noise
-        if path.shape != tuple(x.shape):
-            raise ValueError(f"noise is a path of shape {path.shape}; allowed: {tuple(x.shape)}, the shape of x")
+    path = path_of(noise, tuple(x.shape))
+    if path is not None:
         return lambda _, start, stop: backend.like(path.normal(start, stop), x)
     if noise is None or callable(noise):
         return lambda column, *_: _checked_noise(noise(column) if noise else None, column, x)
