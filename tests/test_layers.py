@@ -28,12 +28,28 @@ LAYERS = [
     },  # 0
     {"weights", "mixture", "denoiser", "symbolic", "closed_forms", "trees", "equations", "inversion"},  # 1
     {"solvers"},  # 2
-    {"analysis", "law", "orders", "error", "reference", "extraction", "audit", "steppers", "compat"},  # 3
+    {
+        "analysis",
+        "law",
+        "orders",
+        "error",
+        "budget",
+        "distances",
+        "diagnostics",
+        "likelihood",
+        "learned",
+        "reference",
+        "extraction",
+        "audit",
+        "steppers",
+        "compat",
+    },  # 3
     {"cli", "__init__"},  # 4
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITNESS = {"symbolic", "closed_forms", "trees", "equations"}  # the package computes nothing from formulas
 NUMPY_ONLY = LAYERS[0]
+USES_TORCH = {"reference", "extraction", "audit", "budget", "diagnostics", "likelihood", "learned"}  # when they run
 
 
 def module_name(path):
@@ -76,7 +92,7 @@ def test_imports_point_down(path):
             assert inner not in WITNESS or own in {*WITNESS, "cli"}, f"{own} imports {inner}, which is a witness"
         if own in NUMPY_ONLY and runtime:
             assert top in {"deis_analysis", "numpy", "rich", *sys.stdlib_module_names}, f"{own} imports {top}"
-        if own not in {"reference", "extraction", "audit"}:  # of torch samplers; they import it when they run
+        if own not in USES_TORCH:
             assert top not in {"torch", "torchdiffeq", "matplotlib", "jax"}, f"{own} imports {top}"
 
 
