@@ -5,6 +5,7 @@ In λ the flow of y = x/α is :math:`dy/dλ = -e^{-λ} ε(αy, t(λ))`: bounded,
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from deis_analysis.tableau import Model
 from deis_analysis.validate import choose, real
 
 _TIGHTEN = 0.1
+_SAME_TIME = 1e-12
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,35 @@ class Reference:
     error_estimate: float
     rtol: float
     atol: float
+
+
+@dataclass(frozen=True)
+class ReferencePath:
+    """A reference solution at many times.
+
+    Attributes:
+        times: descending, the first that of ``x_T``; a time that was asked for twice is here once.
+        states: the state at each of the times, kind of the input, float64 inside; the first is ``x_T``.
+        nfe, error_estimate, rtol, atol: as in `Reference`; the estimate is the largest over all times.
+    """
+
+    times: tuple[float, ...]
+    states: tuple[Any, ...]
+    nfe: int
+    error_estimate: float
+    rtol: float
+    atol: float
+
+    def __call__(self, t: float) -> Any:
+        """The state at one of the times (within 1e-12).
+
+        Raises:
+            ValueError: no state is known there.
+        """
+        nearest = min(range(len(self.times)), key=lambda i: abs(self.times[i] - t))
+        if not abs(self.times[nearest] - t) <= _SAME_TIME:
+            raise ValueError(f"t={t!r} is not on the path; allowed: one of its {len(self.times)} times")
+        return self.states[nearest]
 
 
 def reference_solution(
@@ -64,12 +95,73 @@ def reference_solution(
         ValueError: bad times or tolerances, a model that returns another shape or NaN, or tolerances that DOPRI5 cannot
             meet in float64 (its step underflows).
     """
-    choose("prediction", prediction, PREDICTIONS)
     require_process(process)
     start = process.sampling_range[0] if t_start is None else process._check_scalar(t_start, "t_start")
     end = process.sampling_range[1] if t_end is None else process._check_scalar(t_end, "t_end")
     if not end < start:
         raise ValueError(f"t_end={end!r} must be below t_start={start!r}")
+    path = _path(model, process, x_T, {"t_start": start, "t_end": end}, rtol, atol, prediction, model_dtype)
+    return Reference(path.states[-1], path.nfe, path.error_estimate, path.rtol, path.atol)
+
+
+def reference_path(
+    model: Model,
+    process: Process,
+    x_T: Any,
+    times: Any,
+    rtol: float = 1e-8,
+    atol: float = 1e-8,
+    *,
+    prediction: str = "eps",
+    model_dtype: torch.dtype | None = None,
+) -> ReferencePath:
+    """The probability flow of ``x_T`` at many ``times``: one integration that steps exactly onto each of them.
+
+    Args:
+        times: at least two different times, in any order; ``x_T`` is the state at the largest.
+
+    Other arguments and errors as `reference_solution`.
+    """
+    require_process(process)
+    levels: list[float] = []
+    for t in sorted((process._check_scalar(t, "times") for t in np.ravel(real("times", times))), reverse=True):
+        if not levels or levels[-1] - t > _SAME_TIME:
+            levels.append(t)
+    if len(levels) < 2:
+        raise ValueError(f"times={levels} must hold at least 2 different times")
+    named = {f"times[{i}]": t for i, t in enumerate(levels)}
+    return _path(model, process, x_T, named, rtol, atol, prediction, model_dtype)
+
+
+def _path(
+    model: Model,
+    process: Process,
+    x_T: Any,
+    times: dict[str, float],
+    rtol: float,
+    atol: float,
+    prediction: str,
+    dtype: Any,
+) -> ReferencePath:
+    """Two runs of DOPRI5 over the named, descending times."""
+    choose("prediction", prediction, PREDICTIONS)
+    _check_tolerances(rtol, atol)
+    _check_levels(process, times)
+    flow = _Flow(model, process, prediction, not isinstance(x_T, torch.Tensor), dtype)
+    state = _checked_state(x_T)
+    if process.mean is not None:
+        flow.mean = torch.as_tensor(process.mean, dtype=torch.float64, device=state.device)
+        state = state - flow.mean
+    levels = list(times.values())
+    coarse = flow.integrate(state, levels, rtol, atol)
+    fine = flow.integrate(state, levels, rtol * _TIGHTEN, atol * _TIGHTEN)
+    estimate = max(float((a - b).abs().max()) for a, b in zip(coarse, fine, strict=True))
+    states = fine if flow.mean is None else [x + flow.mean for x in fine]
+    found = tuple(x.numpy() if flow.numpy else x for x in states)
+    return ReferencePath(tuple(levels), found, flow.nfe, estimate, rtol * _TIGHTEN, atol * _TIGHTEN)
+
+
+def _check_tolerances(rtol: float, atol: float) -> None:
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be positive and finite")
@@ -77,14 +169,20 @@ def reference_solution(
         raise ValueError(
             f"rtol={rtol!r} cannot be met in float64; allowed: at least {100 / _TIGHTEN * np.finfo(float).eps:.1e}"
         )
-    for name, t in (("t_start", start), ("t_end", end)):
+
+
+def _check_levels(process: Process, times: dict[str, float]) -> None:
+    for name, t in times.items():
         if not np.isfinite(process.lam(t)):
             raise ValueError(f"{name}={t!r}: λ is infinite there on {process!r}")
-    if not process.lam(start) < process.lam(end):
-        raise ValueError(
-            f"t_start={start!r} and t_end={end!r} have the same λ in float64; allowed: times further apart"
-        )
-    flow = _Flow(model, process, prediction, not isinstance(x_T, torch.Tensor), model_dtype)
+    for (before, t), (after, s) in itertools.pairwise(times.items()):
+        if not process.lam(t) < process.lam(s):
+            raise ValueError(
+                f"{before}={t!r} and {after}={s!r} have the same λ in float64; allowed: times further apart"
+            )
+
+
+def _checked_state(x_T: Any) -> torch.Tensor:
     if hasattr(x_T, "dtype"):
         backend.of_floating_dtype("x_T", x_T)
     state = x_T.detach().to(torch.float64) if isinstance(x_T, torch.Tensor) else torch.from_numpy(real("x_T", x_T))
@@ -92,15 +190,7 @@ def reference_solution(
         raise ValueError(f"x_T has shape {tuple(state.shape)}; allowed: at least one entry")
     if not bool(torch.isfinite(state).all()):
         raise ValueError("x_T must be finite; it holds NaN or infinity")
-    if process.mean is not None:
-        flow.mean = torch.as_tensor(process.mean, dtype=torch.float64, device=state.device)
-        state = state - flow.mean
-    coarse = flow.integrate(state, start, end, rtol, atol)
-    fine = flow.integrate(state, start, end, rtol * _TIGHTEN, atol * _TIGHTEN)
-    estimate = float((coarse - fine).abs().max())
-    result = fine if flow.mean is None else fine + flow.mean
-    x: Any = result.numpy() if flow.numpy else result
-    return Reference(x, flow.nfe, estimate, rtol * _TIGHTEN, atol * _TIGHTEN)
+    return state
 
 
 class _Flow:
@@ -128,17 +218,22 @@ class _Flow:
         return from_p * p + from_x * x if from_x else from_p * p
 
     @torch.no_grad()
-    def integrate(self, x: torch.Tensor, start: float, end: float, rtol: float, atol: float) -> torch.Tensor:
-        first, last = float(self.process.lam(start)), float(self.process.lam(end))
+    def integrate(self, x: torch.Tensor, times: list[float], rtol: float, atol: float) -> list[torch.Tensor]:
+        """States at descending ``times``, the first of which is that of ``x``."""
+        levels = [float(self.process.lam(t)) for t in times]
+        first, last, end, start = levels[0], levels[-1], times[-1], times[0]
 
         def rate(lam: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             value = min(max(float(lam), first), last)
             t = float(np.clip(self.process.time_from_lam(value), end, start))
             return -float(np.exp(-value)) * self.eps(float(self.process.alpha(t)) * y, t)
 
-        span = torch.tensor([first, last], dtype=torch.float64, device=x.device)
+        span = torch.tensor(levels, dtype=torch.float64, device=x.device)
+        options = {"step_t": span[1:-1]} if len(levels) > 2 else None  # a step ends there: no interpolation
         try:
-            y = odeint(rate, x / float(self.process.alpha(start)), span, rtol=rtol, atol=atol, method="dopri5")[-1]
+            y = odeint(
+                rate, x / float(self.process.alpha(start)), span, rtol=rtol, atol=atol, method="dopri5", options=options
+            )
         except AssertionError as error:
             raise ValueError(f"rtol={rtol!r}, atol={atol!r} cannot be met in float64: {error}") from error
-        return float(self.process.alpha(end)) * y
+        return [x, *(float(self.process.alpha(t)) * y[i] for i, t in enumerate(times) if i)]

@@ -5,7 +5,9 @@ An experiment is a module of this package with
 * ``NAME``, ``QUESTION`` (one sentence), ``CONFIG`` (JSON-able), ``QUICK`` (what of it changes for a run of seconds),
 * ``compute(config, progress) -> DataFrame``: all the numbers, tidy; ``progress`` takes the share done, 0 … 1,
 * ``verdict(frame, config) -> str``: one sentence, computed from the frame,
-* ``draw(frame, config) -> Figure``: from the frame alone, so that a figure can be redrawn from its CSV.
+* ``draw(frame, config) -> Figure``: from the frame alone, so that a figure can be redrawn from its CSV,
+* if it likes, ``THOROUGH``: what of ``CONFIG`` changes for a long run; and in ``CONFIG`` a list ``models``, names from
+  `experiments.models`, which ``--model`` replaces, and a ``device``, which ``--device`` replaces.
 
 Adding one is adding a file.  ``python -m experiments list`` shows them, ``run`` runs them.
 """
@@ -20,7 +22,7 @@ from typing import Any, Protocol, cast
 Config = dict[str, Any]
 Progress = Callable[[float], None]
 Frame = Any  # a pandas.DataFrame, whose stubs do not follow access to columns by name
-SHARED = ("runner", "style", "problems", "__main__")
+SHARED = ("runner", "style", "problems", "models", "toy_network", "__main__")
 
 
 class Experiment(Protocol):

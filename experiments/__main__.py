@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from experiments import Experiment, discover
+from experiments.models import MODELS, trim_cache
 from experiments.runner import FIGURES, Outcome, Task, finished, redraw, run_here, run_parallel
 
 out_option = click.option(
@@ -33,8 +34,10 @@ def _known(names: tuple[str, ...]) -> dict[str, Experiment]:
     return {name: found[name] for name in dict.fromkeys(names)}
 
 
-def _folder(out: Path | None, quick: bool) -> Path:
-    return (FIGURES / ".quick" if quick else FIGURES) if out is None else out
+def _folder(out: Path | None, quick: bool, thorough: bool = False) -> Path:
+    if out is not None:
+        return out
+    return FIGURES / ".quick" if quick else FIGURES / ".thorough" if thorough else FIGURES
 
 
 def _check_device(device: str) -> None:
@@ -71,6 +74,14 @@ def list_command(out: Path | None, quick: bool) -> None:
 @click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Run every experiment.")
 @click.option("--quick", is_flag=True, help="Smaller settings, seconds each, written to figures/.quick/.")
+@click.option("--thorough", is_flag=True, help="Larger settings, minutes each, written to figures/.thorough/.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Choice(list(MODELS)),
+    help="On which model, instead of the default ones; repeat for several.",
+)
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=min(2, os.cpu_count() or 1), show_default=True, help="Processes."
@@ -78,23 +89,39 @@ def list_command(out: Path | None, quick: bool) -> None:
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the experiments that use torch.")
 @out_option
 def run(
-    names: tuple[str, ...], everything: bool, quick: bool, force: bool, jobs: int, device: str, out: Path | None
+    names: tuple[str, ...],
+    everything: bool,
+    quick: bool,
+    thorough: bool,
+    models: tuple[str, ...],
+    force: bool,
+    jobs: int,
+    device: str,
+    out: Path | None,
 ) -> None:
     """Run the experiments NAMES and print what each found. Finished results are kept unless something changed."""
     if everything == bool(names):
         raise click.UsageError("give the names of experiments, or --all")
+    if quick and thorough:
+        raise click.UsageError("give --quick or --thorough, not both")
     chosen = discover() if everything else _known(names)
+    if models:
+        others = [name for name, experiment in chosen.items() if "models" not in experiment.CONFIG]
+        if others and not everything:
+            raise click.UsageError(f"--model: {', '.join(others)} cannot be run on a chosen model")
+        chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
     if device != "cpu":
         _check_device(device)
     console = Console(highlight=False, soft_wrap=True)
     todo = []
     for name, experiment in chosen.items():
-        task = Task(name, _folder(out, quick), quick, device)
+        task = Task(name, _folder(out, quick, thorough), quick, device, thorough, tuple(dict.fromkeys(models)))
         marker = None if force else finished(experiment, task)
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
         else:
             todo.append(task)
+    trim_cache()
     sys.exit(_run_tasks(todo, jobs, console))
 
 

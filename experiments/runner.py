@@ -40,6 +40,13 @@ class Task:
     folder: Path
     quick: bool = False
     device: str = "cpu"
+    thorough: bool = False
+    models: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> str:
+        """What its files are called: those of chosen models stand beside those of the default ones."""
+        return "-".join((self.name, *self.models))
 
 
 @dataclass(frozen=True)
@@ -56,15 +63,23 @@ class Outcome:
 def configuration(experiment: Experiment, task: Task) -> Config:
     """The experiment's configuration for a task; ``device`` is in it if the experiment has one."""
     config = {**experiment.CONFIG, **(experiment.QUICK if task.quick else {})}
+    if task.thorough:
+        config |= getattr(experiment, "THOROUGH", {})
     if "device" in config:
         config["device"] = task.device
+    if task.models:
+        if "models" not in config:
+            raise ValueError(f"{task.name} is not about models; allowed: no --model")
+        config["models"] = list(task.models)
     return dict(config)
 
 
 @cache
-def _shared_sources() -> str:
+def shared_sources() -> str:
+    """Hash of the package's and the shared modules' sources: results change with them."""
     here, package = Path(__file__).parent, Path(deis_analysis.__file__).parent
     files = [here / f"{name}.py" for name in SHARED if name not in ("runner", "__main__")]
+    files = [file for file in files if file.exists()]
     files += [here / "style.mplstyle", *sorted(package.rglob("*.py"))]
     digest = hashlib.sha256(deis_analysis.__version__.encode())
     for file in files:
@@ -76,7 +91,7 @@ def fingerprint(experiment: Experiment, config: Config) -> str:
     """Hash of all that a result depends on: configuration, device, sources of the experiment and of the package."""
     source = Path(str(sys.modules[experiment.compute.__module__].__file__)).read_bytes()
     text = json.dumps(config, sort_keys=True)
-    return hashlib.sha256(b"\0".join([text.encode(), source, _shared_sources().encode()])).hexdigest()
+    return hashlib.sha256(b"\0".join([text.encode(), source, shared_sources().encode()])).hexdigest()
 
 
 # -- what is there --------------------------------------------------------------------------------
@@ -92,10 +107,10 @@ def _marker(name: str, folder: Path) -> Path:
 def finished(experiment: Experiment, task: Task) -> dict[str, Any] | None:
     """The marker of a finished result for exactly this task, None if it is to be computed."""
     try:
-        marker: dict[str, Any] = json.loads(_marker(task.name, task.folder).read_text())
+        marker: dict[str, Any] = json.loads(_marker(task.files, task.folder).read_text())
     except (OSError, ValueError):
         return None
-    whole = all(path.is_file() for path in result_files(task.name, task.folder))
+    whole = all(path.is_file() for path in result_files(task.files, task.folder))
     wanted = fingerprint(experiment, configuration(experiment, task))
     return marker if whole and marker.get("fingerprint") == wanted else None
 
@@ -171,20 +186,21 @@ def execute(task: Task, progress: Progress) -> Outcome:
         "verdict": sentence,
         "config": config,
         "quick": task.quick,
+        "thorough": task.thorough,
         "seed": config.get("seed"),
         "device": _device_name(config),
         "wall_time_s": round(seconds, 2),
         "versions": _versions(),
         "fingerprint": mark,
     }
-    _marker(task.name, task.folder).unlink(missing_ok=True)
-    csv, png, svg, info = result_files(task.name, task.folder)
+    _marker(task.files, task.folder).unlink(missing_ok=True)
+    csv, png, svg, info = result_files(task.files, task.folder)
     _save_figure(figure, png, "png")
     _save_figure(figure, svg, "svg")
     for path, content in ((csv, text), (info, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
         with atomic(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    with atomic(_marker(task.name, task.folder)) as temporary:
+    with atomic(_marker(task.files, task.folder)) as temporary:
         done = {"fingerprint": mark, "verdict": sentence, "wall_time_s": round(seconds, 2)}
         temporary.write_text(json.dumps(done, ensure_ascii=False), encoding="utf-8")
     progress(1.0)
@@ -198,7 +214,7 @@ def redraw(task: Task) -> str:
     from experiments import style
 
     experiment = discover()[task.name]
-    csv, png, svg, info = result_files(task.name, task.folder)
+    csv, png, svg, info = result_files(task.files, task.folder)
     if not (csv.is_file() and info.is_file()):
         raise FileNotFoundError(f"{csv.name} and {info.name} are not both in {csv.parent}: run {task.name} first")
     record = json.loads(info.read_text(encoding="utf-8"))
