@@ -24,6 +24,7 @@ from deis_analysis.analysis import (
     weak_order,
 )
 from deis_analysis.brownian import BrownianPath
+from deis_analysis.budget import ErrorBudget, LawBudget, error_budget, law_budget
 from deis_analysis.conventions import flow_model
 from deis_analysis.denoiser import ideal_denoiser
 from deis_analysis.error import extrapolation_error, global_error, local_errors, transported_errors
@@ -86,6 +87,8 @@ __version__ = "0.1.0"
 _LAZY = {  # these need torch, or are not needed by most
     "reference_solution": "deis_analysis.reference",
     "Reference": "deis_analysis.reference",
+    "reference_path": "deis_analysis.reference",
+    "ReferencePath": "deis_analysis.reference",
     "audit_sampler": "deis_analysis.audit",
     "Report": "deis_analysis.audit",
     "extract": "deis_analysis.extraction",
@@ -104,8 +107,10 @@ __all__ = [
     "Butcher",
     "ButcherTableau",
     "Convention",
+    "ErrorBudget",
     "GaussianMixture",
     "Inversion",
+    "LawBudget",
     "MeanReverting",
     "Measurement",
     "OrderEstimate",
@@ -113,6 +118,7 @@ __all__ = [
     "ProductMixture",
     "RectifiedFlow",
     "Reference",
+    "ReferencePath",
     "Report",
     "Simulation",
     "Solver",
@@ -138,6 +144,7 @@ __all__ = [
     "dynamic_thresholding",
     "edm_churn",
     "edm_sampler",
+    "error_budget",
     "euler_maruyama",
     "exact_transfer",
     "exactness_degree",
@@ -154,6 +161,7 @@ __all__ = [
     "invert",
     "ipndm",
     "langevin_gibbs",
+    "law_budget",
     "law_error",
     "local_errors",
     "measure",
@@ -167,6 +175,7 @@ __all__ = [
     "phi",
     "pndm",
     "quadrature_weights",
+    "reference_path",
     "reference_solution",
     "register",
     "resfusion",

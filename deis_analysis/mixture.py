@@ -142,19 +142,50 @@ class _Scalar(_Mixture):
         values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
         if not np.all(np.isfinite(values)):
             raise ValueError("x must be finite; it holds NaN or infinity")
-        return backend.like(self._quantile_flow(process, values, float(t_from), float(t_to)), x)
+        times = np.array([float(t_from)]), np.array([float(t_to)])
+        return backend.like(self._quantile_flow(process, values[None], *times)[0], x)
 
-    def _quantile_flow(self, process: Process, x: Array, t_from: float, t_to: float) -> Array:
-        (a, s, centre), (a_to, s_to, centre_to) = levels(process, t_from), levels(process, t_to)
-        x = centred(x, centre)
-        means, means_to = a * self._means, a_to * self._means
-        scale = np.sqrt(a * a * self._variances + s * s)
-        scale_to = np.sqrt(a_to * a_to * self._variances + s_to * s_to)
+    def from_prior(self, process: Process, x: Any, t: float, std: float = 1.0) -> Any:
+        """The start that optimal transport from N(0, std² I) to p_t assigns to ``x``: increasing in each coordinate."""
+        x = self._checked(x)
+        values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
+        alpha, sigma, centre = levels(process, t)
+        means, scale = alpha * self._means, np.sqrt(alpha * alpha * self._variances + sigma * sigma)
         if self._means.shape[-1] == 1:
-            y = (means_to + (x[..., None] - means) * (scale_to / scale))[..., 0]
+            y = (means + values[..., None] * (scale / std))[..., 0]
         else:
-            y = _match_quantiles(x, self._log_weights, (means, scale), (means_to, scale_to))
-        return y if centre_to is None else y + centre_to
+            y = _match_quantiles(values, self._log_weights, (0.0 * means, std + 0.0 * scale), (means, scale))
+        return backend.like(y if centre is None else y + centre, x)
+
+    def flow_many(self, process: Process, x: Any, t_from: Any, t_to: Any) -> Any:
+        """(T, …) states at the times ``t_from`` (T,), each carried to its own of ``t_to`` (T,): one search for all."""
+        x, starts, ends = self._checked(x), real("t_from", t_from), real("t_to", t_to)
+        if starts.shape != ends.shape or starts.shape != tuple(x.shape[:1]):
+            raise ValueError(f"t_from {starts.shape} and t_to {ends.shape} must have the length of x {tuple(x.shape)}")
+        values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
+        if not np.all(np.isfinite(values)):
+            raise ValueError("x must be finite; it holds NaN or infinity")
+        return backend.like(self._quantile_flow(process, values, starts, ends), x)
+
+    def _quantile_flow(self, process: Process, x: Array, t_from: Array, t_to: Array) -> Array:
+        centre, means, scale = self._law(process, t_from, x.ndim)
+        centre_to, means_to, scale_to = self._law(process, t_to, x.ndim)
+        x = x - centre
+        if self._means.shape[-1] == 1:
+            return (means_to + (x[..., None] - means) * (scale_to / scale))[..., 0] + centre_to
+        return _match_quantiles(x, self._log_weights, (means, scale), (means_to, scale_to)) + centre_to
+
+    def _law(self, process: Process, times: Array, ndim: int) -> tuple[Any, Array, Array]:
+        """((1 − α) μ, means, standard deviations) of the components at each time, for states of ``ndim`` axes."""
+        each = [levels(process, t) for t in times]
+        alpha, sigma = (np.array([e[i] for e in each]).reshape(-1, *(1,) * ndim) for i in (0, 1))
+        centre: Any = 0.0
+        if process.mean is not None:
+            shape = np.shape(process.mean)
+            centre = (1.0 - alpha.reshape(-1, *(1,) * (ndim - 1))) * np.reshape(
+                process.mean, (1,) * (ndim - len(shape)) + shape
+            )
+        return centre, alpha * self._means, np.sqrt(alpha * alpha * self._variances + sigma * sigma)
 
 
 def _match_quantiles(x: Array, log_w: Array, source: Any, target: Any) -> Array:
@@ -299,6 +330,32 @@ class GaussianMixture(_Scalar):
         )
         y = a_to * mean + self._rotate(rotated, x, transpose=True)[..., 0, :]
         return y if centre_to is None else y + backend.like(centre_to, x)
+
+    def flow_many(self, process: Process, x: Any, t_from: Any, t_to: Any) -> Any:
+        """As `flow`, for (T, …) states with a pair of times each."""
+        if self.means.ndim == 1:
+            return super().flow_many(process, x, t_from, t_to)
+        pieces = [self.flow(process, y, float(a), float(b)) for y, a, b in zip(x, t_from, t_to, strict=True)]
+        return array_namespace(x).stack(pieces)
+
+    def from_prior(self, process: Process, x: Any, t: float, std: float = 1.0) -> Any:
+        """The start that optimal transport from N(0, std² I) to p_t assigns to ``x``.
+
+        Raises:
+            ValueError: more than one component in more than one dimension, where the transport is not known.
+        """
+        if self.means.ndim == 1:
+            return super().from_prior(process, x, t, std)
+        if self.weights.size > 1:
+            raise ValueError(
+                f"{self!r} has no closed-form transport; allowed: 1-D mixtures, ProductMixture, one Gaussian"
+            )
+        x = self._checked(x)
+        alpha, sigma, centre = levels(process, t)
+        scale = backend.like(np.sqrt(alpha**2 * self._spectrum + sigma**2) / std, x)
+        y = self._rotate(self._rotate(x[..., None, :], x, transpose=False) * scale, x, transpose=True)[..., 0, :]
+        y = y + backend.like(alpha * self.means[0], x)
+        return y if centre is None else y + backend.like(centre, x)
 
 
 class ProductMixture(_Scalar):

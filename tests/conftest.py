@@ -2,6 +2,6 @@
 
 import hypothesis
 
-hypothesis.settings.register_profile("default", max_examples=60, deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile("default")
