@@ -5,6 +5,7 @@ See the README for the notation; start with `build`, `run` and `observed_order`.
 
 from typing import Any
 
+from deis_analysis import diagnostics
 from deis_analysis.analysis import (
     Measurement,
     OrderEstimate,
@@ -12,6 +13,7 @@ from deis_analysis.analysis import (
     distance,
     exact_transfer,
     exactness_degree,
+    fokker_planck_residual,
     law_error,
     measure,
     observed_order,
@@ -27,9 +29,19 @@ from deis_analysis.brownian import BrownianPath
 from deis_analysis.budget import ErrorBudget, LawBudget, error_budget, law_budget
 from deis_analysis.conventions import flow_model
 from deis_analysis.denoiser import ideal_denoiser
+from deis_analysis.distances import (
+    Distance,
+    diffused,
+    energy_distance,
+    gaussian_wasserstein2,
+    wasserstein2,
+    wasserstein2_between,
+    wasserstein2_floor,
+)
 from deis_analysis.error import extrapolation_error, global_error, local_errors, transported_errors
 from deis_analysis.grids import grid, two_stage_grid
 from deis_analysis.inversion import Inversion, invert, round_trip_error
+from deis_analysis.likelihood import Likelihood, bits_per_dim, log_likelihood, log_likelihood_rk45
 from deis_analysis.many import run_many
 from deis_analysis.mixture import GaussianMixture, ProductMixture
 from deis_analysis.process import PREDICTIONS, VARIABLES, MeanReverting, Process
@@ -107,10 +119,12 @@ __all__ = [
     "Butcher",
     "ButcherTableau",
     "Convention",
+    "Distance",
     "ErrorBudget",
     "GaussianMixture",
     "Inversion",
     "LawBudget",
+    "Likelihood",
     "MeanReverting",
     "Measurement",
     "OrderEstimate",
@@ -136,14 +150,18 @@ __all__ = [
     "audit_sampler",
     "bdia",
     "belm",
+    "bits_per_dim",
     "build",
     "ddim_eta",
     "ddpm",
+    "diagnostics",
+    "diffused",
     "distance",
     "dpm_fast",
     "dynamic_thresholding",
     "edm_churn",
     "edm_sampler",
+    "energy_distance",
     "error_budget",
     "euler_maruyama",
     "exact_transfer",
@@ -153,6 +171,8 @@ __all__ = [
     "flow_model",
     "flow_sampler",
     "flow_sde",
+    "fokker_planck_residual",
+    "gaussian_wasserstein2",
     "gdss_splitting",
     "global_error",
     "grid",
@@ -164,6 +184,8 @@ __all__ = [
     "law_budget",
     "law_error",
     "local_errors",
+    "log_likelihood",
+    "log_likelihood_rk45",
     "measure",
     "moment_estimate",
     "mrs",
@@ -197,6 +219,9 @@ __all__ = [
     "transported_errors",
     "two_stage_grid",
     "unipc",
+    "wasserstein2",
+    "wasserstein2_between",
+    "wasserstein2_floor",
     "weak_order",
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis.diagnostics.fokker_planck import fokker_planck_residual
 from deis_analysis.grids import grid
 from deis_analysis.law import affine_form, check_table, law_error, output_law, strong_distance
 from deis_analysis.mixture import GaussianMixture
@@ -30,6 +31,7 @@ __all__ = [
     "distance",
     "exact_transfer",
     "exactness_degree",
+    "fokker_planck_residual",
     "law_error",
     "measure",
     "observed_order",

@@ -240,11 +240,19 @@ class _Flows:
         return x if end == start else self.path(source, x, start, [end])(end)
 
     def carried(self, source: Any, states: list[tuple[Any, float]], end: float) -> list[Any]:
-        """Each (state, its time) at ``end``."""
-        if not (_closed_form(source) and states):
-            return [self.to(source, x, t, end) for x, t in states]
-        stack = array_namespace(states[0][0]).stack([x for x, _ in states])
-        return list(source.flow_many(self.process, stack, [t for _, t in states], [end] * len(states)))
+        """Each (state, its time), times descending, at ``end``."""
+        if not states:
+            return []
+        xp, times = array_namespace(states[0][0]), [t for _, t in states]
+        if _closed_form(source):
+            return list(source.flow_many(self.process, xp.stack([x for x, _ in states]), times, [end] * len(states)))
+        together: list[Any] = []
+        for (x, t), until in zip(states, [*times[1:], end], strict=True):  # each joins the others at its own time
+            together.append(x)
+            if until < t:
+                moved = self.to(source, xp.concat(together), t, until)
+                together = [moved[i * len(x) : (i + 1) * len(x)] for i in range(len(together))]
+        return together
 
     def path(self, source: Any, x: Any, start: float, times: Any) -> Callable[[float], Any]:
         """t ↦ the state at each of ``times``, from ``x`` at ``start``."""

@@ -22,6 +22,7 @@ import deis_analysis as da
 from deis_analysis.process import Array, Process
 from experiments import Config, problems
 from experiments.runner import FIGURES, shared_sources
+from experiments.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
 
 BASE: Config = {
     "beta_min": 0.1,
@@ -35,7 +36,7 @@ BASE: Config = {
     "floor": 1e-4,
     "device": "cpu",
 }  # what `study` reads; an experiment's CONFIG begins with it, and its QUICK with
-BASE_QUICK: Config = {"samples": 64, "rtol": 1e-5}
+BASE_QUICK: Config = {"samples": 64, "rtol": 1e-5, **QUICK_TRAINING}
 CACHE = Memory(FIGURES / ".cache", verbose=0)
 _CACHE_BYTES = 2**30
 
@@ -84,7 +85,8 @@ class Study:
 
     def solve(self, solver: str, ts: Array, noise: Any = None) -> Any:
         """The samples of a registry solver on a grid, (n, d)."""
-        return da.run(da.build(solver, self.process, ts), self.model, self.x_T, noise)
+        table = da.build(solver, self.process, ts).in_terms_of(self.process, "eps")
+        return da.run(table, self.model, self.x_T, noise)
 
 
 def study(name: str, config: Config, process: Process | None = None) -> Study:
@@ -92,7 +94,7 @@ def study(name: str, config: Config, process: Process | None = None) -> Study:
     if name not in MODELS:
         raise ValueError(f"model={name!r} is unknown; allowed: {', '.join(MODELS)}")
     chosen = {key: config.get(key, BASE[key]) for key in BASE}
-    chosen |= {key: value for key, value in config.items() if key.startswith("train_")}
+    chosen |= {key: value for key, value in config.items() if key in TRAINING}
     return _build(name, problems.vp_linear(config) if process is None else process, tuple(sorted(chosen.items())))
 
 
@@ -131,9 +133,9 @@ def _digits(process: Process, config: Config) -> Parts:
 
 
 def _network(process: Process, config: Config) -> Parts:
-    from experiments.toy_network import toy_mixture
-
-    settings = {key: value for key, value in config.items() if key.startswith(("train_", "beta_"))}
+    if process != problems.vp_linear(config):
+        raise ValueError(f"model='network' was trained on VPLinear; allowed: no other process, such as {process!r}")
+    settings = {key: value for key, value in config.items() if key in TRAINING or key.startswith("beta_")}
     net = _trained(tuple(sorted(settings.items())), shared_sources()).to(config["device"])
     mix = toy_mixture()
     return net, mix, mix.sample(4096, seed=1), True
@@ -149,8 +151,6 @@ MODELS: dict[str, tuple[str, Callable[[Process, Config], Parts]]] = {
 
 @CACHE.cache
 def _trained(settings: tuple[tuple[str, Any], ...], sources: str) -> Any:
-    from experiments.toy_network import toy_network
-
     return toy_network(dict(settings))
 
 

@@ -111,3 +111,41 @@ def test_bad_input(options, message):
     arguments = {"model": MIX.eps(VP), "process": VP, "x_T": np.linspace(-1, 1, 3), "t_end": 1e-3} | options
     with pytest.raises(ValueError, match=message):
         da.reference_solution(**arguments)
+
+
+# -- a path ---------------------------------------------------------------------------------------
+def test_a_path_is_exact_at_every_time_it_was_asked_for():
+    process, mix = da.VPLinear(), da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.05, 0.03])
+    x = np.linspace(-2, 2, 9)
+    times = np.concatenate([da.grid(process, 12, "t2", 1.0, 1e-3), [0.3, 0.3]])
+    path = da.reference_path(mix.eps(process), process, x, times[::-1], 1e-9, 1e-9)
+    assert path.times[0] == 1.0
+    assert list(path.times) == sorted({*times}, reverse=True)
+    errors = [np.abs(path(t) - (mix.flow(process, x, 1.0, t) if t < 1 else x)).max() for t in times]
+    assert max(errors) < 3 * path.error_estimate < 1e-6
+    one = da.reference_solution(mix.eps(process), process, x, 1e-3, 1e-9, 1e-9)
+    assert np.allclose(path.states[-1], one.x, rtol=0, atol=one.error_estimate + path.error_estimate)
+    assert path.nfe < 3 * one.nfe  # not one integration per time
+
+
+def test_a_path_of_a_process_with_a_mean():
+    process = da.MeanReverting(da.VPLinear(), 0.7)
+    mix = da.GaussianMixture([1.0], [1.2], [0.3])
+    x = np.linspace(-1, 2, 5)
+    path = da.reference_path(mix.eps(process), process, x, [1.0, 0.4, 0.1], 1e-9, 1e-9)
+    assert np.allclose(path(0.4), mix.flow(process, x, 1.0, 0.4), atol=1e-6)
+
+
+def test_bad_paths():
+    process, mix = da.VPLinear(), da.GaussianMixture([1.0], [0.0], [1.0])
+    path = da.reference_path(mix.eps(process), process, np.ones(2), [1.0, 0.5], 1e-6, 1e-6)
+    with pytest.raises(ValueError, match=r"t=0\.7 is not on the path; allowed: one of its 2 times"):
+        path(0.7)
+    for times, message in (
+        ([0.5], "at least 2 different"),
+        ([0.5, 0.5], "at least 2"),
+        ([1.0, 0.0], "λ is infinite"),
+        ([1.0, 2.0], "times"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            da.reference_path(mix.eps(process), process, np.ones(2), times)

@@ -1,0 +1,184 @@
+r"""Is a field a gradient? The asymmetry of its Jacobian, and its work around a circle.
+
+A score is ∇ log p: its Jacobian J is symmetric and ∮ s·dl = 0. For s = −(S + κK) x with S symmetric and K the rotation
+by a right angle in a plane, ‖J − Jᵀ‖_F = 2√2 |κ|, and a circle of radius r in that plane, traversed the way K turns,
+gives −2πκr².
+
+Neither says that samples are worse: on an isotropic Gaussian s + κ(t) K x moves along circles of equal density, so the
+law of the probability flow is unchanged while each path is turned by θ = ½ ∫ g² κ dt and misses its end by
+2 |x| |sin(θ/2)| (``tests/test_conservativity.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deis_analysis.process import PREDICTIONS, Array, Process, require_process
+from deis_analysis.tableau import Model
+from deis_analysis.validate import choose, finite, function, positive, positive_int, scalar
+
+if TYPE_CHECKING:
+    import torch
+
+_UNIT_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Asymmetry:
+    """‖J − Jᵀ‖_F of n samples.
+
+    Attributes:
+        norm: (n,) ‖J − Jᵀ‖_F, the root of ``squared``.
+        squared: (n,) ‖J − Jᵀ‖_F², exact or an unbiased estimate.
+        standard_error: (n,) of ``squared``, 0 where exact.
+    """
+
+    norm: Array
+    squared: Array
+    standard_error: Array
+
+
+def as_score(model: Model, process: Process, prediction: str = "eps") -> Model:
+    """The score that a model of another prediction implies, model(x, t) → c x + d p; NumPy or torch, differentiable.
+
+    Args:
+        model: predicts ``prediction`` on ``process``, such as ε, where the score is −ε/σ.
+
+    Raises:
+        ValueError: a model that is not a function, an unknown prediction; on a call, a time at which σ = 0.
+    """
+    from deis_analysis import backend
+
+    function("model", model)
+    require_process(process)
+    choose("prediction", prediction, PREDICTIONS)
+
+    def score(x: Any, t: float) -> Any:
+        if not float(process.sigma(t)) > 0:
+            raise ValueError(f"t={t!r} has σ = 0 on {process!r}, where the score is not finite; allowed: σ > 0")
+        from_x, from_p = (float(c) for c in process.convert(prediction, "score", t))
+        p = model(x, t)
+        if process.mean is None:
+            return from_x * x + from_p * p
+        mean = backend.like(process.mean, x)
+        return from_x * (x - mean) + from_p * (p - mean if prediction == "x0" else p)
+
+    return score
+
+
+def jacobian_asymmetry(
+    score: Model, x: torch.Tensor, t: float, *, probes: int | None = None, seed: int = 0
+) -> Asymmetry:
+    r"""‖J − Jᵀ‖_F of J = ∂s/∂x at each sample, exactly or from Jacobian–vector products.
+
+    With independent u, v ~ N(0, I), E (uᵀJv − vᵀJu)² = ‖J − Jᵀ‖_F²: two products for one draw.
+
+    Args:
+        score: torch model (x, t) → shape of x, differentiable, each sample independent of the others (networks in
+            evaluation mode).
+        x: (n, …) of floating dtype.
+        probes: None for the full Jacobian, d reverse passes and n d² numbers; an integer ≥ 2 for that many draws from
+            ``seed``.
+
+    Raises:
+        ValueError: bad shapes, fewer than 2 probes, derivatives that are not finite.
+    """
+    import torch
+
+    t = scalar("t", t)
+    x = _samples(function("score", score), x, t)
+    n, d = x.shape[0], x[0].numel()
+    if probes is None:
+        total = torch.func.jacrev(lambda y: score(y, t).reshape(n, d).sum(0))(x)  # sum: samples are independent
+        jacobian = total.reshape(d, n, d).permute(1, 0, 2)
+        squares = (jacobian - jacobian.transpose(1, 2)).square().sum((1, 2))[None]
+    else:
+        draws = positive_int("probes", probes, minimum=2)
+        rng = np.random.default_rng(positive_int("seed", seed, minimum=0))
+        squares = torch.stack([_one_probe(score, x, t, rng) for _ in range(draws)])
+    values = np.asarray(squares.detach().cpu(), dtype=np.float64)
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"score has derivatives at t={t!r} that are not finite; allowed: a differentiable model")
+    squared = values.mean(axis=0)
+    spread = values.std(axis=0, ddof=1) if probes else np.zeros(n)
+    return Asymmetry(np.sqrt(squared), squared, spread / math.sqrt(values.shape[0]))
+
+
+def _one_probe(score: Model, x: torch.Tensor, t: float, rng: np.random.Generator) -> torch.Tensor:
+    """(n,) (uᵀJv − vᵀJu)²."""
+    import torch
+
+    u, v = (torch.as_tensor(rng.standard_normal(x.shape), dtype=x.dtype, device=x.device) for _ in range(2))
+    along_u, along_v = (torch.func.jvp(lambda y: score(y, t), (x,), (w,))[1] for w in (u, v))
+    return (u * along_v - v * along_u).reshape(x.shape[0], -1).sum(1).square()
+
+
+def _samples(score: Model, x: Any, t: float) -> torch.Tensor:
+    import torch
+
+    if not isinstance(x, torch.Tensor) or x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
+        shape = tuple(getattr(x, "shape", ()))
+        raise ValueError(f"x of type {type(x).__name__} and shape {shape} must be a floating torch tensor (n, …)")
+    x = x.detach()
+    output = score(x, t)
+    if not isinstance(output, torch.Tensor) or output.shape != x.shape:
+        raise ValueError(f"score returned shape {tuple(np.shape(output))}; allowed: {tuple(x.shape)}")
+    return x
+
+
+def loop_integral(score: Model, center: Any, radius: float, plane: Any, t: float, points: int = 64) -> float:
+    r"""∮ s·dl around the circle c + r (cos θ e₁ + sin θ e₂), by the trapezoidal rule.
+
+    .. math:: \oint s·dl = \frac{2πr}{n} \sum_k s(x_k)·(-\sin θ_k\, e_1 + \cos θ_k\, e_2) , \qquad θ_k = 2πk/n .
+
+    The integrand is periodic, so the rule converges faster than any power of n where s is smooth, and is exact where s
+    is a polynomial of degree ≤ n − 2. All points are one batch.
+
+    Args:
+        score: model (x, t) → shape of x on torch tensors (n, …), without gradients.
+        center: (…) one sample, an array or tensor.
+        radius: > 0. plane: two coordinates (i, j) of the flattened sample, or two orthonormal vectors of its shape.
+        points: n ≥ 4.
+
+    Raises:
+        ValueError: a plane that is none of these, an output that is not finite.
+
+    Source: Trefethen & Weideman 2014 for the convergence of the rule.
+    """
+    import torch
+
+    t = scalar("t", t)
+    function("score", score)
+    middle = center.detach() if isinstance(center, torch.Tensor) else torch.as_tensor(finite("center", center))
+    positive(radius=radius)
+    count = positive_int("points", points, minimum=4)
+    basis = torch.as_tensor(_plane(plane, tuple(middle.shape)), dtype=middle.dtype, device=middle.device)
+    angle = torch.arange(count, dtype=middle.dtype, device=middle.device) * (2 * math.pi / count)
+    outward = torch.stack([angle.cos(), angle.sin()], 1) @ basis
+    tangent = torch.stack([-angle.sin(), angle.cos()], 1) @ basis
+    with torch.no_grad():
+        s = score(middle + float(radius) * outward.reshape(count, *middle.shape), t)
+    if not isinstance(s, torch.Tensor) or tuple(s.shape) != (count, *middle.shape) or not bool(torch.isfinite(s).all()):
+        raise ValueError(f"score must return finite values of shape {(count, *middle.shape)} at t={t!r}")
+    return float(2 * math.pi * radius / count * (s.reshape(count, -1) * tangent).sum())
+
+
+def _plane(plane: Any, shape: tuple[int, ...]) -> Array:
+    """(2, d) orthonormal vectors of the plane."""
+    size = math.prod(shape)
+    given = finite("plane", plane)
+    if given.shape == (2,):
+        i, j = (positive_int("plane", axis, minimum=0, most=size - 1) for axis in plane)
+        if i == j:
+            raise ValueError(f"plane={plane!r} must name two different coordinates")
+        return np.eye(size)[[i, j]]
+    if given.shape != (2, *shape):
+        raise ValueError(f"plane has shape {given.shape}; allowed: two coordinates, or two vectors {(2, *shape)}")
+    vectors = given.reshape(2, size)
+    if not np.allclose(vectors @ vectors.T, np.eye(2), rtol=0, atol=_UNIT_SLACK):
+        raise ValueError("plane must be spanned by two orthonormal vectors")
+    return vectors

@@ -1,0 +1,299 @@
+"""Which sampler wins on which model, on its customary and on its best grid? The paper's fig. 6, extended."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import deis_analysis as da
+from deis_analysis.process import Array
+from experiments import Config, Frame, Progress, models, style
+from experiments.fig5_ablation import Judge
+from experiments.models import Study
+from experiments.problems import bootstrap_ratio, noise, steps_for
+
+NAME = "fig6_comparison"
+QUESTION = "Which sampler is most accurate at 5 to 50 model calls on which model, and is the winner distinct?"
+CONFIG: Config = {
+    **models.BASE,
+    "models": ["mixture", "digits", "network"],
+    "samples": 256,
+    "used": 96,
+    "customary": {
+        "ddim": "rho7",
+        "analytic_ddim": "t1",
+        "f_pndm": "t1",
+        "ipndm4": "rho7",
+        "tab3": "t2",
+        "rhoab3": "rho7",
+        "dpm_2": "logrho",
+        "dpm_fast": "logrho",
+        "dpmpp_2m": "logrho",
+        "dpmpp_3m": "logrho",
+        "unipc3_bh2_x0": "logrho",
+        "edm_heun": "rho7",
+    },
+    "grids": ["t1", "t2", "t3", "rho7", "logrho"],
+    "calls": [5, 7, 10, 15, 20, 30, 50],
+    "ranked_at": [5, 10, 20],
+    "moment_samples": 128,
+    "choices": {
+        "customary": "of the diff-sampler code (ddim, ipndm4, tab3, dpmpp, unipc, edm), else of the papers",
+        "analytic_ddim": "own moments of model and data; x0 not clipped; no path error, as it draws noise",
+        "calls": "most whole steps that cost at most so many calls",
+    },
+}
+QUICK: Config = {**models.BASE_QUICK, "used": 64, "calls": [5, 10], "ranked_at": [5, 10],
+                 "grids": ["t2", "rho7", "logrho"], "moment_samples": 64}  # fmt: skip
+THOROUGH: Config = {"samples": 2048, "used": 2048, "calls": [5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50],
+                    "moment_samples": 1024}  # fmt: skip
+CHOICES = ("customary", "best")
+ANALYTIC = "analytic_ddim"
+
+
+def table(study: Study, solver: str, ts: Array, config: Config) -> da.Tableau:
+    """A registry solver in terms of ε; Analytic-DDIM with Γ_t of the study's own model and data."""
+    if solver != ANALYTIC:
+        return da.build(solver, study.process, ts).in_terms_of(study.process, "eps")
+    return da.analytic_dpm(study.process, ts, moments(study, ts, config), 0.0, name=ANALYTIC)
+
+
+def moments(study: Study, ts: Array, config: Config) -> Array:
+    """(N,) Γ_t at the times but the last, as 1 − E‖ε − ε_θ(x_t, t)‖²/d, which equals E‖ε_θ‖²/d where ε_θ = E[ε | x_t].
+
+    Analytic-DPM needs ρ²(1 − Γ): of E‖ε_θ‖² itself the Monte-Carlo error times ρ², 2e4 at t = 1, would be all of it.
+    """
+    import torch
+
+    device, n = study.x_T.device, config["moment_samples"]
+    rng = np.random.default_rng(config["seed"])
+    few = torch.as_tensor(study.data[rng.choice(len(study.data), n, replace=False)], device=device)
+    z = torch.as_tensor(noise(n, few.shape[1], config["seed"] + 1), device=device)
+
+    def gamma(t: float) -> float:
+        x = float(study.process.alpha(t)) * few + float(study.process.sigma(t)) * z
+        return max(0.0, 1.0 - float(((z - study.model(x, t)) ** 2).mean()))
+
+    return np.array([gamma(float(t)) for t in ts[:-1]])
+
+
+def _noise(study: Study, config: Config) -> Any:
+    """l → the l-th noise of a table, standard normal of the shape of the starts."""
+    import torch
+
+    n, d = study.x_T.shape
+    return lambda index: torch.as_tensor(noise(n, d, config["seed"] + 2 + index), device=study.x_T.device)
+
+
+def compute(config: Config, progress: Progress) -> Frame:
+    """Rows of part "error" (solver, grid, calls), "duel" (winner against runner-up) and "reference"."""
+    rows: list[dict[str, Any]] = []
+    share = 1.0 / len(config["models"])
+    for done, name in enumerate(config["models"]):
+        study = models.study(name, config)
+        judge = Judge(study, config, config["used"])
+        rows.append({"part": "reference", "model": name, "title": study.title, "rms": judge.estimate})
+        squares: dict[tuple[int, str], dict[str, tuple[Array, str]]] = {}
+        for i, solver in enumerate(config["customary"]):
+            rows += [{"model": name, **row} for row in _solver(judge, solver, squares)]
+            progress(share * (done + (i + 1) / len(config["customary"])))
+        rows += [{"model": name, **_duel(*key, by, config["seed"])} for key, by in squares.items() if len(by) > 1]
+    return pd.DataFrame(rows)
+
+
+def _solver(judge: Judge, solver: str, squares: dict[tuple[int, str], Any]) -> list[dict[str, Any]]:
+    """Rows of a solver; its squared errors are filed under (calls, "customary" or "best")."""
+    study, config, rows = judge.study, judge.config, []
+    own = config["customary"][solver]
+    for calls in config["calls"]:
+        # the registry counts whole blocks of three; the paper's rule is made for any number
+        steps, tried = calls if solver == "dpm_fast" else steps_for(solver, calls), {}
+        if steps == 0:
+            continue
+        path = solver != ANALYTIC
+        others = config["grids"] if path and calls in config["ranked_at"] else ()
+        for kind in dict.fromkeys([own, *others]):
+            ts = da.grid(study.process, steps, kind, config["t_start"], config["t_end"])
+            method = table(study, solver, ts, config)
+            x = da.run(method, study.model, study.x_T, _noise(study, config) if method.stochastic else None)
+            rows.append({"part": "error", "solver": solver, "grid": kind, "customary": kind == own, "calls": calls,
+                         "steps": steps, "nfe": method.nfe, **judge.row(x, path)})  # fmt: skip
+            if path:
+                tried[kind] = judge.squares(x)
+        if tried and calls in config["ranked_at"]:
+            best = min(tried, key=lambda kind: float(tried[kind].mean()))
+            for choice, kind in zip(CHOICES, (own, best), strict=True):
+                squares.setdefault((calls, choice), {})[solver] = (tried[kind], kind)
+    return rows
+
+
+def _duel(calls: int, choice: str, by: dict[str, tuple[Array, str]], seed: int) -> dict[str, Any]:
+    """The most accurate solver against the next, with a 95 % band of the ratio of their errors."""
+    first, second = sorted(by, key=lambda solver: float(by[solver][0].mean()))[:2]
+    a, b = by[first][0], by[second][0]
+    low, high = bootstrap_ratio(a, b, seed)
+    return {"part": "duel", "calls": calls, "choice": choice, "solver": first, "grid": by[first][1], "second": second,
+            "ratio": float(np.sqrt(a.mean() / b.mean())), "low": low, "high": high}  # fmt: skip
+
+
+# -- what was found -------------------------------------------------------------------------------
+def ranking(frame: Frame, model: str, calls: int, choice: str) -> Frame:
+    """Solvers by RMS path error at a number of calls: on the customary grid, or each on its best."""
+    rows = frame[(frame.part == "error") & (frame.model == model) & (frame.calls == calls) & frame.rms.notna()]
+    if choice == "customary":
+        rows = rows[rows.customary.astype(bool)]
+    return rows.sort_values("rms").groupby("solver", sort=False).head(1).set_index("solver")
+
+
+def by_law(frame: Frame, model: str, calls: int) -> Frame:
+    """Solvers by excess of squared energy distance on the customary grid."""
+    rows = frame[(frame.part == "error") & (frame.model == model) & (frame.calls == calls)]
+    return rows[rows.customary.astype(bool)].sort_values("law").set_index("solver")
+
+
+def _won(duel: Any) -> str:
+    """The winner, its grid, and by how much the runner-up is behind; "or" where the two cannot be told apart."""
+    text = style.as_text
+    if duel.high < 1:
+        return f"{duel.solver} ({duel.grid}), {text(1 / duel.ratio)}x less error than {duel.second}"
+    return (
+        f"{duel.solver} ({duel.grid}) or {duel.second}, ratio {text(duel.ratio)} [{text(duel.low)}, {text(duel.high)}]"
+    )
+
+
+def titles(frame: Frame) -> dict[str, str]:
+    """Model → printed name."""
+    return dict(frame[frame.part == "reference"].set_index("model").title)
+
+
+def verdict(frame: Frame, config: Config) -> str:
+    """Who wins at each compared number of calls on each model, on customary and on best grids."""
+    duels, parts = frame[frame.part == "duel"], []
+    for model, title in titles(frame).items():
+        said = []
+        for choice in CHOICES:
+            own = duels[(duels.model == model) & (duels.choice == choice)].sort_values("calls")
+            wins = "; ".join(f"at {int(d.calls)} calls {_won(d)}" for d in own.itertuples())
+            said.append(f"{choice} grids: {wins}")
+        last = by_law(frame, model, min(config["ranked_at"]))
+        apart = int((last.law_low > last.law_high.iloc[0]).sum())
+        said.append(
+            f"law at {min(config['ranked_at'])} calls: {last.index[0]} nearest the data, the bands of {apart} of "
+            f"{len(last) - 1} others apart from its own"
+        )
+        parts.append(f"{title}: {'; '.join(said)}")
+    clear, names = int((duels.high < 1).sum()), sorted(duels[duels.high < 1].solver.unique())
+    return (
+        f"By RMS path error the winner is distinct from the runner-up in {clear} of {len(duels)} cases"
+        f"{' (winners ' + ', '.join(names) + ')' if names else ''}; {'; '.join(parts)}."
+    )
+
+
+# -- the figure -----------------------------------------------------------------------------------
+def _look(solver: str) -> dict[str, Any]:
+    return {**style.look(solver), **({"color": "#9A8B00", "markerfacecolor": "#9A8B00"} if solver == ANALYTIC else {})}
+
+
+def draw(frame: Frame, config: Config) -> Figure:
+    """Rows: models. Path error and law on customary grids; table of errors on customary and best grids."""
+    duels, names = frame[frame.part == "duel"], titles(frame)
+    clear = duels[duels.high < 1]
+    counts = clear.solver.value_counts()
+    headline = (
+        f"The most accurate sampler is distinct in {len(clear)} of {len(duels)} cases (model × calls × grid choice): "
+        + (", ".join(f"{name} {count}" for name, count in counts.items()) if len(counts) else "none")
+    )
+    note = (
+        f"{style.setting(config)}; {config['used']} samples, 95 % bands. Curves: each sampler on its customary grid, "
+        "with at most so many calls. Law: squared energy distance to the data less the exact flow's. Table: RMS path "
+        f"error × 1000, customary grid | best of {', '.join(config['grids'])}; bold: least; *: distinct from the next "
+        "best. A-DDIM (analytic_ddim) draws noise: law only. f_pndm needs 13 calls."
+    )
+    fig = style.new_figure(16.5, 1.7 + 4.4 * len(names), headline, note)
+    margins = style.body(fig, bottom=0.55, left=0.75, right=0.15, extra_top=0.4)
+    axes = fig.subplots(len(names), 3, squeeze=False, gridspec_kw={**margins, "wspace": 0.62, "hspace": 0.3,
+                                                                 "width_ratios": [1.0, 0.8, 1.75]})  # fmt: skip
+    for row, (model, title) in zip(axes, names.items(), strict=True):
+        rows = frame[(frame.part == "error") & (frame.model == model)]
+        own = rows[rows.customary.astype(bool)]
+        _curves(row[0], own[own.rms.notna()], config)
+        row[0].set_title(f"{title}: path error")
+        _laws(row[1], own, config)
+        _table(row[2], frame, model, config)
+    for ax in axes[-1, :2]:
+        ax.set_xlabel("model calls (NFE)")
+    return fig
+
+
+def _lines(ax: Any, own: Frame, config: Config, values: tuple[str, ...]) -> None:
+    value, low, high = (*values, "", "")[:3]
+    ends = []
+    for solver, part in own.groupby("solver", sort=False):
+        part = part.sort_values("nfe").drop_duplicates("nfe")
+        look = {**_look(str(solver)), "linewidth": 1.6, "markersize": 4.5}
+        if low:
+            ax.fill_between(part.nfe, part[low], part[high], color=look["color"], alpha=0.07, lw=0)
+        ax.plot(part.nfe, part[value], **look)
+        label = "A-DDIM" if solver == ANALYTIC else str(solver)
+        ends.append((part.nfe.iloc[-1], part[value].iloc[-1], label, look["color"]))
+    ax.set_xscale("log")
+    style.plain_log_ticks(ax.xaxis, [c for c in config["calls"] if c not in (7, 15)])
+    ax.set_xlim(own.nfe.min() * 0.93, own.nfe.max() * 1.04)
+    style.end_labels(ax, [end for end in ends if low or end[2] == "A-DDIM"], 8.5)
+
+
+def _curves(ax: Any, own: Frame, config: Config) -> None:
+    ax.set_yscale("log")
+    ax.set_ylim(max(own.rms.min() * 0.6, 1e-6), min(own.rms.max() * 1.4, 3.0))
+    ax.set_ylabel("RMS path error")
+    _lines(ax, own, config, ("rms", "low", "high"))
+
+
+def _laws(ax: Any, own: Frame, config: Config) -> None:
+    ax.set_yscale("symlog", linthresh=3e-3, linscale=0.8)
+    ax.set_ylim(-0.02, min(own.law.max() * 1.3, 1.0))
+    ticks = {-0.01: "−0.01", 0.0: "0", 0.01: "0.01", 0.1: "0.1", 1.0: "1"}
+    ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.yaxis.set_minor_locator(style.matplotlib.ticker.NullLocator())
+    ax.axhline(0.0, color="#333333", lw=1.0, ls="--")
+    ax.set_title("law: excess energy distance²")
+    _lines(ax, own, config, ("law",))
+
+
+def _table(ax: Any, frame: Frame, model: str, config: Config) -> None:
+    """Errors × 1000; shade: factor to the least of the column, up to 30."""
+    columns = [(calls, choice) for calls in config["ranked_at"] for choice in CHOICES]
+    ranks = {column: ranking(frame, model, *column) for column in columns}
+    solvers = [s for s in config["customary"] if s != ANALYTIC]
+    middle = ranks[(config["ranked_at"][len(config["ranked_at"]) // 2], "best")]
+    order = [*middle.index, *(s for s in solvers if s not in middle.index)]
+    duels = frame[(frame.part == "duel") & (frame.model == model)].set_index(["calls", "choice"])
+    cmap = style.matplotlib.colormaps["Blues_r"]
+    for x, column in enumerate(columns):
+        rank = ranks[column]
+        for y, solver in enumerate(order):
+            if solver not in rank.index:
+                ax.text(x, y, "–", ha="center", va="center", color="#999999", fontsize=9)
+                continue
+            at, first = rank.loc[solver], rank.index[0] == solver
+            depth = min(math.log(at.rms / rank.rms.iloc[0]) / math.log(30.0), 1.0)
+            shade = cmap(0.45 + 0.53 * depth)
+            ax.add_patch(style.plt.Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=shade, lw=0))
+            star = "*" if first and duels.high[column] < 1 else ""
+            grid = f"  {at.grid}" if column[1] == "best" else ""
+            ax.text(x, y, f"{style.as_text(1e3 * at.rms)}{star}{grid}", ha="center", va="center", fontsize=8.8,
+                    fontweight="bold" if first else "normal", color="white" if depth < 0.12 else "#222222")  # fmt: skip
+    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(order) - 0.5, -0.5))
+    ax.set_xticks(range(len(columns)), [f"{calls} calls\n{choice}" for calls, choice in columns], fontsize=9)
+    ax.set_yticks(range(len(order)), [f"{s} ({config['customary'][s]})" for s in order], fontsize=9)
+    for tick, solver in zip(ax.get_yticklabels(), order, strict=True):
+        tick.set_color(_look(solver)["color"])
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)

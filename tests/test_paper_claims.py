@@ -1,0 +1,109 @@
+"""The paper's claims, each measured on the exact mixture and on the digits: where one does not hold, it says so here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import deis_analysis as da
+from experiments import models, paper_claims
+from experiments.problems import digits, noise, product_mixture
+
+ROOT = Path(__file__).parent.parent
+CONFIG = {**paper_claims.CONFIG, **paper_claims.QUICK, "samples": 128}
+HOLDS = {  # claim: cells in which it holds of how many, on the mixture and on the digits
+    "score": ((3, 3), (3, 3)),
+    "eps": ((0, 3), (3, 3)),  # on an exact mixture a frozen ε is *worse* than Euler at every N
+    "degree": ((9, 9), (7, 9)),  # on the digits not at N = 5 beyond degree 1
+    "grid": ((9, 9), (8, 9)),
+    "tab": ((9, 9), (9, 9)),
+    "rk": ((6, 6), (6, 6)),
+}
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return paper_claims.compute(CONFIG, lambda share: None)
+
+
+@pytest.mark.parametrize("model", ["mixture", "digits"])
+@pytest.mark.parametrize("claim", HOLDS)
+def test_claim(frame, claim, model):
+    found = paper_claims.findings(frame)[(claim, model)]
+    holds, cells = HOLDS[claim][model == "digits"]
+    assert found["cells"] == cells
+    assert found["holds"] == holds
+
+
+def error(model, process, solver, kind, n, x, truth):
+    return float(
+        np.abs(da.run(da.build(solver, process, da.grid(process, n, kind, 1.0, 1e-3)), model, x) - truth).mean()
+    )
+
+
+def test_the_ratios_are_those_of_the_errors(frame):
+    process, mix = da.VPLinear(), product_mixture()
+    x = noise(CONFIG["samples"], 4, CONFIG["seed"])
+    truth = mix.flow(process, x, 1.0, 1e-3)
+    errors = {
+        key: error(mix.eps(process), process, *key, x, truth)
+        for key in (
+            ("ei_score", "t1", 10),
+            ("euler", "t1", 10),
+            ("ddim", "t1", 10),
+            ("tab1", "t2", 5),
+            ("tab2", "t2", 5),
+        )
+    }
+    rows = frame[frame.model == "mixture"].set_index(["claim", "cell"]).ratio
+    assert np.isclose(rows["score", "N = 10"], errors["ei_score", "t1", 10] / errors["euler", "t1", 10])
+    assert np.isclose(rows["eps", "N = 10"], errors["euler", "t1", 10] / errors["ddim", "t1", 10])
+    assert np.isclose(rows["degree", "tab2, N = 5"], errors["tab1", "t2", 5] / errors["tab2", "t2", 5])
+
+
+def test_on_the_digits_too(frame):
+    process, data = da.VPLinear(), digits()
+    x = noise(CONFIG["samples"], 64, CONFIG["seed"])
+    eps = da.ideal_denoiser(data, process)
+    truth = da.reference_solution(eps, process, x, 1e-3, 1e-6, 1e-6).x
+    kinds = CONFIG["grids"]
+    rk = min(error(eps, process, "rhork_3kutta", k, 2, x, truth) for k in kinds)
+    ddim = min(error(eps, process, "ddim", k, 5, x, truth) for k in kinds)
+    rows = frame[frame.model == "digits"].set_index(["claim", "cell"])
+    assert np.isclose(rows.ratio["rk", "rhork_3kutta, 5 calls"], rk / ddim, rtol=1e-3)
+    assert (rows.low <= rows.ratio * (1 + 1e-9)).all()
+    assert (rows.ratio <= rows.high * (1 + 1e-9)).all()
+
+
+def test_the_verdict_turns_with_the_data(frame):
+    assert "'with a frozen ε it is better than Euler' (mixture 0 of 3, digits 3 of 3)" in paper_claims.verdict(
+        frame, CONFIG
+    )
+    every = frame.assign(ratio=2.0)
+    assert "6 of 6 claims" in paper_claims.verdict(every, CONFIG)
+    assert "not everywhere" not in paper_claims.verdict(every, CONFIG)
+    none = frame.assign(ratio=0.5)
+    assert "0 of 6 claims" in paper_claims.verdict(none, CONFIG)
+    assert all("| no: 0 of" in line for line in paper_claims.table(none, CONFIG)[2:])
+
+
+def test_the_readme_shows_the_table_that_was_measured():
+    measured = pd.read_csv(ROOT / "figures" / "paper_claims.csv")
+    config = json.loads((ROOT / "figures" / "paper_claims.json").read_text())["config"]
+    assert "\n".join(paper_claims.table(measured, config)) in (ROOT / "README.md").read_text()
+
+
+def test_every_claim_has_its_figure():
+    for _, _, figure in paper_claims.CLAIMS.values():
+        assert (ROOT / "experiments" / f"{figure}.py").is_file()
+
+
+def test_models_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"model='cat' is unknown; allowed: mixture, gaussian, digits, network"):
+        models.study("cat", CONFIG)
+    with pytest.raises(ValueError, match="trained on VPLinear"):
+        models.study("network", CONFIG, da.VE())

@@ -1,0 +1,370 @@
+"""Grids, black-box tolerance, VE and end time: are the numbers right, and do the sentences turn with them?"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+import deis_analysis as da
+from experiments import appendix_blackbox_tolerance as blackbox
+from experiments import appendix_end_time as end_time
+from experiments import appendix_time_grids as grids
+from experiments import appendix_vesde as vesde
+from experiments import models, problems
+
+VP = da.VPLinear()
+
+
+def quick(module, **changes) -> tuple[pd.DataFrame, dict]:
+    config = {**module.CONFIG, **module.QUICK, **changes}
+    return module.compute(config, lambda share: None), config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def grids_found(_one_thread):
+    return quick(grids)
+
+
+@pytest.fixture(scope="module")
+def blackbox_found(_one_thread):
+    return quick(blackbox)
+
+
+@pytest.fixture(scope="module")
+def vesde_found(_one_thread):
+    return quick(vesde)
+
+
+@pytest.fixture(scope="module")
+def end_time_found(_one_thread):
+    return quick(end_time)
+
+
+def mixture(samples: int) -> tuple[da.ProductMixture, np.ndarray]:
+    return problems.product_mixture(), problems.noise(samples, 4, 0)
+
+
+def ddim(process, eps, x, ts) -> np.ndarray:
+    """DDIM written out: x ↦ (α'/α) x + (σ' − σ α'/α) ε."""
+    for t, s in itertools.pairwise(ts):
+        ratio = process.alpha(s) / process.alpha(t)
+        x = ratio * x + (process.sigma(s) - ratio * process.sigma(t)) * eps(x, float(t))
+    return x
+
+
+def rms(gap) -> float:
+    return float(np.sqrt(np.mean(np.asarray(gap) ** 2)))
+
+
+@pytest.mark.parametrize("module", [grids, blackbox, vesde, end_time])
+def test_figures_are_drawn_and_sentences_end(module, request):
+    name = {grids: "grids", blackbox: "blackbox", vesde: "vesde", end_time: "end_time"}[module]
+    frame, config = request.getfixturevalue(f"{name}_found")
+    said = module.verdict(frame, config)
+    assert said.endswith(".")
+    assert "nan" not in said
+    assert module.draw(frame, config).axes
+    one = frame[frame.model == "mixture"]
+    assert "digits" not in module.verdict(one, config)
+    assert module.draw(one, config).axes
+
+
+# -- time grids -----------------------------------------------------------------------------------
+def test_grid_errors_and_ratios(grids_found):
+    frame, config = grids_found
+    mix, x = mixture(config["exact_samples"])
+    exact = mix.flow(VP, x, 1.0, 1e-3)
+    u = np.linspace(0, 1, 11)
+    by_hand = {
+        "t1": 1 + u * (1e-3 - 1),
+        "t2": (1 + u * (np.sqrt(1e-3) - 1)) ** 2,
+        "t3": (1 + u * (0.1 - 1)) ** 3,
+        "rho7": VP.time_from_rho((VP.rho(1.0) ** (1 / 7) * (1 - u) + u * VP.rho(1e-3) ** (1 / 7)) ** 7),
+        "logrho": VP.time_from_rho(np.exp(np.log(VP.rho(1.0)) * (1 - u) + u * np.log(VP.rho(1e-3)))),
+    }
+    expected = {k: rms(ddim(VP, mix.eps(VP), x, ts) - exact) for k, ts in by_hand.items()}
+    rows = frame[(frame.model == "mixture") & (frame.solver == "ddim") & (frame.calls == 10) & (frame.part == "grid")]
+    for row in rows.itertuples():
+        others = min(v for k, v in expected.items() if k != row.grid)
+        assert row.rms == pytest.approx(expected[row.grid], rel=1e-7)
+        assert row.ratio == pytest.approx(row.rms / others, rel=1e-7)
+        assert row.low < row.ratio < row.high
+    at = grids.cells(frame)
+    best = at[(at.model == "mixture") & (at.solver == "ddim") & (at.calls == 10)].iloc[0]
+    assert best.grid == min(expected, key=expected.get)
+
+
+@pytest.mark.parametrize(("solver", "family"), [("ddim", "t"), ("tab1", "t"), ("rhoab3", "t"), ("rhork_3kutta", "rho")])
+def test_best_exponent_is_what_scipy_finds(solver, family):
+    """A parabola through three points of the scan is within a tenth of the scan's spacing, a quarter of k, of it."""
+    config = {**grids.CONFIG, "models": ["mixture"], "solvers": [solver], "calls": [10], "draws": 50}
+    frame = grids.compute(config, lambda share: None)
+    mix, x = mixture(config["exact_samples"])
+    exact = mix.flow(VP, x, 1.0, 1e-3)
+    steps = problems.steps_for(solver, 10)
+
+    def error(k: float) -> float:
+        ts = da.grid(VP, steps, f"{family}{k:.12f}", 1.0, 1e-3)
+        return rms(da.run(da.build(solver, VP, ts), mix.eps(VP), x) - exact)
+
+    best = frame[(frame.part == "best") & (frame.family == family)].iloc[0]
+    bounds = (0.75 * best.exponent, 1.35 * best.exponent)
+    assert best.exponent == pytest.approx(minimize_scalar(error, bounds=bounds, method="bounded").x, rel=0.06)
+    assert best.low <= best.exponent <= best.high
+
+
+def test_vertex_of_a_parabola_and_ends():
+    k = np.array([1.0, 1.5, 2.0, 3.0, 5.0])
+    assert grids.least(k, np.exp(3 * (np.log(k) - np.log(2.3)) ** 2)) == pytest.approx(2.3, rel=1e-12)
+    assert grids.least(k, k) == 1.0
+    assert grids.least(k, 1 / k) == 5.0
+
+
+def test_grid_verdict_turns(grids_found):
+    frame, config = grids_found
+    ours = (frame.part == "grid") & frame.solver.isin(config["claimed"])
+    cells = int((ours & (frame.grid == "t2") & frame.ratio.notna()).sum())
+    good = frame.copy()
+    good.loc[ours & (good.grid == "t2"), ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
+    assert grids.verdict(good, config).endswith("that t2 is best for tAB holds throughout.")
+    bad = frame.copy()
+    bad.loc[ours & (bad.grid == "t2"), ["ratio", "low", "high"]] = [2.0, 1.5, 3.0]
+    assert f"holds in 0 of {cells} cells" in grids.verdict(bad, config)
+    assert f"clearly beaten in {cells // 2}" in grids.verdict(bad, config)
+    bad.loc[(bad.part == "grid") & (bad.grid == "logrho"), "rms"] = 1e-12
+    assert "the best grid there is logrho for 5 of 5" in grids.verdict(bad, config)
+
+
+def test_one_step_leaves_no_grid_to_choose():
+    frame, _ = quick(grids, models=["mixture"], solvers=["rhork_4rk"], calls=[5])
+    assert frame[frame.part == "grid"].ratio.isna().all()
+    assert grids.cells(frame).empty
+
+
+# -- black box ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("form", ["t", "rho", "lam"])
+def test_every_form_is_the_same_flow(form):
+    problem = models.study("mixture", {**models.BASE, "samples": 8})
+    exact = problem.reference(1e-3)[0].numpy()
+    calls = []
+    object.__setattr__(problem, "model", counted(problem.model, calls))
+    found = blackbox.black_box(problem, form, 1.0, 1e-3, 1e-9)
+    assert np.abs(found["x"] - exact).max() < 1e-6
+    assert found["nfe"] == len(calls) == 2 + 6 * (found["steps"] + found["rejected"])
+    assert found["rejected"] >= 0
+    assert all(1e-3 <= t <= 1.0 for t in calls)
+
+
+def counted(model, calls):
+    def inner(x, t):
+        calls.append(t)
+        return model(x, t)
+
+    return inner
+
+
+def test_unknown_form_is_named():
+    problem = models.study("mixture", {**models.BASE, "samples": 2})
+    with pytest.raises(ValueError, match="form='sigma'"):
+        blackbox.black_box(problem, "sigma", 1.0, 1e-3, 1e-3)
+
+
+def test_calls_for_an_error_of_a_power_law():
+    tolerance = 10.0 ** -np.arange(1, 6)
+    rows = pd.DataFrame({"tolerance": tolerance, "rms": 3 * tolerance, "nfe": 20 * tolerance**-0.2})
+    for target in (0.1, 1e-3, 4e-5):
+        assert blackbox.calls_for(rows, target) == pytest.approx(20 * (target / 3) ** -0.2, rel=1e-12)
+    assert np.isnan(blackbox.calls_for(rows, 1e-9))
+    assert np.isnan(blackbox.calls_for(rows, 1.0))
+
+
+def test_blackbox_verdict_turns(blackbox_found):
+    frame, config = blackbox_found
+    assert "that the rho-form needs fewer calls does not hold" in blackbox.verdict(frame, config)
+    cheap = frame.astype({"nfe": float})
+    cheap.loc[cheap.form == "rho", "nfe"] /= 100
+    assert "that the rho-form needs fewer calls holds." in blackbox.verdict(cheap, config)
+    assert "have no error in common" in blackbox.verdict(frame.assign(rms=10.0), config)
+
+
+def test_errors_below_the_reference_are_not_compared(blackbox_found):
+    frame, config = blackbox_found
+    assert blackbox.equal_error(frame.assign(estimate=0.05), config).empty
+
+
+# -- VE and EDM -----------------------------------------------------------------------------------
+def test_processes_end_at_one_level():
+    config = vesde.CONFIG
+    for name, (process, start, end) in vesde.processes(config).items():
+        assert process.rho(end) == pytest.approx(np.sqrt(np.expm1(0.1e-3 + 9.95e-6)), rel=1e-9)
+        assert start == {"VP": 1.0, "VE": 1.0, "EDM": 80.0}[name]
+
+
+@pytest.mark.parametrize("name", ["VE", "EDM"])
+def test_borrowed_grid_has_the_levels_of_equal_steps_of_root_t(name):
+    process, start, end = vesde.processes(vesde.CONFIG)[name]
+    ts = vesde.make_grid(vesde.CONFIG, name, "vp_t2", 7)
+    roots = np.sqrt(VP.time_from_rho(process.rho(ts)))
+    assert (ts[0], ts[-1]) == (start, end)
+    assert np.allclose(np.diff(roots), (roots[-1] - roots[0]) / 7, rtol=1e-6)
+    assert roots[-1] ** 2 == pytest.approx(1e-3, rel=1e-9)
+
+
+def test_ve_error_is_that_of_ddim_by_hand(vesde_found):
+    frame, config = vesde_found
+    mix, x = mixture(config["samples"])
+    sigma = 50.0 * (np.sqrt(np.expm1(1.0995e-4)) / 50.0) ** np.linspace(0, 1, 11)  # uniform in log σ: VE's t1
+    process = da.VE(0.01, 50.0)
+    ts = np.log(sigma / 0.01) / np.log(5000.0)
+    state = 50.0 * x
+    for t, a, b in zip(ts[:-1], sigma[:-1], sigma[1:], strict=True):
+        state = state + (b - a) * mix.eps(process)(state, float(t))
+    expected = rms(state - mix.flow(process, 50.0 * x, 1.0, ts[-1]))
+    rows = frame[(frame.part == "error") & (frame.solver == "ddim") & (frame.grid == "t1") & (frame.calls == 10)]
+    assert rows.rms.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_on_edm_t_is_rho():
+    frame, _ = quick(vesde, solvers=["tab2", "rhoab2"], calls=[10])
+    rows = frame[(frame.part == "error") & (frame.process == "EDM")].pivot(index="grid", columns="solver", values="rms")
+    assert np.allclose(rows.tab2, rows.rhoab2, rtol=1e-8)
+    rows = frame[(frame.part == "error") & (frame.process == "VE")].pivot(index="grid", columns="solver", values="rms")
+    assert not np.isclose(rows.tab2, rows.rhoab2, rtol=0.05).any()
+
+
+def test_network_of_vp_on_another_process(monkeypatch):
+    def parts(process, config):
+        assert process == VP  # a network is not asked on what it was not trained on
+        return mix.eps(VP), mix, mix.sample(16), True
+
+    mix = problems.product_mixture()
+    monkeypatch.setitem(models.MODELS, "network", ("the mixture as if learned on VP", parts))
+    config = {**vesde.CONFIG, "samples": 4, "rtol": 1e-9}
+    for name in ("VE", "EDM"):
+        eps, x, truth, estimate = vesde.setup("network", config, name)
+        process, start, end = vesde.processes(config)[name]
+        assert np.allclose(x, process.sigma(start) * problems.noise(4, 4, 0))
+        for t in np.linspace(end, start, 5):
+            assert np.allclose(eps(x, float(t)), mix.eps(process)(x, float(t)), rtol=1e-8, atol=1e-12)
+        assert estimate < 1e-6
+        assert np.allclose(truth, mix.flow(process, x, start, end), atol=1e-6)
+
+
+def test_ve_digits_are_measured_too():
+    frame, config = quick(vesde, models=["digits"], solvers=["ddim"], calls=[5, 10], samples=4)
+    assert set(frame[frame.part == "error"].process) == {"VP", "VE", "EDM"}
+    assert frame[frame.part == "error"].rms.between(0.01, 1).all()
+    assert vesde.verdict(frame, config).startswith("At 10 calls on the grids of their kind, on the digits VE")
+
+
+def test_vesde_verdict_turns(vesde_found):
+    frame, config = vesde_found
+    errors = (frame.part == "error") & (frame.process == "VE")
+    for factor, said in ((100.0, "more calls"), (0.01, "fewer calls")):
+        turned = frame.copy()
+        turned.loc[errors, "rms"] *= factor
+        assert f"VE needs {said} on the mixture." in vesde.verdict(turned, config)
+    same = frame.copy()
+    vp = frame[(frame.part == "error") & (frame.process == "VP")].groupby("calls").rms.min()
+    same.loc[errors, "rms"] = same.calls[errors].map(vp)
+    assert "VE needs about as many calls on the mixture." in vesde.verdict(same, config)
+    ratio = frame.copy()
+    ratio.loc[ratio.part == "ratio", ["ratio", "low", "high"]] = [2.0, 1.5, 2.5]
+    assert "for 3 of 3 solvers (clearly for 3, clearly less for 0), median 2.0" in vesde.verdict(ratio, config)
+
+
+def test_ratios_are_those_of_the_errors(vesde_found):
+    frame, _ = vesde_found
+    rows = frame[frame.part == "error"].set_index(["process", "solver", "grid", "calls"]).rms
+    for r in frame[frame.part == "ratio"].itertuples():
+        own = {"VE": "t1", "EDM": "rho7"}[r.process]
+        least = rows[r.process, r.solver, own, r.calls]
+        if r.choice == "any":
+            least = min(least, rows[r.process, r.solver, "vp_t2", r.calls])
+        assert r.ratio == pytest.approx(least / rows["VP", r.solver, "t2", r.calls], rel=1e-9)
+        assert r.low <= r.ratio * (1 + 1e-9)
+        assert r.high >= r.ratio * (1 - 1e-9)
+
+
+# -- end time -------------------------------------------------------------------------------------
+def test_parts_of_the_error_by_hand(end_time_found):
+    frame, config = end_time_found
+    mix, x = mixture(config["exact_samples"])
+    answer = mix.flow(VP, x, 1.0, 0.0)
+    for t_end in (1e-3, 1e-4):
+        ts = (1 + np.linspace(0, 1, 11) * (np.sqrt(t_end) - 1)) ** 2
+        result, exact = ddim(VP, mix.eps(VP), x, ts), mix.flow(VP, x, 1.0, t_end)
+        rows = frame[(frame.model == "mixture") & (frame.solver == "ddim") & (frame.calls == 10)]
+        row = rows[rows.t_end == t_end].iloc[0]
+        assert row.total == pytest.approx(rms(result - answer), rel=1e-7)
+        assert row.truncation == pytest.approx(rms(exact - answer), rel=1e-6)
+        assert row.discretization == pytest.approx(rms(result - exact), rel=1e-7)
+
+
+def test_parts_add_up_as_vectors(end_time_found):
+    frame, _ = end_time_found
+    slack = 1 + 1e-9
+    assert (frame.total <= slack * (frame.truncation + frame.discretization)).all()
+    assert (frame.total * slack >= (frame.truncation - frame.discretization).abs()).all()
+
+
+def test_digits_end_at_a_data_point():
+    config = {**end_time.CONFIG, "samples": 6, "rtol": 1e-6}
+    problem = models.study("digits", config)
+    states, _ = end_time.exact_states(problem, config)
+    state, _ = problem.path([1e-3, 1e-7])
+    assert float((states[0.0] - state(1e-7)).abs().max()) < 5 * float(VP.rho(1e-7))  # the flow itself, carried on
+    gap = torch.cdist(states[0.0], torch.tensor(problems.digits()))
+    assert (gap.min(dim=1).values < 1e-6).all()
+    truncation = [rms(states[t] - states[0.0]) for t in config["end_times"]]
+    assert np.allclose(truncation, truncation[-1] * VP.rho(config["end_times"]) / VP.rho(1e-5), rtol=0.1)
+
+
+def test_a_network_goes_on_to_the_limit_time(monkeypatch):
+    mix = problems.product_mixture()
+
+    def parts(process, config):
+        return mix.eps(process), mix, mix.sample(16), True
+
+    monkeypatch.setitem(models.MODELS, "network", ("the mixture as if learned", parts))
+    monkeypatch.setattr(models, "_certified", models._certified.func)
+    config = {**end_time.CONFIG, "samples": 4}
+    problem = models.study("network", config)
+    states, _ = end_time.exact_states(problem, config)
+    assert np.allclose(states[0.0], mix.flow(VP, problem.x_T, 1.0, 0.0), atol=1e-5)
+    assert np.allclose(states[1e-2], mix.flow(VP, problem.x_T, 1.0, 1e-2), atol=1e-5)
+
+
+def test_end_time_verdict_turns(end_time_found):
+    frame, config = end_time_found
+    early = frame.t_end == config["compared"][1]
+    turned = frame.copy()
+    turned.loc[early, ["ratio", "low", "high"]] = [2.0, 1.5, 3.0]
+    assert "tab3 never;" in end_time.verdict(turned, config)
+    assert "calls on" not in end_time.verdict(turned, config)
+    turned.loc[early & (turned.calls >= 10), ["ratio", "low", "high"]] = [0.5, 0.4, 1.2]
+    assert "tab3 from 10 calls on, never clearly;" in end_time.verdict(turned, config)
+    turned.loc[early & (turned.calls >= 20), "high"] = 0.9
+    assert "tab3 from 10 calls on, clearly from 20;" in end_time.verdict(turned, config)
+    turned.loc[early & (turned.calls == 20), "ratio"] = 1.1
+    assert "tab3 never;" in end_time.verdict(turned, config)
+
+
+def test_published_practice_is_marked_as_such(end_time_found):
+    frame, config = end_time_found
+    assert "15" not in " ".join(frame.columns)
+    said = [text.get_text().replace("\n", " ") for text in end_time.draw(frame, config).texts]
+    assert any(f"Published: {end_time.PUBLISHED}" in text and "other models" in text for text in said)

@@ -1,0 +1,95 @@
+"""The figures of the budget and of the score diagnostics say what their data say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import deis_analysis as da
+from experiments import budget_of_errors, models, score_diagnostics
+from experiments.problems import noise, product_mixture
+
+BUDGET = {**budget_of_errors.CONFIG, **budget_of_errors.QUICK}
+SCORE = {**score_diagnostics.CONFIG, **score_diagnostics.QUICK, "models": ["mixture"]}
+
+
+@pytest.fixture(scope="module")
+def budget() -> pd.DataFrame:
+    return budget_of_errors.compute(BUDGET, lambda share: None)
+
+
+@pytest.fixture(scope="module")
+def score() -> pd.DataFrame:
+    return score_diagnostics.compute(SCORE, lambda share: None)
+
+
+def test_the_total_is_the_measured_error(budget):
+    process, mix, n = da.VPLinear(), product_mixture(), BUDGET["samples"]
+    x = noise(n, 4, BUDGET["seed"])
+    ideal = mix.flow(process, mix.from_prior(process, x, 1.0, 1.0), 1.0, 0.0)
+    result = da.run(da.build("tab3", process, da.grid(process, 10, "t2", 1.0, 1e-3)), mix.eps(process), x)
+    rows = budget[(budget.part == "term") & (budget.solver == "tab3") & (budget.nfe == 10)].set_index("what")
+    rounding = float(rows.value["time rounding"] + rows.value["precision"])  # in the figure's run, not in this one
+    assert abs(rows.value["total"] - np.sqrt(np.mean((result - ideal) ** 2))) <= rounding
+    assert np.isclose(rows.share.drop("total").sum(), 1.0)
+    start = mix.flow(process, x, 1.0, 0.0) - ideal
+    assert np.isclose(rows.value["prior mismatch"], np.sqrt(np.mean(start**2)))
+
+
+def test_the_budget_verdict_turns_with_the_data(budget):
+    said = budget_of_errors.verdict(budget, BUDGET)
+    assert "ddim extrapolation" in said
+    assert "holds in 2 of 2 cases" in said
+    forged = budget.copy()
+    forged.loc[forged.what == "truncation", "value"] = 100.0
+    assert "ddim truncation; tab3 truncation" in budget_of_errors.verdict(forged, BUDGET)
+    forged.loc[forged.what == "sampler_data", "value"] = 1e3
+    assert "holds in 0 of 2 cases" in budget_of_errors.verdict(forged, BUDGET)
+
+
+def test_an_exact_score_is_a_score(score):
+    largest = score.groupby("measure").value.max()
+    assert (largest[["fitting", "asymmetry", "loop"]] < 1e-14).all()
+    assert 0 < largest["residual"] < 1e-4
+
+
+def test_measures_of_a_wrong_score_are_those_worked_out(monkeypatch):
+    """s = −x/v − κKx on N(0, 1) data in the plane: every measure in closed form."""
+    kappa, gauss = 0.3, da.GaussianMixture([1.0], np.zeros((1, 2)), np.ones((1, 2)))
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    plain = models.study("gaussian", {**SCORE, "samples": 4})
+
+    def eps(x, t):
+        return gauss.eps(plain.process)(x, t) + kappa * float(plain.process.sigma(t)) * x @ turn.T
+
+    wrong = models.Study("gaussian", "", plain.process, eps, plain.x_T[:, :2], plain.data, gauss, True, plain.config)
+    monkeypatch.setattr(models, "study", lambda name, config: wrong)
+    frame = score_diagnostics.compute({**SCORE, "models": ["gaussian"], "times": [0.3]}, lambda share: None)
+    found = frame.set_index("measure").value
+    assert np.isclose(found["fitting"], kappa)  # |κKx| over |x|
+    assert np.isclose(found["asymmetry"], np.sqrt(8) * kappa / np.sqrt(2 + 2 * kappa**2))
+    sigma = float(plain.process.sigma(0.3))
+    length = np.sqrt(1 + kappa**2) * np.sqrt(np.mean(np.sum(_points(wrong, 0.3) ** 2, axis=1)))
+    assert np.isclose(found["loop"], 2 * np.pi * kappa * sigma**2 / (2 * np.pi * sigma * length), rtol=1e-6)
+    assert np.isclose(
+        found["residual"], 1.0, atol=1e-6
+    )  # the score does not change in time, its right-hand side is not 0
+
+
+def _points(problem, t):
+    return problem.exact.sample(SCORE["points"], SCORE["seed"], problem.process, t)
+
+
+def test_the_diagnostics_verdict_turns_with_the_data(score):
+    said = score_diagnostics.verdict(score, SCORE)
+    assert "asymmetry 0 to 0" in said
+    forged = score.copy()
+    forged.loc[(forged.measure == "asymmetry") & (forged.t == 0.3), "value"] = 0.25
+    assert "asymmetry 0 to 0.2 (largest at t = 0.3)" in score_diagnostics.verdict(forged, SCORE)
+
+
+def test_a_model_without_exact_samples_is_refused():
+    with pytest.raises(ValueError, match="model='digits' has no exact samples"):
+        score_diagnostics.compute({**SCORE, "models": ["digits"]}, lambda share: None)

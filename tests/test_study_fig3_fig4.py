@@ -1,0 +1,283 @@
+"""Do the studies of discretisation and extrapolation measure what they say, and do their sentences turn?"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import deis_analysis as da
+from experiments import fig3_discretization as fig3
+from experiments import fig4_extrapolation as fig4
+from experiments import problems
+
+VP = da.VPLinear(0.1, 20.0)
+C3, C4 = ({**m.CONFIG, **m.QUICK, "models": ["mixture", "gaussian", "digits"]} for m in (fig3, fig4))
+EXACT = {"mixture": problems.product_mixture(), "gaussian": problems.gaussian_like(problems.digits(), 1e-4)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def discretization(_one_thread):
+    return fig3.compute(C3, lambda share: None)
+
+
+@pytest.fixture(scope="module")
+def extrapolation(_one_thread):
+    return fig4.compute(C4, lambda share: None)
+
+
+def uniform(n):
+    return np.linspace(1.0, 1e-3, n + 1)
+
+
+def gap_to_exact(name, method, ts, samples):
+    """Error of a first-order method, by hand in NumPy: one formula a step."""
+    mix = EXACT[name]
+    eps, x = mix.eps(VP), problems.noise(samples, mix.dimension, 0)
+    exact = mix.flow(VP, x, 1.0, 1e-3)
+    for t, s in itertools.pairwise(ts):
+        e, sigma, psi = eps(x, t), VP.sigma(t), VP.alpha(s) / VP.alpha(t)
+        if method == "euler":
+            x = x + (t - s) * (0.1 + 19.9 * t) / 2 * (x - e / sigma)
+        elif method == "ei_score":
+            x = psi * x - (psi - 1) * e / sigma
+        else:
+            x = psi * x + (VP.sigma(s) - psi * sigma) * e
+    return x - exact
+
+
+# -- figure 3: numbers ----------------------------------------------------------------------------
+@pytest.mark.parametrize("method", fig3.SOLVERS)
+@pytest.mark.parametrize("name", EXACT)
+def test_errors_are_those_of_the_formulas(discretization, name, method):
+    rows = discretization[(discretization.model == name) & (discretization.solver == method)].set_index("steps")
+    for n in (5, 20):
+        gap, euler = (gap_to_exact(name, m, uniform(n), C3["samples"]) for m in (method, "euler"))
+        assert rows["mean"][n] == pytest.approx(abs(gap).mean(), rel=1e-6)
+        assert rows.rms[n] == pytest.approx((gap**2).mean() ** 0.5, rel=1e-6)
+        if method != "euler":
+            assert rows.mean_ratio[n] == pytest.approx(abs(gap).mean() / abs(euler).mean(), rel=1e-6)
+            assert rows.rms_ratio[n] == pytest.approx(((gap**2).mean() / (euler**2).mean()) ** 0.5, rel=1e-6)
+            assert rows.mean_low[n] < rows.mean_ratio[n] < rows.mean_high[n]
+            assert rows.rms_low[n] < rows.rms_ratio[n] < rows.rms_high[n]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_delta_s_is_the_distance_to_the_true_score(discretization, name):
+    mix, ts = EXACT[name], uniform(C3["path_steps"])
+    x = problems.noise(C3["path_samples"], mix.dimension, 0)
+    for step in (2, 9):
+        t, s = ts[step], ts[step + 1]
+        now, then = (mix.flow(VP, x, 1.0, u) for u in (t, s))
+        frozen = {"score": mix.score(VP)(now, t), "eps": -mix.eps(VP)(now, t) / VP.sigma(s)}
+        for kind, value in frozen.items():
+            rows = discretization[(discretization.model == name) & (discretization.frozen == kind)]
+            got = rows[(rows.step == step) & np.isclose(rows.t, s, rtol=0, atol=1e-12)].delta.item()
+            assert got == pytest.approx(((value - mix.score(VP)(then, s)) ** 2).mean() ** 0.5, rel=1e-6)
+
+
+def test_interval_of_a_common_factor_is_that_factor():
+    euler = np.random.default_rng(1).standard_normal((50, 3))
+    rows = {row["solver"]: row for row in fig3.compare({"euler": euler, "ei_score": 3 * euler, "ddim": -euler / 2}, 0)}
+    for solver, factor in (("ei_score", 3.0), ("ddim", 0.5)):
+        for measure in fig3.MEASURES:
+            row = [rows[solver][f"{measure}_{part}"] for part in ("ratio", "low", "high")]
+            np.testing.assert_allclose(row, factor, rtol=1e-12)
+
+
+def test_interval_has_the_spread_of_the_mean():
+    rng = np.random.default_rng(2)
+    euler, other = np.ones((400, 1)), rng.uniform(0.5, 1.5, (400, 1))
+    row = fig3.compare({"euler": euler, "ddim": other}, 0)[1]
+    error = 1.96 * other.std() / 20  # the denominator does not vary
+    assert row["mean_high"] - row["mean_low"] == pytest.approx(2 * error, rel=0.1)
+
+
+# -- figure 3: claims of the paper ----------------------------------------------------------------
+def test_frozen_score_is_worse_than_euler_everywhere(discretization):
+    found = fig3.findings(discretization, C3)
+    assert fig3.holds(found, "worse") == C3["models"]
+    assert all(f["worse"]["mean"] == (f["counts"], f["counts"]) for f in found.values())
+
+
+def test_frozen_eps_beats_euler_on_the_digits_and_not_on_smooth_densities(discretization):
+    found = fig3.findings(discretization, C3)
+    assert fig3.holds(found, "better") == ["digits"]
+    assert found["mixture"]["better"]["mean"] == found["gaussian"]["better"]["mean"] == (0, 0)
+    assert found["digits"]["delta"] > 1 > max(found["mixture"]["delta"], found["gaussian"]["delta"])
+
+
+def test_discretization_verdict_turns_with_the_data(discretization):
+    frame = discretization.copy()
+    before = fig3.verdict(frame, C3)
+    assert "the first claim holds at every step count on mixture, gaussian, digits, the second on digits;" in before
+    score, eps = frame.solver == "ei_score", frame.solver == "ddim"
+    columns = [f"{m}_{part}" for m in fig3.MEASURES for part in ("ratio", "low", "high")]
+    frame.loc[score, columns], frame.loc[eps, columns] = 0.5, 0.5
+    frame.loc[frame.frozen == "score", "delta"] = 4 * frame.delta[frame.frozen == "eps"].to_numpy()
+    said = fig3.verdict(frame, C3)
+    assert "worse than Euler: mixture 0/0 (0/0), gaussian 0/0 (0/0), digits 0/0 (0/0);" in said
+    assert "better than Euler: mixture 3/3 (3/3), gaussian 3/3 (3/3), digits 3/3 (3/3);" in said
+    assert "on no model, the second on mixture, gaussian, digits;" in said
+    assert "is 4.0 on mixture, 4.0 on gaussian, 4.0 on digits." in said
+    frame.loc[eps, "mean_high"] = 1.5  # still better, but not surely
+    assert "better than Euler: mixture 3/0 (3/3)" in fig3.verdict(frame, C3)
+
+
+# -- figure 4: numbers ----------------------------------------------------------------------------
+@pytest.mark.parametrize("name", EXACT)
+def test_relative_change_is_that_of_eps_on_the_exact_path(extrapolation, name):
+    mix = EXACT[name]
+    x, eps = problems.noise(C4["path_samples"], mix.dimension, 0), mix.eps(VP)
+    rows = extrapolation[(extrapolation.model == name) & (extrapolation.part == "change")]
+    ts = uniform(C4["change_steps"])
+    np.testing.assert_allclose(rows.t, ts[:-1], rtol=1e-12)
+    np.testing.assert_allclose(rows.to, ts[1:], rtol=1e-12)
+    for k in (6, 11):
+        now, then = (eps(mix.flow(VP, x, 1.0, t), t) for t in ts[k : k + 2])
+        expected = np.sqrt(((now - then) ** 2).sum() / (now**2).sum())
+        assert rows.change.iloc[k] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("degree", C4["degrees"])
+@pytest.mark.parametrize("name", EXACT)
+def test_delta_eps_is_the_error_of_the_interpolating_polynomial(extrapolation, name, degree):
+    mix, n = EXACT[name], 10
+    ts = np.linspace(1.0, np.sqrt(1e-3), n + 1) ** 2
+    x, eps = problems.noise(C4["path_samples"], mix.dimension, 0), mix.eps(VP)
+    rows = extrapolation[(extrapolation.model == name) & (extrapolation.steps == n)]
+    rows = rows[(rows.part == "path") & (rows.degree == degree)]
+    for step in (1, 7):
+        nodes = ts[max(step - degree, 0) : step + 1]
+        known = np.array([eps(mix.flow(VP, x, 1.0, t), t).ravel() for t in nodes])
+        s = ts[step + 1]
+        guess = np.array([1.0, *(s ** np.arange(1, nodes.size))]) @ np.linalg.solve(
+            np.vander(nodes, increasing=True), known
+        )
+        true = eps(mix.flow(VP, x, 1.0, s), s).ravel()
+        got = rows[(rows.step == step) & np.isclose(rows.t, s, rtol=0, atol=1e-9)].delta.item()
+        assert got == pytest.approx(((guess - true) ** 2).mean() ** 0.5, rel=1e-6)
+
+
+def test_path_average_is_that_of_the_curve(extrapolation):
+    keys = ["model", "steps", "degree"]
+    curve = extrapolation[extrapolation.part == "path"].groupby(keys).delta.apply(lambda d: (d**2).mean() ** 0.5)
+    rows = extrapolation[extrapolation.part == "average"].set_index(keys)
+    np.testing.assert_allclose(rows.delta, curve[rows.index], rtol=1e-9)
+    for (model, steps), part in rows.delta.groupby(level=[0, 1]):
+        gain = rows.loc[(model, steps, 3)]
+        assert gain.gain == pytest.approx(part[model, steps, 0] / part[model, steps, 3], rel=1e-9)
+        assert gain.gain_low < gain.gain < gain.gain_high
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+@pytest.mark.parametrize("name", EXACT)
+def test_sample_errors_are_those_of_the_solver(extrapolation, name, degree):
+    mix, n = EXACT[name], 10
+    ts = np.linspace(1.0, np.sqrt(1e-3), n + 1) ** 2
+    x = problems.noise(C4["samples"], mix.dimension, 0)
+    exact = mix.flow(VP, x, 1.0, 1e-3)
+    gap = da.run(da.adams(VP, ts, degree), mix.eps(VP), x) - exact
+    rows = extrapolation[(extrapolation.model == name) & (extrapolation.part == "samples")]
+    row = rows[(rows.steps == n) & (rows.degree == degree)].iloc[0]
+    assert row["mean"] == pytest.approx(abs(gap).mean(), rel=1e-6)
+    assert row.rms == pytest.approx((gap**2).mean() ** 0.5, rel=1e-6)
+    if degree:
+        first = da.run(da.adams(VP, ts, 0), mix.eps(VP), x) - exact
+        assert row.gain == pytest.approx(abs(first).mean() / abs(gap).mean(), rel=1e-6)
+
+
+def test_ratios_are_to_the_degree_before_and_gains_to_the_lowest():
+    gap = np.random.default_rng(3).standard_normal((30, 2))
+    rows = fig4.compare({0: 8 * gap, 1: -4 * gap, 2: gap}, 0)
+    values = [[row[key] for key in ("ratio", "low", "high", "gain", "gain_low", "gain_high")] for row in rows[1:]]
+    np.testing.assert_allclose(values, [[0.5] * 3 + [2.0] * 3, [0.25] * 3 + [8.0] * 3], rtol=1e-12)
+    averages = fig4._averages({0: np.full(5, 36.0), 1: np.full(5, 9.0), 3: np.full(5, 4.0)}, 0)
+    np.testing.assert_allclose([averages[2][key] for key in ("low", "high", "gain", "delta")], [2 / 3, 2 / 3, 3, 2])
+
+
+def test_losses_are_counted_at_the_ends_of_the_steps():
+    rows = [
+        {"degree": degree, "step": step, "t": t, "delta": delta}
+        for degree, deltas in ((0, (1, 1, 1, 1)), (3, (1, 2, 0.5, 2)))
+        for step, (end, delta) in enumerate(zip((0.8, 0.5, 0.2, 0.1), deltas, strict=True))
+        for t, delta in ((end + 0.05, 3 - delta), (end, delta))
+    ]
+    assert fig4._losing(pd.DataFrame(rows), 0, 3).to_dict() == {1: 0.5, 3: 0.1}
+
+
+# -- figure 4: claims of the paper ----------------------------------------------------------------
+def test_eps_changes_less_above_the_threshold_except_on_the_digits(extrapolation):
+    found = fig4.findings(extrapolation, C4)
+    assert found["mixture"]["above"] < 0.5 * found["mixture"]["below"]
+    assert found["gaussian"]["above"] < 0.2 * found["gaussian"]["below"]
+    assert found["digits"]["at"] > C4["change_above"]
+
+
+def test_every_degree_helps_on_the_gaussian_and_the_highest_hurts_on_the_digits_path(extrapolation):
+    found = fig4.findings(extrapolation, C4)
+    assert [name for name, f in found.items() if f["falls"]] == ["gaussian"]
+    assert all(f["better"]["t2"] == (3, 3) for f in (found["mixture"], found["gaussian"]))
+    assert all(high < 1 for _, _, high in found["digits"]["gain"].values())
+    assert all(0 < t < 0.25 for t in found["digits"]["loses"].values())
+    assert np.isnan(list(found["gaussian"]["loses"].values())).all()
+    assert all(f["samples"]["t2"][1] > 1 for f in found.values())  # better than DDIM beyond the interval
+
+
+def test_extrapolation_verdict_turns_with_the_data(extrapolation):
+    frame = extrapolation.copy()
+    change, average, samples = (frame.part == part for part in ("change", "average", "samples"))
+    assert "falls with every degree beyond 95 % intervals on gaussian;" in fig4.verdict(frame, C4)
+    frame.loc[change, "change"] = np.where(frame.to[change] >= 0.15, 0.5, 0.25)
+    frame.loc[average | samples, ["ratio", "low", "high"]] = 2.0
+    frame.loc[average, ["gain", "gain_low", "gain_high"]] = 7.0
+    frame.loc[frame.part == "path", "delta"] = 1.0 + frame.degree
+    said = fig4.verdict(frame, C4)
+    assert "50 % on digits (25 % below, most at t = 1.00)" in said
+    assert "on no model;" in said
+    first = [np.linspace(1.0, np.sqrt(1e-3), n + 1)[1] ** 2 for n in (10, 20)]  # every step is lost, from the first on
+    assert said.count(" and ".join(f"7.0 [7.0, 7.0] (losses only at t <= {t:.2f})" for t in first)) == 3
+    assert "mixture 0/0, gaussian 0/0, digits 0/0" in said
+    frame.loc[average | samples, ["ratio", "low", "high"]] = 0.5
+    frame.loc[frame.part == "path", "delta"] = 1.0 / (1.0 + frame.degree)
+    said = fig4.verdict(frame, C4)
+    assert "on mixture, gaussian, digits;" in said
+    assert "losses" not in said
+    assert "mixture 3/3, gaussian 3/3, digits 3/3" in said
+    frame.loc[samples | average, "high"] = 1.1
+    assert "on no model;" in fig4.verdict(frame, C4)
+    assert "mixture 3/0, gaussian 3/0, digits 3/0" in fig4.verdict(frame, C4)
+    frame.loc[samples & (frame.degree == 2) & (frame.steps == 10), "ratio"] = 1.1  # one degree of three spoils an N
+    assert "mixture 2/0, gaussian 2/0, digits 2/0" in fig4.verdict(frame, C4)
+
+
+# -- both -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("module", "config"), [(fig3, C3), (fig4, C4)], ids=["fig3", "fig4"])
+def test_one_model_alone(module, config):
+    alone = {**config, "models": ["mixture"]}
+    frame = module.compute(alone, lambda share: None)
+    assert frame.model.unique().tolist() == ["mixture"]
+    said = module.verdict(frame, alone)
+    assert said.endswith(".")
+    assert "digits" not in said
+    assert not re.search(r"\bnan\b|inf\b", said)
+    axes = module.draw(frame, alone).axes
+    assert all(ax.lines for ax in axes)
+
+
+@pytest.mark.parametrize("module", [fig3, fig4], ids=["fig3", "fig4"])
+def test_what_the_paper_leaves_open_is_in_the_configuration(module):
+    assert "Zhang & Chen 2023" in module.CONFIG["choices"]["source"]
+    assert "not known" in " ".join(module.CONFIG["choices"].values())

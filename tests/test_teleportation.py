@@ -1,0 +1,93 @@
+"""The teleportation experiment: calls are counted right, and the verdict turns with the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import deis_analysis as da
+from deis_analysis.diagnostics.painters import gaussian_of, teleport
+from experiments import style, teleportation
+from experiments.problems import digits, digits_problem
+
+CONFIG = {**teleportation.CONFIG, **teleportation.QUICK}
+
+
+@pytest.fixture(scope="module")
+def frame():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    shares = []
+    yield teleportation.compute(CONFIG, shares.append)
+    assert shares == sorted(shares)
+    torch.set_num_threads(before)
+
+
+def test_calls_needed_by_hand():
+    curve = (np.array([5.0, 10.0, 20.0]), np.array([1.0, 0.1, 0.001]))
+    assert teleportation.calls_needed(curve, 0.1) == 10
+    assert teleportation.calls_needed(curve, 0.01) == pytest.approx(15.0)
+    assert teleportation.calls_needed(curve, 2.0) == 5
+    assert teleportation.calls_needed(curve, 1e-4) == np.inf
+    assert teleportation.level_at(curve, 12) == 0.1
+    better = (curve[0], curve[1] / 10)
+    assert teleportation.calls_saved(curve, better, 0.1) == pytest.approx(5.0)
+    assert teleportation.calls_saved(better, curve, 0.01) == 0.0
+
+
+def test_a_row_is_the_table_from_the_closed_form(frame):
+    problem = digits_problem(CONFIG)
+    x = teleport(gaussian_of(digits(), CONFIG["floor"]), problem.process, problem.x_T, 1.0, 0.6)
+    ts = da.grid(problem.process, 10, "rho7", 0.6, CONFIG["t_end"])
+    gap = da.run(da.build("dpmpp_2m", problem.process, ts).in_terms_of(problem.process, "eps"), problem.model, x)
+    square = ((gap - problem.reference) ** 2).mean(dim=1).numpy()
+    row = frame[(frame.start == 0.6) & (frame.solver == "dpmpp_2m") & (frame.grid == "rho7") & (frame.nfe == 10)]
+    assert row.rms.iloc[0] == pytest.approx(np.sqrt(square.mean()), rel=1e-9)
+    assert row["median"].iloc[0] == pytest.approx(np.sqrt(np.median(square)), rel=1e-9)
+    assert set(frame[frame.part == "run"].nfe) == set(CONFIG["calls"])
+
+
+def test_bias_grows_with_the_skip(frame):
+    bias = frame[frame.part == "bias"].set_index("start")["median"]
+    assert bias[0.4] > 5 * bias[0.6]
+
+
+def saved(frame):
+    found = teleportation.findings(frame, CONFIG)
+    return {(row.metric, row.calls): row.saved for row in found.itertuples()}
+
+
+def test_verdict_turns_with_the_data(frame):
+    csv = frame.copy()
+    skipped = (csv.part == "run") & (csv.start < 1)
+    csv.loc[skipped, ["rms", "median"]] = 1e3
+    assert set(saved(csv).values()) == {0.0}
+    said = teleportation.verdict(csv, CONFIG)
+    assert said.count("none of") == 4
+    csv.loc[skipped, ["rms", "median"]] = 1e-9
+    assert saved(csv)["rms", 10] == 5.0
+    assert "at least 5.0 of 10" in teleportation.verdict(csv, CONFIG)
+    csv.loc[csv.part == "bias", ["rms", "median"]] = 1e-12
+    assert teleportation.verdict(csv, CONFIG).count("staying below the error of 10 plain calls") == 2
+    csv.loc[csv.start == 0.4, "rms"] = 1e3
+    assert "exceeding the error of 10 plain calls first at t = 0.4" in teleportation.verdict(csv, CONFIG)
+
+
+def test_intervals_hold_the_estimate(frame):
+    spread = frame[frame.part == "interval"].set_index(["metric", "calls"])
+    assert len(spread) == 4
+    assert (spread.low <= spread.high).all()
+    for key, value in saved(frame).items():
+        assert spread.low[key] <= value + 1e-9
+        assert value <= spread.high[key] + 1e-9
+
+
+def test_drawn_from_the_csv(frame, tmp_path):
+    frame.to_csv(tmp_path / "f.csv", index=False)
+    again = pd.read_csv(tmp_path / "f.csv")
+    assert teleportation.verdict(again, CONFIG) == teleportation.verdict(frame, CONFIG)
+    fig = teleportation.draw(again, CONFIG)
+    assert len(fig.axes) == 3
+    style.plt.close(fig)
