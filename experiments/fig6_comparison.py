@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process import Array
 from experiments import Config, Frame, Progress, models, style
-from experiments.fig5_ablation import Judge
+from experiments.judging import Judge
 from experiments.models import Study
 from experiments.problems import bootstrap_ratio, noise, steps_for
 

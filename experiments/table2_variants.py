@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process import Array
 from experiments import Config, Frame, Progress, models, style
-from experiments.fig5_ablation import Judge
+from experiments.judging import Judge
 
 NAME = "table2_variants"
 QUESTION = "Do DDIM and the variants of DEIS rank on known models as they do in the paper's table 2?"

@@ -216,6 +216,22 @@ def rounding_norms(told, steps=(40, 160)):
     return [f["time rounding"] for f in found], found[-1]
 
 
+@pytest.mark.parametrize("name", ["rhork_2heun", "rhork_3kutta", "dpm_2"])
+def test_the_linear_part_of_a_method_with_stages(name):
+    """One step with a model whose x₀ is constant, through the table's own stages, beside the exact answer."""
+    x, process = starts(VP), VP
+    calls = da.SOLVERS[name].stages
+    budget = da.error_budget(None, MIX, name, calls, 0.6, process=process, x_T=x, frozen="x0")
+    x0 = MIX.x0(process)(x, 1.0)
+    alpha, sigma = (lambda t: float(process.alpha(t))), (lambda t: float(process.sigma(t)))
+    stepped = da.run(da.build(name, process, np.array([1.0, 0.6])), lambda u, t: (u - alpha(t) * x0) / sigma(t), x)
+    exact = alpha(0.6) * x0 + sigma(0.6) * (x - alpha(1.0) * x0) / sigma(1.0)
+    line = budget.terms["linear part"]
+    truth = MIX.flow(process, x, 1.0, 0.6)
+    assert np.allclose(line, stepped - exact, rtol=0, atol=1e-11 * (1 + np.abs(stepped).max()))
+    assert np.allclose(line + budget.terms["extrapolation"], budget.result - truth, rtol=0, atol=1e-11)
+
+
 def test_truncated_times_leave_a_floor_that_more_steps_do_not_remove():
     (few, many), norms = rounding_norms(lambda t: max(0.02, np.floor(50 * t) / 50))
     assert 0.7 < many / few < 1.4
@@ -250,6 +266,15 @@ def test_guidance_is_the_guided_flow_against_the_plain_one():
     table = da.build("tab2", VP, da.grid(VP, 8, "t2", 1.0, 1e-2))
     assert np.allclose(sum(budget.terms.values()), da.run(table, guided, x) - MIX.flow(VP, x, 1.0, 1e-2), atol=1e-10)
     assert 0 < budget.flow_error < 1e-6
+
+
+def test_the_network_is_fitted_to_the_guided_model():
+    x, third = starts(VP), da.GaussianMixture([0.5, 0.5], [-1.2, 1.0], [0.4, 0.4])
+    budget = da.error_budget(third, MIX, "tab2", 8, 1e-2, process=VP, x_T=x, guided=OTHER)
+    plain, guided, learned = (m.flow(VP, x, 1.0, 1e-2) for m in (MIX, OTHER, third))
+    assert np.allclose(budget.terms["guidance"], guided - plain, atol=1e-12)
+    assert np.allclose(budget.terms["fitting"], learned - guided, atol=1e-12)
+    assert np.abs(guided - plain).max() > 1e-2 < np.abs(learned - guided).max()
 
 
 def test_functions_give_what_mixtures_give():
