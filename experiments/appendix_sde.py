@@ -157,30 +157,18 @@ def summary(frame: Frame, config: Config, case: str) -> dict[str, Any]:
     }
 
 
-def _since(found: dict[str, int | None]) -> str:
-    return ", ".join(f"{'never' if n is None else f'from {n} calls'} ({title(f)})" for f, n in found.items())
-
-
 def verdict(frame: Frame, config: Config) -> str:
-    """How often the ODE is closer at few calls, when the SDE overtakes, the best of both, per model."""
+    """How often the ODE is closer at few calls, and in how many families λ = 1 overtakes it, per model."""
     most, small, parts = frame.lam.max(), config["small"], []
     for case in frame.case.unique():
         f = summary(frame, config, case)
-        pairs = ", ".join(
-            f"{style.as_text(ode.w2)} against {style.as_text(sde.w2)} (λ = {sde.lam:g}) at {calls} calls"
-            for calls, (ode, sde) in f["best"].items()
-        )
-        limits = (
-            f"; solved exactly, λ = 0 {style.as_text(f['floors'][0])}, λ = {most:g} {style.as_text(f['floors'][1])}"
-        )
-        parts.append(
-            f"[{_model(case)}] the ODE is closer than the SDE of its family in {f['worse']} of {f['cells']} cells of "
-            f"at most {small} calls, λ = {most:g} is closer for good {_since(f['overtakes'])}; best ODE against best SDE "
-            f"{pairs}{limits if max(f['floors']) > 1e-12 else ''}"
-        )
+        counts = [calls for calls in f["overtakes"].values() if calls]
+        since = f" from {min(counts)} calls" if counts else ""
+        parts.append(f"{_model(case)} {f['worse']} of {f['cells']}, {len(counts)} of {len(f['overtakes'])}{since}")
     return (
-        "W2 per pixel to the law of the Gaussian with the digits' mean and covariance, by model: "
-        f"{'; '.join(parts)} (calls up to {int(frame.nfe.max())})."
+        "By W2 to the law of the Gaussian with the digits' moments: cells of at most "
+        f"{small} calls where the ODE is closer than the SDE, and families where λ = {most:g} overtakes it for good: "
+        f"{'; '.join(parts)}."
     )
 
 
@@ -192,8 +180,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     for case in cases:
         best = summary(frame, config, case)["best"]
         ratios = [style.as_text(best[calls][1].w2 / best[calls][0].w2) for calls in (small, last)]
-        said.append(f"{_model(case)} {' and '.join(ratios)}")
-    headline = f"W₂ of the best SDE over that of the best ODE, at {small} and {last} calls: {'; '.join(said)}"
+        said.append(f"{_model(case)}: {' and '.join(ratios)}")
+    headline = f"W₂ of the best SDE over that of the best ODE, at {small} and {last} calls; {'; '.join(said)}"
     note = (
         "Data: the Gaussian with the digits' mean and covariance (64-D); laws by linear algebra, no sampling; x_T has "
         f"its exact law. {style.setting(config)}, {config['grid']} grid. Dotted: the λ-SDE solved exactly with the "

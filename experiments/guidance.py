@@ -19,7 +19,7 @@ QUESTION = "Does the ranking of samplers flip with the guidance scale, and does 
 CONFIG: Config = {
     **models.BASE,
     "models": ["mixture", "digits"],
-    "samples": 32,
+    "samples": 20,
     "exact_samples": 256,
     "rtol": 1e-6,
     "std": 0.2,
@@ -65,8 +65,8 @@ def classes(name: str, config: Config, process: Process) -> tuple[Any, list[Any]
 
         data, label = torch.tensor(digits(), device=config["device"]), load_digits().target
         sets = [data[torch.as_tensor(label == k, device=data.device)] for k in range(10)]
-        whole, *each = (da.ideal_denoiser(part, process, std=config["std"]) for part in (data, *sets))
-        return whole, each, data.shape[1]
+        denoisers: list[Any] = [da.ideal_denoiser(part, process, std=config["std"]) for part in (data, *sets)]
+        return denoisers[0], denoisers[1:], data.shape[1]
     problem = models.study(name, config)
     if not isinstance(problem.exact, da.ProductMixture):
         raise ValueError(f"model={name!r} has no classes; allowed: mixture, digits, network")
@@ -198,40 +198,37 @@ def winners(frame: Frame, model: str, calls: int) -> list[tuple[str, list[Any]]]
 def _run(solver: str, rows: list[Any]) -> str:
     first, last = rows[0].scale, rows[-1].scale
     clear = [f"{row.scale:g}" for row in rows if row.high < 1]
-    said = "" if len(clear) == len(rows) else f", clearly at {', '.join(clear)}" if clear else ", not clearly"
-    return f"{solver} at w = {first:g}{f' to {last:g}' if last > first else ''}{said}"
+    said = "" if len(clear) == len(rows) else f", clearly at {', '.join(clear)}" if clear else ", unclear"
+    return f"{solver} ({first:g}{f'–{last:g}' if last > first else ''}{said})"
 
 
-def data_prediction(frame: Frame, model: str | None = None) -> dict[str, Any]:
-    """Where the best x₀ solver clearly beats the best ε solver, at the smallest and the largest scale: counts and cells,
-    over all calls."""
-    rows = frame[(frame.part == "class") & ((frame.model == model) if model else True)]
-    ends = {"smallest": rows.scale.min(), "largest": rows.scale.max()}
-    found = {}
-    for end, scale in ends.items():
-        at = rows[rows.scale == scale]
-        found[end] = (int((at.high < 1).sum()), int((at.low > 1).sum()), len(at), float(scale))
-    return found
+def data_prediction(frame: Frame, scale: float) -> dict[str, dict[str, int]]:
+    """Per x₀ solver with a counterpart in ε, and for the best of both ("class"): cells (model, calls) and in how
+    many it is clearly better or worse, at one scale."""
+    rows = frame[frame.part.isin(["pair", "class"]) & (frame.scale == scale)]
+    key = np.where(rows.part == "class", "class", rows.solver.astype(str) + " than " + rows.other.astype(str))
+    return {
+        str(name): {"cells": len(at), "better": int((at.high < 1).sum()), "worse": int((at.low > 1).sum())}
+        for name, at in rows.groupby(key, sort=False)
+    }
 
 
 def verdict(frame: Frame, config: Config) -> str:
-    """Who is best at which scale, how far the ranking moves, and whether data prediction wins at large scales."""
+    """Who is best at which scale, and whether data prediction wins at large scales."""
     calls, parts = config["ranked_at"], []
+    small, large = float(frame.scale.min()), float(frame.scale.max())
     for model in frame.model.unique():
-        runs = "; ".join(_run(solver, rows) for solver, rows in winners(frame, model, calls))
-        table, tau = ranking(frame, model, calls)
-        change = "the best stays the same" if len(winners(frame, model, calls)) == 1 else "the best changes"
-        parts.append(
-            f"on the {model} the best is {runs} ({change}; Kendall's τ of the ranking at w = {table.columns[-1]:g} with "
-            f"that at {table.columns[0]:g} is {tau[-1]:.2f})"
-        )
-    found = data_prediction(frame)
-    (x0, eps, cells, scale), (x0_small, eps_small, _, small) = found["largest"], found["smallest"]
-    holds = "holds" if x0 > eps else "does not hold"
+        runs = ", ".join(_run(solver, rows) for solver, rows in winners(frame, model, calls))
+        parts.append(f"{model} {runs}")
+    at = data_prediction(frame, large)
+    at.pop("class")
+    pairs = ", ".join(
+        f"{name.split(' ')[0]} better in {c['better']} and worse in {c['worse']} of {c['cells']}"
+        for name, c in at.items()
+    )
     return (
-        f"At {calls} calls, every sampler on its best grid, {'; '.join(parts)}; over all calls and models the best data "
-        f"prediction clearly beats the best ε prediction in {x0} of {cells} cells at w = {scale:g} and is clearly beaten "
-        f"in {eps}, at w = {small:g} in {x0_small} and {eps_small}: that data prediction wins at large scales {holds}."
+        f"The best sampler at {calls} calls by scale w from {small:g} to {large:g} is on the {'; on the '.join(parts)}; at "
+        f"w = {large:g} x₀ is, against ε in the same method, for {pairs}."
     )
 
 
@@ -243,15 +240,15 @@ def draw(frame: Frame, config: Config) -> Figure:
     said = []
     for model in names:
         runs = winners(frame, model, calls)
-        scales = [f"{solver} to w = {rows[-1].scale:g}" for solver, rows in runs[:-1]]
-        said.append(f"{model}: " + ", then ".join([*scales, runs[-1][0]]))
-    headline = f"Best sampler at {calls} calls as the guidance scale w grows. {'; '.join(said)}"
+        scales = [f"{solver} (w ≤ {rows[-1].scale:g})" for solver, rows in runs[:-1]]
+        said.append(f"{model}: " + ", ".join([*scales, runs[-1][0]]))
+    headline = f"Best sampler at {calls} calls as the guidance scale w grows, {'; '.join(said)}"
     note = (
         "ε_u + w (ε_c − ε_u) with exact ε of all data and of one class per sample; RMS error against the guided ODE "
         f"(DOPRI5), {style.setting(config)}; each sampler on its best grid of {', '.join(config['grids'])}; bands and "
         "intervals: 95 % over samples. Mixture: "
-        f"{config['classes']} Gaussians in {config['dimension']}-D; digits: ten classes, smoothed by {config['std']:g}. "
-        "Solid ε, dashed x₀. Circle: the best sampler. Right: the best of x₀ over the best of ε."
+        f"{config['classes']} Gaussians in {config['dimension']}-D; digits: ten classes, smoothed by {config['std']:g}."
+        " Solid ε, dashed x₀. Circle: the best sampler. Right: the best of x₀ over the best of ε."
     )
     fig = style.new_figure(15.0, 2.0 + 3.9 * len(names), headline, note)
     margins = style.body(fig, bottom=0.6, left=0.75, right=0.2, extra_top=0.35)
@@ -263,10 +260,8 @@ def draw(frame: Frame, config: Config) -> Figure:
             ax.set_title(f"{model}, {count} calls")
         axes[0].set_ylabel("RMS error against the guided ODE")
         _labels(axes[-1], _part(frame, "error", model, int(counts[-1])))
-        right = fig.add_subplot(outer[i, 1])
-        box = right.get_position()
-        right.set_position([box.x0 + 0.28 * box.width, box.y0, 0.72 * box.width, box.height])
-        _classes(right, frame, model, [int(c) for c in counts])
+        right = outer[i, 1].subgridspec(1, 2, width_ratios=[0.28, 0.72], wspace=0.0)[1]
+        _classes(fig.add_subplot(right), frame, model, [int(c) for c in counts])
     return fig
 
 
