@@ -146,30 +146,25 @@ def _range(values: Any) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _ratios(found: Frame, frame: Frame) -> str:
-    model, n = found.model.iloc[0], len(found)
-    rho, lam = found.rho / found.t, found.lam / found.t
-    tried = frame[frame.model == model].groupby("form")[["steps", "rejected"]].sum()
-    lost = (tried.rejected / tried.sum(axis=1)).map("{:.0%}".format)
-    return (
-        f"on the {model}, at {n} equal errors from {found.target.max():g} to {found.target.min():g}, the rho-form "
-        f"takes {_range(rho)} times the calls of the original ODE (fewer at {int((rho < 1).sum())} of {n}) and the "
-        f"lambda-form {_range(lam)} times (fewer at {int((lam < 1).sum())}), with {lost['rho']}, {lost['lam']} and "
-        f"in t {lost['t']} of the steps rejected"
-    )
-
-
 def verdict(frame: Frame, config: Config) -> str:
     """At equal errors, the calls of the ρ- and λ-form over those of the original ODE; at how many the claim holds."""
     found = equal_error(frame, config)
-    parts = [_ratios(part, frame) for _, part in found.groupby("model", sort=False)]
-    fewer = int((found.rho < found.t).sum())
-    said = "holds" if fewer == len(found) else "does not hold" if fewer == 0 else f"holds at {fewer} of {len(found)}"
-    if not parts:
+    if found.empty:
         return (
             f"With RK45 the {len(config['forms'])} forms have no error in common, so that their calls do not compare."
         )
-    return f"With RK45 {'; '.join(parts)}: that the rho-form needs fewer calls {said}."
+    parts = []
+    for form, name in (("rho", "ρ-form"), ("lam", "λ-form")):
+        times = ", ".join(
+            f"{_range(part[form] / part.t)} times ({model})" for model, part in found.groupby("model", sort=False)
+        )
+        parts.append(f"on the {name} {times}, fewer at {int((found[form] < found.t).sum())} of {len(found)}")
+    fewer = int((found.rho < found.t).sum())
+    said = "holds" if fewer == len(found) else "does not hold" if fewer == 0 else f"holds at {fewer} of {len(found)}"
+    return (
+        f"For equal errors from {found.target.max():g} to {found.target.min():g} RK45 takes, against the original ODE, "
+        f"{' and '.join(parts)}: that the ρ-form needs fewer calls {said}."
+    )
 
 
 def draw(frame: Frame, config: Config) -> Figure:

@@ -126,32 +126,31 @@ def crossover(frame: Frame, config: Config, model: str, solver: str) -> dict[str
     }
 
 
-def _found(frame: Frame, config: Config, model: str) -> dict[str, dict[str, Any]]:
+def findings(frame: Frame, config: Config, model: str) -> dict[str, dict[str, Any]]:
+    """`crossover` of every solver on a model."""
     return {solver: crossover(frame, config, model, solver) for solver, _ in config["cases"]}
 
 
-def _since(found: dict[str, dict[str, Any]]) -> str:
-    words = []
-    for solver, c in found.items():
-        clear = "" if c["wins"] is None else f", clearly from {c['clear']}" if c["clear"] else ", never clearly"
-        words.append(f"{solver} {'never' if c['wins'] is None else 'from ' + str(c['wins']) + ' calls on'}{clear}")
-    return "; ".join(words)
-
-
 def verdict(frame: Frame, config: Config) -> str:
-    """Per model and solver, from which call count on the smaller end time wins, and what it wins at the most calls."""
+    """Per model and solver, from which call count on the smaller end time clearly wins; ratios at the most calls."""
     late, early = config["compared"]
-    parts = []
+    parts, last = [], frame.calls.max()
     for model in frame.model.unique():
-        found = _found(frame, config, model)
-        ratios = [c["ratio"] for c in found.values()]
-        calls = max(c["calls"] for c in found.values())
-        parts.append(
-            f"on the {model} {_since(found)} (at {calls} calls its error is {style.as_text(min(ratios))} to "
-            f"{style.as_text(max(ratios))} times that of {_time(late)})"
-        )
-    said = "; ".join(parts)
-    return f"Against the answer at t = 0, stopping at {_time(early)} has less error than at {_time(late)}: {said}."
+        since: dict[int | None, list[str]] = {}
+        for solver, c in findings(frame, config, model).items():
+            since.setdefault(c["clear"], []).append(solver)
+        ordered = sorted(since.items(), key=lambda item: item[0] or np.inf)
+        words = ", ".join(f"{'never' if n is None else f'from {n} calls on'} ({', '.join(s)})" for n, s in ordered)
+        ratios = [c["ratio"] for c in findings(frame, config, model).values()]
+        parts.append(f"on the {model} {words}, at {last} calls {_range(ratios)} times")
+    return (
+        f"Against the answer at t = 0, stopping at {_time(early)} has clearly less error than at {_time(late)} "
+        f"{'; '.join(parts)}."
+    )
+
+
+def _range(values: list[float]) -> str:
+    return f"{style.as_text(min(values))} to {style.as_text(max(values))}"
 
 
 def draw(frame: Frame, config: Config) -> Figure:
@@ -159,7 +158,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     it the ratio of the two compared end times with its interval."""
     names, (late, early) = list(frame.model.unique()), config["compared"]
     said = "; ".join(
-        f"{model}: " + ", ".join(f"{s} {c['wins'] or 'never'}" for s, c in _found(frame, config, model).items())
+        f"{model}: " + ", ".join(f"{s} {c['wins'] or 'never'}" for s, c in findings(frame, config, model).items())
         for model in names
     )
     headline = f"Calls from which on t₀ = {_time(early)} beats t₀ = {_time(late)}. {said[0].upper()}{said[1:]}"

@@ -156,7 +156,6 @@ def findings(frame: Frame, config: Config) -> dict[str, dict[str, Any]]:
         usual = rk45[rk45.tolerance == config["usual_tolerance"]].iloc[0]
         found[str(problem)] = {
             **{name: _cheapest(group, config["wanted"]) for name, group in groups.items()},
-            **{f"best_{form}": groups[form].loc[groups[form].rms.idxmin()] for form in FORMS},
             "usual": usual,
             "noise": float(noisy[noisy.part == "rk45"].rms.iloc[0]),
             "prior": float(rows[rows.part == "prior"].rms.iloc[0]),
@@ -171,12 +170,9 @@ def _cheapest(rows: Frame, wanted: float) -> Any:
     return good.iloc[0] if len(good) else None
 
 
-def _cost(row: Any) -> str:
-    """A cell and its calls, for a sentence."""
-    if row is None:
-        return "more calls than were tried"
-    cell = f"rtol {row.tolerance:g}" if row.part == "rk45" else f"{row.method} on {row.grid}"
-    return f"{int(row.nfe)} calls ({cell})"
+def _costs(found: dict[str, dict[str, Any]], key: str) -> str:
+    """The calls of one way on each problem, for a sentence."""
+    return " and ".join("more than tried" if f[key] is None else str(int(f[key].nfe)) for f in found.values())
 
 
 def holds(found: dict[str, dict[str, Any]], config: Config, form: str) -> list[str]:
@@ -190,33 +186,21 @@ def holds(found: dict[str, dict[str, Any]], config: Config, form: str) -> list[s
 
 def verdict(frame: Frame, config: Config) -> str:
     """What an error of ``wanted`` costs by each method, and whether that is the paper's claim."""
-    found, parts = findings(frame, config), []
-    for problem, title in (("mixture", "the turned 4-D mixture"), ("gaussian", "the 64-D Gaussian")):
-        f = found[problem]
-        parts.append(
-            f"on {title} rhoRK takes {_cost(f['plain'])}, with the unit-variance part exact {_cost(f['split'])}, RK45 "
-            f"{_cost(f['rk45'])} and at its usual tolerance {int(f['usual'].nfe)} calls for "
-            f"{style.as_text(f['usual'].rms)} (apart from these, one Hutchinson probe is off by "
-            f"{style.as_text(f['noise'])}, the prior by {style.as_text(f['prior'])}, t_0 = {config['t_end']:g} by "
-            f"{style.as_text(f['truncation'])})"
-        )
+    found = findings(frame, config)
     claims = [len(holds(found, config, form)) for form in FORMS]
     return (
-        f"For bits per dimension within {config['wanted']:g} (RMS over samples) of the exact ones, "
-        + "; ".join(parts)
-        + f"; so at most {config['few']} calls, fewer than RK45 at its usual tolerance, suffice on {claims[0]} of "
-        f"{len(found)} problems for rhoRK on log q itself and on {claims[1]} with that part exact."
+        f"Bits per dimension within {config['wanted']:g} take ρRK on log q {_costs(found, 'plain')} calls "
+        f"({' and '.join(found)}), {_costs(found, 'split')} with the unit-variance part exact, RK45 "
+        f"{_costs(found, 'rk45')}, at its usual tolerance {_costs(found, 'usual')}: at most {config['few']}, fewer "
+        f"than the latter, suffice for ρRK on {claims[0]} of {len(found)} problems, with that part "
+        f"exact on {claims[1]}."
     )
 
 
 def draw(frame: Frame, config: Config) -> Figure:
     """Rows: the two forms of ρRK; columns: problems; errors against calls, RK45 in black."""
     found = findings(frame, config)
-    needs = {form: [f[form] for f in found.values()] for form in (*FORMS, "rk45")}
-    texts = {
-        form: " and ".join("more than tried" if row is None else str(int(row.nfe)) for row in rows)
-        for form, rows in needs.items()
-    }
+    texts = {key: _costs(found, key) for key in (*FORMS, "rk45")}
     headline = (
         f"{config['wanted']:g} bits per dimension take ρRK {texts['plain']} calls, {texts['split']} with the "
         f"unit-variance part exact; RK45 {texts['rk45']} (mixture and Gaussian)"

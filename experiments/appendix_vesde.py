@@ -181,25 +181,19 @@ def _count(calls: float, most: int) -> str:
     return f"{calls:.0f}" if np.isfinite(calls) else f"more than {most}"
 
 
-def _compared(found: dict[str, Any]) -> str:
-    return (
-        f"has more error than VP for {found['more']} of {found['solvers']} solvers (clearly for {found['clear']}, "
-        f"clearly less for {found['less']}), median {style.as_text(found['median'])} times, and reaches VP's least "
-        f"error in {_count(found['calls'], found['most'])} calls (with the noise levels of VP's quadratic grid: "
-        f"{style.as_text(found['median_any'])} times and {_count(found['calls_any'], found['most'])} calls)"
-    )
-
-
 def verdict(frame: Frame, config: Config) -> str:
-    """On its own grids, for how many solvers each process errs more than VP; what VP's noise levels change."""
-    parts, said = [], []
-    for model in frame.model.unique():
-        found = findings(frame, config, model)
-        parts.append(f"on the {model} " + ", ".join(f"{name} {_compared(f)}" for name, f in found.items()))
-        said.append(f"{_needs(found['VE']['calls'] / config['compared_at'])} on the {model}")
+    """Calls in which the other processes reach VP's least error, and for how many solvers they err more."""
+    calls, every = config["compared_at"], {m: findings(frame, config, m) for m in frame.model.unique()}
+    took, more = [], []
+    for name in next(iter(every.values())):
+        own = [found[name] for found in every.values()]
+        reached, borrowed = (" and ".join(_count(f[key], f["most"]) for f in own) for key in ("calls", "calls_any"))
+        took.append(f"{name} {reached} ({borrowed})")
+        more.append(f"{name} in {sum(f['more'] for f in own)} of {sum(f['solvers'] for f in own)}")
+    said = ", ".join(f"{_needs(found['VE']['calls'] / calls)} on the {m}" for m, found in every.items())
     return (
-        f"At {config['compared_at']} calls on the grids of their kind, {'; '.join(parts)}: for VP's least error VE "
-        f"needs {', '.join(said)}."
+        f"VP's least error at {calls} calls takes {', '.join(took)} calls (brackets: on VP's noise levels): VE needs "
+        f"{said}; solver by solver {', '.join(more)} cases has more error than VP."
     )
 
 

@@ -125,18 +125,22 @@ def verdict(frame: Frame, config: Config) -> str:
         told = []
         for solver in config["solvers"]:
             by_calls = found[(name, solver)]
-            first, last = by_calls[min(by_calls)][0], by_calls[max(by_calls)][0]
-            told.append(f"{solver} {first}" + (f", then {last}" if last != first else ""))
-        parts.append(f"{models.MODELS[name][0]}: {'; '.join(told)}")
-    laws = frame[(frame.part == "law")].pivot_table(index=["model", "nfe"], columns="what", values="value")
-    few, ratio = min(config["nfe"]), laws.paths / laws.sampler_flow
-    slack = (laws.sampler_flow + laws.flow_data - laws.sampler_data) / laws.sampler_data
+            causes = dict.fromkeys((by_calls[min(by_calls)][0], by_calls[max(by_calls)][0]))
+            told.append(f"{' then '.join(causes)} ({solver})")
+        parts.append(f"on the {name} {', '.join(told)}")
+    ratio, slack = laws(frame)
     return (
-        f"Largest cause from {few} to {max(config['nfe'])} calls ({' | '.join(parts)}); the triangle of laws holds in "
-        f"{int((slack >= -1e-9).sum())} of {len(slack)} cases, and {config['law_of']}'s paths are "
-        f"{style.as_text(float(ratio.min()))} to {style.as_text(float(ratio.max()))} times as far from the exact flow "
-        "as its law is."
+        f"From {min(config['nfe'])} to {max(config['nfe'])} calls the largest cause is {'; '.join(parts)}; the "
+        f"triangle of laws holds in {int((slack >= -1e-9).sum())} of {len(slack)}, {config['law_of']}'s paths "
+        f"being {ratio.min():.2f} to {ratio.max():.2f} times as far from the exact flow as its law."
     )
+
+
+def laws(frame: Frame) -> tuple[Any, Any]:
+    """Per case: distance of the paths over that of the laws of sampler and exact flow; slack of the triangle."""
+    table = frame[frame.part == "law"].pivot_table(index=["model", "nfe"], columns="what", values="value")
+    slack = (table.sampler_flow + table.flow_data - table.sampler_data) / table.sampler_data
+    return table.paths / table.sampler_flow, slack
 
 
 def draw(frame: Frame, config: Config) -> Figure:

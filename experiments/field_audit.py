@@ -249,17 +249,19 @@ def _flow(frame: Frame, config: Config) -> Known:
 
 
 def verdict(frame: Frame, config: Config) -> str:
-    """How many were read, how many have errors and which, and what became of the known defects."""
+    """How many were read, how many have errors and which most, and what became of the known defects."""
     read, wrong = frame[frame.linear.astype(bool)], frame[frame.errors.fillna(0) > 0]
-    counts = ", ".join(f"{code} {n}" for code, n in codes_of(frame).items())
+    counts = ", ".join(f"{code} {n}" for code, n in list(codes_of(frame).items())[:3])
     failed = style.texts(frame.unread).str.startswith("the audit failed").sum()
-    sentence = (
+    there = known(frame, config)
+    states = dict.fromkeys(state for _, state, _ in there if state != "reproduced")
+    others = "".join(f"; {state}: {', '.join(what for what, s, _ in there if s == state)}" for state in states)
+    return (
         f"{_who(frame, config)}: {len(read)} of {len(frame)} samplers can be read at {config['nfe']} calls and "
-        f"{len(wrong)} have a finding of severity error{f' ({counts})' if counts else ''}"
+        f"{len(wrong)} have a finding of severity error{f' (most: {counts})' if counts else ''}"
+        f"{f'; {failed} audits failed' if failed else ''}; of {len(there)} known defects "
+        f"{len(there) - sum(s in states for _, s, _ in there)} are reproduced{others}."
     )
-    sentence += f"; {failed} audits failed" if failed else ""
-    lines = [f"{what}: {state}{f' ({text})' if text else ''}" for what, state, text in known(frame, config)]
-    return f"{sentence}. Known defects: {'; '.join(lines)}."
 
 
 def _who(frame: Frame, config: Config) -> str:

@@ -122,19 +122,18 @@ def findings(frame: Frame) -> Frame:
 
 
 def verdict(frame: Frame, config: Config) -> str:
-    """Rank correlations of error and density, on the plane and on samples, and in how many cases the claim holds."""
-    found, parts = findings(frame), []
-    for where, title in PLACES.items():
-        rows = found[found["where"] == where]
-        cases = ", ".join(f"{r.rho:.2f} ({r.low:.2f} to {r.high:.2f}) at t = {r.t:g}" for r in rows.itertuples())
-        parts.append(f"on {title} {cases}")
+    """In how many cases the claim holds, the rank correlations of error and density, and the errors in the tenths."""
+    found, text = findings(frame), style.as_text
+    ranks = " and ".join(
+        f"{rows.rho.min():.2f} to {rows.rho.max():.2f} on {PLACES[str(where)]}"
+        for where, rows in found.groupby("where", sort=False)
+    )
     plane = found[found["where"] == "plane"]
-    ratios = ", ".join(f"{style.as_text(r.sparse / r.dense)}x" for r in plane.itertuples())
+    ratio = plane["sparse"] / plane["dense"]
     return (
         f"The fitting error of the score falls as the density rises in {found.falls.sum()} of {len(found)} cases, "
-        f"rises in {(found.low > 0).sum()} and is undecided in {(~found.falls & (found.low <= 0)).sum()} (Spearman's "
-        f"rank correlation with its 95 % interval over points: {'; '.join(parts)}); in the least dense tenth of the "
-        f"plane the median error is {ratios} that of the densest tenth."
+        f"rises in {(found.low > 0).sum()} (Spearman's correlation {ranks}); in the least dense tenth of the plane "
+        f"the median error is {text(ratio.min())}x to {text(ratio.max())}x that of the densest."
     )
 
 

@@ -203,6 +203,11 @@ def _losing(path: Frame, lowest: float, highest: float) -> Any:
     return low.t[high.delta > low.delta * (1 + 1e-9)]
 
 
+def always(found: dict[str, dict[str, Any]], kind: str) -> list[str]:
+    """The models on which every higher degree gives better samples at all the few steps, on one kind of grid."""
+    return [name for name, f in found.items() if f["better"][kind][0] == f["counts"]]
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(names) or "no model"
 
@@ -216,49 +221,28 @@ def _interval(gain: tuple[float, float, float]) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _gain(f: dict[str, Any], n: int) -> str:
-    """The gain with its interval and, where the highest degree loses somewhere, from which t downwards."""
-    return _interval(f["gain"][n]) + (
-        f" (losses only at t <= {style.as_text(f['loses'][n])})" if f["loses"][n] > 0 else ""
-    )
-
-
 def verdict(frame: Frame, config: Config) -> str:
-    """Per model: how much ε changes, which degree extrapolates it best, how often a higher degree samples better."""
-    found, high = findings(frame, config), max(config["degrees"])
-    change = ", ".join(
-        f"{_percent(f['above'])} on {n} ({_percent(f['below'])} below, most at t = {f['at']:.2f})"
-        for n, f in found.items()
-    )
-    gains = ", ".join(
-        f"{' and '.join(_gain(f, n) for n in config['path_steps'])} on {name}" for name, f in found.items()
-    )
-    falls = _listed([n for n, f in found.items() if f["falls"]])
-    samples = "; ".join(
-        f"{kind} grid: "
-        + ", ".join(f"{name} {f['better'][kind][0]}/{f['better'][kind][1]}" for name, f in found.items())
-        + f", with the error of degree {min(config['degrees'])} at N = {config['compared_at']} that of degree {high} "
-        + "times "
-        + ", ".join(f"{_interval(f['samples'][kind])}" for f in found.values())
-        for kind in config["grids"]
-    )
-    counts = next(iter(found.values()))["counts"]
+    """What the highest degree gains, where every degree helps in the samples and on the exact path; change of ε."""
+    found, text, kinds = findings(frame, config), style.as_text, config["grids"]
+    gains = {kind: ", ".join(text(f["samples"][kind][0]) for f in found.values()) for kind in kinds}
     return (
-        f"Over 1/{config['change_steps']} of the time range eps changes on the exact path for t > "
-        f"{config['change_above']:g} by at most {change}; over the path the extrapolation error of degree "
-        f"{min(config['degrees'])} is that of degree {high} times, N = {' and '.join(map(str, config['path_steps']))}, "
-        f"{gains}, and falls with every degree beyond 95 % intervals on {falls}; every higher degree gives better "
-        f"samples at so many of {counts} N <= {config['few']} / so many beyond 95 % intervals: {samples}."
+        f"On {', '.join(found)} degree {min(config['degrees'])} has at {config['compared_at']} steps "
+        f"{' and '.join(f'{gains[kind]} ({kind})' for kind in kinds)} times degree "
+        f"{max(config['degrees'])}'s error; every degree helps throughout N ≤ {config['few']} on "
+        f"{', '.join(f'{_listed(always(found, kind))} ({kind})' for kind in kinds)}, along the exact path clearly on "
+        f"{_listed([n for n, f in found.items() if f['falls']])}; ε changes there at most "
+        f"{_percent(max(f['above'] for f in found.values()))} per 1/{config['change_steps']} of t above "
+        f"{config['change_above']:g}."
     )
 
 
 def draw(frame: Frame, config: Config) -> Figure:
     """Columns: models. Rows: relative change (a), Δ_ε for each N (b), error of the samples against N (c)."""
     found, kind = findings(frame, config), config["grids"][0]
-    always = [n for n, f in found.items() if f["better"][kind][0] == f["counts"]]
     headline = (
-        f"Every higher degree samples better at all N ≤ {config['few']} ({kind} grid) on {_listed(always)}; Δε on the "
-        f"exact path falls with every degree on {_listed([n for n, f in found.items() if f['falls']])}"
+        f"Every higher degree samples better at all N ≤ {config['few']} ({kind} grid) on "
+        f"{_listed(always(found, kind))}; Δε on the exact path falls with every degree on "
+        f"{_listed([n for n, f in found.items() if f['falls']])}"
     )
     note = (
         f"{style.setting(config)}. (a) relative change of ε on the exact path over 1/{config['change_steps']} of the "

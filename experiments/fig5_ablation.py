@@ -200,9 +200,7 @@ def findings(frame: Frame, config: Config) -> dict[str, dict[str, Any]]:
             "gain": rows[(rows.part == "gain") & (rows.nfe == calls)].set_index("method"),
             "whole": float(top.rms / at.loc["Euler"].rms),
             "top": top,
-            "euler": at.loc["Euler"],
             "rk45": int(black.nfe.min()) if len(black) else None,
-            "rk45_least": int(runs[runs.method == RK45].nfe.min()),
             "near": near,
         }
     return found
@@ -214,27 +212,16 @@ def effect(gain: Any) -> str:
 
 
 def verdict(frame: Frame, config: Config) -> str:
-    """Per model, each step's factor on the path error with its band, and what the black-box solvers need."""
-    text, parts = style.as_text, []
-    for f in findings(frame, config).values():
-        steps = ", ".join(
-            f"{method} x{text(g.ratio)} [{text(g.low)}, {text(g.high)}]"
-            + {"less": "", "more": " (worse)", "same": " (no clear change)"}[effect(g)]
-            for method, g in f["gain"].iterrows()
-        )
-        black = f"{f['rk45']} calls" if f["rk45"] else "more calls than were tried"
-        noisy = " and ".join(
-            f"{method} from {first} calls" if first else f"{method} with more than {most} calls"
-            for method, (first, most) in f["near"].items()
-        )
-        parts.append(
-            f"on the {f['title']} {steps}, together x{text(f['whole'])} (grid {f['top'].grid}), the law's excess of "
-            f"squared energy distance going from {text(f['euler'].law)} to {text(f['top'].law)}; RK45 is as accurate "
-            f"with {black}, and the law cannot be told from the exact flow's for {noisy}"
-        )
+    """Each step's factor on the path error, model by model, and the calls with which RK45 keeps up."""
+    found, text, said = findings(frame, config), style.as_text, []
+    for method in STEPS:
+        gains = [f["gain"].loc[method] for f in found.values()]
+        said.append(f"{', '.join(text(g.ratio) + '~' * (effect(g) == 'same') for g in gains)} ({method})")
+    whole = ", ".join(text(f["whole"]) for f in found.values())
+    black = ", ".join(str(f["rk45"] or "more than tried") for f in found.values())
     return (
-        f"Factors on the RMS path error at {config['compared_at']} calls, each step on top of those before: "
-        f"{'; '.join(parts)}."
+        f"At {config['compared_at']} calls the steps multiply the RMS path error on {', '.join(found)} by "
+        f"{', '.join(said)}, together {whole} (~: 95 % band holds 1); RK45 is as accurate with {black} calls."
     )
 
 

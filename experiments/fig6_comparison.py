@@ -149,20 +149,16 @@ def ranking(frame: Frame, model: str, calls: int, choice: str) -> Frame:
     return rows.sort_values("rms").groupby("solver", sort=False).head(1).set_index("solver")
 
 
-def by_law(frame: Frame, model: str, calls: int) -> Frame:
-    """Solvers by excess of squared energy distance on the customary grid."""
+def nearest(frame: Frame, model: str, calls: int) -> tuple[str, int, int]:
+    """The solver nearest to the data in energy distance, on customary grids; bands of others apart from it; others."""
     rows = frame[(frame.part == "error") & (frame.model == model) & (frame.calls == calls)]
-    return rows[rows.customary.astype(bool)].sort_values("law").set_index("solver")
+    rows = rows[rows.customary.astype(bool)].sort_values("law")
+    return str(rows.solver.iloc[0]), int((rows.law_low > rows.law_high.iloc[0]).sum()), len(rows) - 1
 
 
 def _won(duel: Any) -> str:
-    """The winner, its grid, and by how much the runner-up is behind; "or" where the two cannot be told apart."""
-    text = style.as_text
-    if duel.high < 1:
-        return f"{duel.solver} ({duel.grid}), {text(1 / duel.ratio)}x less error than {duel.second}"
-    return (
-        f"{duel.solver} ({duel.grid}) or {duel.second}, ratio {text(duel.ratio)} [{text(duel.low)}, {text(duel.high)}]"
-    )
+    """The winner and by how much the runner-up is behind; "or" where the two cannot be told apart."""
+    return f"{duel.solver} by {style.as_text(1 / duel.ratio)}x" if duel.high < 1 else f"{duel.solver} or {duel.second}"
 
 
 def titles(frame: Frame) -> dict[str, str]:
@@ -171,25 +167,17 @@ def titles(frame: Frame) -> dict[str, str]:
 
 
 def verdict(frame: Frame, config: Config) -> str:
-    """Who wins at each compared number of calls on each model, on customary and on best grids."""
-    duels, parts = frame[frame.part == "duel"], []
-    for model, title in titles(frame).items():
-        said = []
-        for choice in CHOICES:
-            own = duels[(duels.model == model) & (duels.choice == choice)].sort_values("calls")
-            wins = "; ".join(f"at {int(d.calls)} calls {_won(d)}" for d in own.itertuples())
-            said.append(f"{choice} grids: {wins}")
-        last = by_law(frame, model, min(config["ranked_at"]))
-        apart = int((last.law_low > last.law_high.iloc[0]).sum())
-        said.append(
-            f"law at {min(config['ranked_at'])} calls: {last.index[0]} nearest the data, the bands of {apart} of "
-            f"{len(last) - 1} others apart from its own"
-        )
-        parts.append(f"{title}: {'; '.join(said)}")
-    clear, names = int((duels.high < 1).sum()), sorted(duels[duels.high < 1].solver.unique())
+    """In how many cases a winner is distinct, who wins at a middle number of calls, and who is nearest in law."""
+    duels, ranked, names = frame[frame.part == "duel"], sorted(config["ranked_at"]), list(titles(frame))
+    few, calls = ranked[0], ranked[len(ranked) // 2]
+    at = duels[duels.calls == calls].set_index(["model", "choice"])
+    won = "; ".join(f"{name}: {', '.join(_won(at.loc[(name, choice)]) for choice in CHOICES)}" for name in names)
+    laws = [nearest(frame, name, few) for name in names]
     return (
-        f"By RMS path error the winner is distinct from the runner-up in {clear} of {len(duels)} cases"
-        f"{' (winners ' + ', '.join(names) + ')' if names else ''}; {'; '.join(parts)}."
+        f"By RMS path error the winner is distinct in {int((duels.high < 1).sum())} of {len(duels)} cases; at {calls} "
+        f"calls ({', '.join(CHOICES)} grids) {won}; nearest in law at {few} calls "
+        f"{', '.join(solver for solver, _, _ in laws)}, apart from {', '.join(str(n) for _, n, _ in laws)} of "
+        f"{laws[0][2]} others."
     )
 
 

@@ -226,9 +226,10 @@ def verdict(frame: Frame, config: Config) -> str:
         f"{name.split(' ')[0]} better in {c['better']} and worse in {c['worse']} of {c['cells']}"
         for name, c in at.items()
     )
+    where = "; on the ".join(parts)
     return (
-        f"The best sampler at {calls} calls by scale w from {small:g} to {large:g} is on the {'; on the '.join(parts)}; at "
-        f"w = {large:g} x₀ is, against ε in the same method, for {pairs}."
+        f"The best sampler at {calls} calls by scale w from {small:g} to {large:g} is on the {where}; "
+        f"at w = {large:g} x₀ is, against ε in the same method, for {pairs}."
     )
 
 

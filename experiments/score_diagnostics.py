@@ -94,15 +94,12 @@ def findings(frame: Frame) -> dict[tuple[str, str], tuple[float, float, float]]:
 
 def verdict(frame: Frame, config: Config) -> str:
     """Of each model, how large each measure gets and when."""
-    found, text, parts = findings(frame), style.as_text, []
-    for name in config["models"]:
-        told = [
-            f"{key} {text(found[(name, key)][0], 1)} to {text(found[(name, key)][1], 1)} (largest at t = "
-            f"{found[(name, key)][2]:g})"
-            for key in MEASURES
-        ]
-        parts.append(f"{models.MODELS[name][0]}: {', '.join(told)}")
-    return f"Relative to the size of what is compared: {'; '.join(parts)}."
+    found, told = findings(frame), []
+    for key, (title, _) in MEASURES.items():
+        worst = [found[(name, key)] for name in config["models"]]
+        told.append(f"{title} {', '.join(f'{style.as_text(v, 1)} (t = {t:g})' if v else '0' for _, v, t in worst)}")
+    names = ", ".join(config["models"])
+    return f"Largest values for {names}, relative to the size of what is compared: {'; '.join(told)}."
 
 
 def draw(frame: Frame, config: Config) -> Figure:

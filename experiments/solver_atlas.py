@@ -168,31 +168,26 @@ def orders_off(frame: Frame) -> Frame:
 
 def verdict(frame: Frame, config: Config) -> str:
     """Whether order tells the accuracy, who is most accurate, and whether the declared orders are met."""
-    rows, shown = main_grid(frame, config), config["shown"]
-    exact, own = correlations(rows, "order_exact_start"), correlations(rows, "order")
-    free = correlations(best_grid(frame), "order_exact_start")
+    rows, shown, calls = main_grid(frame, config), config["shown"], config["ranked_at"]
+    exact, free = (correlations(r, "order_exact_start") for r in (rows, best_grid(frame)))
     order = frame[frame.part == "order"]
-    noisy = order.stochastic.astype(bool)
+    quiet = rows[~rows.stochastic.astype(bool)]
     refused = frame[frame.refused.notna()].solver.nunique() if "refused" in frame else 0
     beside = f"; {refused} of them cannot be built on some grid" if refused else ""
-    names = int((style.texts(order.same_as).str.count("=") + 1 + (style.texts(order.same_as) != "")).sum())
 
-    def spans(table: Frame, budgets: list[int]) -> str:
-        return ", ".join(f"{table.loc[c].min():+.2f} to {table.loc[c].max():+.2f} at {c}" for c in budgets)
+    def span(table: Frame, budget: int) -> str:
+        return f"{table.loc[budget].min():+.2f} to {table.loc[budget].max():+.2f}"
 
-    last = max(config["calls"])
-    later = "" if last in shown else f" and {exact.loc[last].min():+.2f} to {exact.loc[last].max():+.2f} at {last}"
-    quiet = rows[~rows.stochastic.astype(bool)]
-    leaders = "; ".join(f"at {calls} calls {_leaders(quiet[quiet.calls == calls], config)}" for calls in shown)
+    spans = ", ".join(f"{span(exact, c)} at {c}" for c in dict.fromkeys([*shown, max(config["calls"])]))
     off = orders_off(frame).abs()
     met = int(((off.own <= config["tolerance"]) & ~(off.exact > config["tolerance"])).sum())
     return (
-        f"{len(order)} distinct methods under {names} names, {int((~noisy).sum())} of them deterministic: over these, "
-        "Spearman's correlation of the declared order (exact start) with accuracy is, over the "
-        f"{len(config['grids'])} problems, {spans(exact, shown)} calls{later}; on each method's best grid "
-        f"{spans(free, shown)}; of the order with the own start {spans(own, shown)}; least error {leaders}; the "
-        f"orders measured are those declared within {config['tolerance']:g} for {met} of {len(order)} (largest "
-        f"deviation {np.nanmax(off.to_numpy()):.2f}){beside}."
+        f"Of {len(order)} distinct methods {quiet.solver.nunique()} are deterministic: over these Spearman's "
+        f"correlation of declared order with accuracy is, over {len(config['grids'])} problems, {spans} calls, on each "
+        f"method's best grid {span(free, calls)} at {calls}; least error at {calls} calls "
+        f"{_leaders(quiet[quiet.calls == calls], config)}; the orders measured are those declared within "
+        f"{config['tolerance']:g} for {met} of {len(order)} (largest deviation "
+        f"{np.nanmax(off.to_numpy()):.2f}){beside}."
     )
 
 

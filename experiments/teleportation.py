@@ -175,28 +175,22 @@ def findings(frame: Frame, config: Config) -> Frame:
 
 def _saving(frame: Frame, row: Any) -> str:
     if row.saved < 0.05:
-        return f"none of {row.calls}"
+        return "none"
     spread = frame[(frame.part == "interval") & (frame.metric == row.metric) & (frame.calls == row.calls)].iloc[0]
-    saved = f"{'at least ' if row.at_least else ''}{row.saved:.1f} of {row.calls}"
-    return f"{saved} (95 % {spread.low:.1f} to {spread.high:.1f}, start at t = {row.start:g})"
+    return f"{'at least ' * row.at_least}{row.saved:.1f} [{spread.low:.1f}, {spread.high:.1f}]"
 
 
 def verdict(frame: Frame, config: Config) -> str:
     """Calls saved at the error of so many plain calls, by both measures, and where the bias is the larger error."""
-    found = findings(frame, config)
-    parts = []
-    for metric, rows in found.groupby("metric", sort=False):
-        first = rows.iloc[0]
-        limit = (
-            f"its bias exceeding the error of {first.calls} plain calls first at t = {first.biased_from:g}"
-            if first.biased_from
-            else f"its bias staying below the error of {first.calls} plain calls at every start tried"
-        )
-        saved = " and ".join(_saving(frame, row) for row in rows.itertuples())
-        parts.append(f"by the {METRICS[metric].split(', ')[1]} error {saved}, {limit}")
+    saved, limits, calls = [], [], config["compared_at"]
+    for metric, rows in findings(frame, config).groupby("metric", sort=False):
+        name, biased = METRICS[metric].split(", ")[1], rows.biased_from.iloc[0]
+        saved.append(f"{' and '.join(_saving(frame, row) for row in rows.itertuples())} by {name}")
+        limits.append(f"{f't = {biased:g}' if biased else 'no start'} ({name})")
     return (
-        f"On {config['samples']} starts of the digits starting at the Gaussian closed form saves, of the calls that "
-        f"the best of {' and '.join(config['solvers'])} needs for the same error, {'; '.join(parts)}."
+        f"On the digits a start at the Gaussian closed form saves, of {' and '.join(map(str, calls))} calls of the "
+        f"best of {', '.join(config['solvers'])}, {', '.join(saved)} [95 %]; its bias exceeds the error of {calls[0]} "
+        f"calls first at {', '.join(limits)}."
     )
 
 

@@ -218,17 +218,19 @@ def rounding_norms(told, steps=(40, 160)):
 
 @pytest.mark.parametrize("name", ["rhork_2heun", "rhork_3kutta", "dpm_2"])
 def test_the_linear_part_of_a_method_with_stages(name):
-    """One step with a model whose x₀ is constant, through the table's own stages, beside the exact answer."""
-    x, process = starts(VP), VP
-    calls = da.SOLVERS[name].stages
-    budget = da.error_budget(None, MIX, name, calls, 0.6, process=process, x_T=x, frozen="x0")
-    x0 = MIX.x0(process)(x, 1.0)
-    alpha, sigma = (lambda t: float(process.alpha(t))), (lambda t: float(process.sigma(t)))
-    stepped = da.run(da.build(name, process, np.array([1.0, 0.6])), lambda u, t: (u - alpha(t) * x0) / sigma(t), x)
-    exact = alpha(0.6) * x0 + sigma(0.6) * (x - alpha(1.0) * x0) / sigma(1.0)
+    """One step with a model whose v is constant, through the table's own stages, beside the exact answer."""
+    x, calls = starts(VP), da.SOLVERS[name].stages
+    budget = da.error_budget(None, MIX, name, calls, 0.6, process=VP, x_T=x, frozen="v")
+    v = MIX.v(VP)(x, 1.0)
+    stepped = da.run(
+        da.build(name, VP, np.array([1.0, 0.6])), lambda u, t: float(VP.sigma(t)) * u + float(VP.alpha(t)) * v, x
+    )
+    angle = {t: np.arctan2(float(VP.sigma(t)), float(VP.alpha(t))) for t in (1.0, 0.6)}
+    exact = x + v * (angle[0.6] - angle[1.0])  # v is dx/dangle
     line = budget.terms["linear part"]
-    truth = MIX.flow(process, x, 1.0, 0.6)
     assert np.allclose(line, stepped - exact, rtol=0, atol=1e-11 * (1 + np.abs(stepped).max()))
+    assert np.abs(line).max() > 1e-3
+    truth = MIX.flow(VP, x, 1.0, 0.6)
     assert np.allclose(line + budget.terms["extrapolation"], budget.result - truth, rtol=0, atol=1e-11)
 
 
@@ -337,6 +339,34 @@ def test_bounds_are_bounds(process, exact, model, name, nfe):
         assert distance.value <= laws.pathwise[term] * (1 + 1e-9) + 1e-12, term
     assert laws.sampler_data.value <= laws.sampler_flow.value + laws.flow_data.value + 1e-12
     assert np.isclose(laws.sampler_flow.value, laws.terms["discretization"].value, rtol=1e-6, atol=1e-12)
+
+
+def test_bands_are_those_of_pairs():
+    """Two clouds of one budget come from the same starts."""
+    budget = da.error_budget(OTHER, MIX, "ddim", 6, 1e-2, process=VP, x_T=np.linspace(-2, 2, 40))
+    laws = da.law_budget(budget, MIX.sample(50, 0))
+    moved = budget.ideal + budget.terms["fitting"]
+    assert laws.terms["fitting"] == da.wasserstein2(moved, budget.ideal, paired=True)
+    assert laws.terms["fitting"] != da.wasserstein2(moved, budget.ideal)
+    assert laws.sampler_flow == da.wasserstein2(budget.result, budget.exact_flow, paired=True)
+    last, same = laws.terms["discretization"], laws.sampler_flow  # value and band: between the same two clouds
+    assert [last.value, last.low, last.high] == pytest.approx([same.value, same.low, same.high], rel=1e-9)
+    assert laws.flow_data == da.wasserstein2(budget.exact_flow, MIX.sample(50, 0))
+    assert laws.energy["flow_data"] == da.energy_distance(budget.exact_flow, MIX.sample(50, 0))
+
+
+def test_each_law_is_compared_with_the_one_before():
+    """Clouds so far apart that the best pairing is not that of the starts."""
+    rng = np.random.default_rng(0)
+    ideal, *parts = rng.standard_normal((6, 30, 2))
+    terms = dict(zip(("fitting", *DISCRETIZATION), parts, strict=True))
+    exact_flow, result = ideal + parts[0], ideal + sum(parts)
+    budget = da.ErrorBudget(terms, ideal, result, exact_flow, "none", 0, 0.0)
+    laws = da.law_budget(budget, ideal)
+    assert laws.terms["discretization"].value == pytest.approx(da.wasserstein2(result, exact_flow).value)
+    assert laws.terms["fitting"].value == pytest.approx(da.wasserstein2(exact_flow, ideal).value)
+    assert laws.pathwise["fitting"] == pytest.approx(np.sqrt((parts[0] ** 2).sum(axis=1).mean()))
+    assert laws.terms["fitting"].value < 0.9 * laws.pathwise["fitting"]
 
 
 def test_a_rotation_of_the_paths_is_no_error_of_the_law():

@@ -382,14 +382,25 @@ def test_the_prior_and_the_end_time_are_measured_apart(frame):
 def test_verdict_turns_with_the_data(frame):
     rows, config = frame
     said = appendix_likelihood.verdict(rows, config)
-    assert "suffice on 0 of 2 problems for rhoRK on log q itself and on 2 with that part exact" in said
+    assert "suffice for ρRK on 0 of 2 problems, with that part exact on 2." in said
+    usual = rows[(rows.part == "rk45") & (rows.trace == "exact") & (rows.tolerance == config["usual_tolerance"])].nfe
+    cheapest = [f["rk45"].nfe for f in appendix_likelihood.findings(rows, config).values()]
+    assert (usual.to_numpy() > cheapest).all()
+    assert f"at its usual tolerance {usual.iloc[0]:.0f} and {usual.iloc[1]:.0f}: at most 50," in said
     better = rows.assign(rms=rows.rms.where((rows.form != "plain") | (rows.nfe < 48), 1e-3))
-    assert "suffice on 2 of 2 problems" in appendix_likelihood.verdict(better, config)
+    assert "suffice for ρRK on 2 of 2 problems" in appendix_likelihood.verdict(better, config)
     worse = rows.assign(rms=rows.rms.where(rows.part != "rhork", 1.0))
     said = appendix_likelihood.verdict(worse, config)
-    assert "suffice on 0 of 2 problems for rhoRK on log q itself and on 0 with" in said
-    assert "rhoRK takes more calls than were tried" in said
+    assert "suffice for ρRK on 0 of 2 problems, with that part exact on 0." in said
+    assert "take ρRK on log q more than tried and more than tried calls" in said
     cheap = rows.assign(nfe=rows.nfe.where(rows.part != "rk45", 10))
-    assert "itself and on 0 with" in appendix_likelihood.verdict(cheap, config)
+    assert "with that part exact on 0." in appendix_likelihood.verdict(cheap, config)
+    assert "RK45 10 and 10, at its usual tolerance 10 and 10:" in appendix_likelihood.verdict(cheap, config)
+    for name, f in appendix_likelihood.findings(rows, config).items():
+        part = rows[rows.problem == name]
+        noisy = part[(part.part == "rk45") & (part.trace == "hutchinson")]
+        assert f["noise"] == noisy.rms.iloc[0] > 10 * config["wanted"]
+        assert f["usual"].tolerance == config["usual_tolerance"]
+        assert f["prior"] == part[part.part == "prior"].rms.iloc[0] != f["truncation"]
     for data in (rows, worse):
         appendix_likelihood.style.plt.close(appendix_likelihood.draw(data, config))

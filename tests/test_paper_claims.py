@@ -1,4 +1,4 @@
-"""The paper's claims, each measured on the exact mixture and on the digits: where one does not hold, it says so here."""
+"""The paper's claims, each measured on the exact mixture and on the digits: where one does not hold, this says so."""
 
 from __future__ import annotations
 
@@ -80,14 +80,17 @@ def test_on_the_digits_too(frame):
 
 
 def test_the_verdict_turns_with_the_data(frame):
-    assert "'with a frozen ε it is better than Euler' (mixture 0 of 3, digits 3 of 3)" in paper_claims.verdict(
-        frame, CONFIG
-    )
+    said = paper_claims.verdict(frame, CONFIG)
+    assert "hold everywhere on mixture, digits (frozen score loses to Euler, " in said
+    assert "; not everywhere: frozen ε beats Euler 0, 3 of 3; " in said
+    assert paper_claims.BRIEFLY.keys() == paper_claims.CLAIMS.keys()
+    assert paper_claims.whole(paper_claims.findings(frame), CONFIG["models"]) == ["score", "tab", "rk"]
     every = frame.assign(ratio=2.0)
     assert "6 of 6 claims" in paper_claims.verdict(every, CONFIG)
+    assert "t2 best for tAB" in paper_claims.verdict(every, CONFIG)
     assert "not everywhere" not in paper_claims.verdict(every, CONFIG)
     none = frame.assign(ratio=0.5)
-    assert "0 of 6 claims" in paper_claims.verdict(none, CONFIG)
+    assert "0 of 6 claims hold everywhere on mixture, digits; not everywhere" in paper_claims.verdict(none, CONFIG)
     assert all("| no: 0 of" in line for line in paper_claims.table(none, CONFIG)[2:])
 
 

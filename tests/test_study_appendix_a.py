@@ -139,13 +139,21 @@ def test_grid_verdict_turns(grids_found):
     cells = int((ours & (frame.grid == "t2") & frame.ratio.notna()).sum())
     good = frame.copy()
     good.loc[ours & (good.grid == "t2"), ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
-    assert grids.verdict(good, config).endswith("that t2 is best for tAB holds throughout.")
+    half = cells // 2
+    assert f"in {half} of {half} (mixture) and {half} of {half} (digits) cells, clearly beaten in 0 and 0" in (
+        grids.verdict(good, config)
+    )
     bad = frame.copy()
     bad.loc[ours & (bad.grid == "t2"), ["ratio", "low", "high"]] = [2.0, 1.5, 3.0]
-    assert f"holds in 0 of {cells} cells" in grids.verdict(bad, config)
-    assert f"clearly beaten in {cells // 2}" in grids.verdict(bad, config)
+    assert f"in 0 of {half} (mixture) and 0 of {half} (digits) cells, clearly beaten in {half} and {half}" in (
+        grids.verdict(bad, config)
+    )
     bad.loc[(bad.part == "grid") & (bad.grid == "logrho"), "rms"] = 1e-12
-    assert "the best grid there is logrho for 5 of 5" in grids.verdict(bad, config)
+    assert "over all solvers the best grid is logrho 10 of 10." in grids.verdict(bad, config)
+    power = (bad.part == "best") & (bad.family == "t")
+    bad.loc[power, "exponent"] = bad.model[power].map({"mixture": 1.25, "digits": 3.5})
+    assert "exponent of t at 10 calls 1.25 to 1.25 and 3.50 to 3.50;" in grids.verdict(bad, config)
+    assert {e[0] for e in grids.claim(bad, config, "digits")["exponents"].values()} == {3.5}
 
 
 def test_one_step_leaves_no_grid_to_choose():
@@ -191,13 +199,25 @@ def test_calls_for_an_error_of_a_power_law():
     assert np.isnan(blackbox.calls_for(rows, 1.0))
 
 
-def test_blackbox_verdict_turns(blackbox_found):
+def test_blackbox_verdict_turns(blackbox_found, monkeypatch):
     frame, config = blackbox_found
-    assert "that the rho-form needs fewer calls does not hold" in blackbox.verdict(frame, config)
+    found = blackbox.equal_error(frame, config)
+    said = blackbox.verdict(frame, config)
+    assert "that the ρ-form needs fewer calls does not hold" in said
+    assert f"fewer at {(found.lam < found.t).sum()} of {len(found)}: that" in said
+    at = found[found.model == "mixture"]
+    assert f"on the ρ-form {blackbox._range(at.rho / at.t)} times (mixture), " in said
     cheap = frame.astype({"nfe": float})
     cheap.loc[cheap.form == "rho", "nfe"] /= 100
-    assert "that the rho-form needs fewer calls holds." in blackbox.verdict(cheap, config)
+    assert "that the ρ-form needs fewer calls holds." in blackbox.verdict(cheap, config)
     assert "have no error in common" in blackbox.verdict(frame.assign(rms=10.0), config)
+    forged = found.assign(rho=[0.5 * found.t.iloc[0], *(3 * found.t.iloc[1:])], lam=0.8 * found.t)
+    monkeypatch.setattr(blackbox, "equal_error", lambda *_: forged)
+    said = blackbox.verdict(frame, config)
+    assert f"on the ρ-form 0.50 to 3.0 times (mixture), fewer at 1 of {len(found)} and on the λ-form 0.80 times" in said
+    assert said.endswith(
+        f"fewer at {len(found)} of {len(found)}: that the ρ-form needs fewer calls holds at 1 of {len(found)}."
+    )
 
 
 def test_errors_below_the_reference_are_not_compared(blackbox_found):
@@ -267,7 +287,7 @@ def test_ve_digits_are_measured_too():
     frame, config = quick(vesde, models=["digits"], solvers=["ddim"], calls=[5, 10], samples=4)
     assert set(frame[frame.part == "error"].process) == {"VP", "VE", "EDM"}
     assert frame[frame.part == "error"].rms.between(0.01, 1).all()
-    assert vesde.verdict(frame, config).startswith("At 10 calls on the grids of their kind, on the digits VE")
+    assert vesde.verdict(frame, config).startswith("VP's least error at 10 calls takes VE ")
 
 
 def test_vesde_verdict_turns(vesde_found):
@@ -276,14 +296,19 @@ def test_vesde_verdict_turns(vesde_found):
     for factor, said in ((100.0, "more calls"), (0.01, "fewer calls")):
         turned = frame.copy()
         turned.loc[errors, "rms"] *= factor
-        assert f"VE needs {said} on the mixture." in vesde.verdict(turned, config)
+        assert f"VE needs {said} on the mixture;" in vesde.verdict(turned, config)
     same = frame.copy()
     vp = frame[(frame.part == "error") & (frame.process == "VP")].groupby("calls").rms.min()
     same.loc[errors, "rms"] = same.calls[errors].map(vp)
-    assert "VE needs about as many calls on the mixture." in vesde.verdict(same, config)
+    assert "VE needs about as many calls on the mixture;" in vesde.verdict(same, config)
     ratio = frame.copy()
     ratio.loc[ratio.part == "ratio", ["ratio", "low", "high"]] = [2.0, 1.5, 2.5]
-    assert "for 3 of 3 solvers (clearly for 3, clearly less for 0), median 2.0" in vesde.verdict(ratio, config)
+    assert "VE in 3 of 3, EDM in 3 of 3 cases has more error than VP." in vesde.verdict(ratio, config)
+    found = vesde.findings(ratio, config, "mixture")["VE"]
+    assert [found[key] for key in ("solvers", "more", "clear", "less", "median", "median_any")] == [3, 3, 3, 0, 2, 2]
+    ratio.loc[ratio.process == "EDM", ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
+    assert "VE in 3 of 3, EDM in 0 of 3 cases" in vesde.verdict(ratio, config)
+    assert vesde.findings(ratio, config, "mixture")["EDM"]["less"] == 3
 
 
 def test_ratios_are_those_of_the_errors(vesde_found):
@@ -353,14 +378,20 @@ def test_end_time_verdict_turns(end_time_found):
     early = frame.t_end == config["compared"][1]
     turned = frame.copy()
     turned.loc[early, ["ratio", "low", "high"]] = [2.0, 1.5, 3.0]
-    assert "tab3 never;" in end_time.verdict(turned, config)
+    assert end_time.verdict(turned, config).count("never (ddim, tab3") == 2
     assert "calls on" not in end_time.verdict(turned, config)
+    assert end_time.verdict(turned, config).count("2.0 to 2.0 times") == 2
     turned.loc[early & (turned.calls >= 10), ["ratio", "low", "high"]] = [0.5, 0.4, 1.2]
-    assert "tab3 from 10 calls on, never clearly;" in end_time.verdict(turned, config)
-    turned.loc[early & (turned.calls >= 20), "high"] = 0.9
-    assert "tab3 from 10 calls on, clearly from 20;" in end_time.verdict(turned, config)
+    assert "never (ddim, tab3" in end_time.verdict(turned, config)
+    case = end_time.crossover(turned, config, "mixture", "tab3")
+    assert (case["wins"], case["clear"], case["ratio"]) == (10, None, 0.5)
+    turned.loc[early & (turned.calls >= 20) & (turned.solver == "tab3"), "high"] = 0.9
+    said = end_time.verdict(turned, config)
+    assert said.count("from 20 calls on (tab3), never (ddim") == 2
+    assert said.count("0.50 to 0.50 times") == 2
+    assert end_time.findings(turned, config, "digits")["tab3"]["clear"] == 20
     turned.loc[early & (turned.calls == 20), "ratio"] = 1.1
-    assert "tab3 never;" in end_time.verdict(turned, config)
+    assert end_time.crossover(turned, config, "mixture", "tab3")["wins"] is None
 
 
 def test_published_practice_is_marked_as_such(end_time_found):

@@ -40,13 +40,18 @@ def test_the_total_is_the_measured_error(budget):
 
 def test_the_budget_verdict_turns_with_the_data(budget):
     said = budget_of_errors.verdict(budget, BUDGET)
-    assert "ddim extrapolation" in said
-    assert "holds in 2 of 2 cases" in said
+    assert "extrapolation (ddim), start-up" in said
+    assert "holds in 2 of 2, " in said
+    ratio, slack = budget_of_errors.laws(budget)
+    assert f"{ratio.min():.2f} to {ratio.max():.2f} times as far" in said
+    assert (slack > -1e-9).all()
     forged = budget.copy()
     forged.loc[forged.what == "truncation", "value"] = 100.0
-    assert "ddim truncation; tab3 truncation" in budget_of_errors.verdict(forged, BUDGET)
+    assert "on the mixture truncation (ddim), truncation (tab3);" in budget_of_errors.verdict(forged, BUDGET)
     forged.loc[forged.what == "sampler_data", "value"] = 1e3
-    assert "holds in 0 of 2 cases" in budget_of_errors.verdict(forged, BUDGET)
+    assert "holds in 0 of 2, " in budget_of_errors.verdict(forged, BUDGET)
+    forged.loc[forged.what == "paths", "value"] = 3 * forged.value[forged.what == "sampler_flow"].to_numpy()
+    assert "tab3's paths being 3.00 to 3.00 times as far" in budget_of_errors.verdict(forged, BUDGET)
 
 
 def test_an_exact_score_is_a_score(score):
@@ -84,10 +89,11 @@ def _points(problem, t):
 
 def test_the_diagnostics_verdict_turns_with_the_data(score):
     said = score_diagnostics.verdict(score, SCORE)
-    assert "asymmetry 0 to 0" in said
+    assert "Jacobian asymmetry 0;" in said
     forged = score.copy()
     forged.loc[(forged.measure == "asymmetry") & (forged.t == 0.3), "value"] = 0.25
-    assert "asymmetry 0 to 0.2 (largest at t = 0.3)" in score_diagnostics.verdict(forged, SCORE)
+    assert "Jacobian asymmetry 0.2 (t = 0.3);" in score_diagnostics.verdict(forged, SCORE)
+    assert score_diagnostics.findings(forged)["mixture", "asymmetry"] == (0.0, 0.25, 0.3)
 
 
 def test_a_model_without_exact_samples_is_refused():

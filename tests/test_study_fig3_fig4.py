@@ -122,18 +122,29 @@ def test_frozen_eps_beats_euler_on_the_digits_and_not_on_smooth_densities(discre
 def test_discretization_verdict_turns_with_the_data(discretization):
     frame = discretization.copy()
     before = fig3.verdict(frame, C3)
-    assert "the first claim holds at every step count on mixture, gaussian, digits, the second on digits;" in before
+    assert "more at every N on mixture, gaussian, digits; with a frozen ε" in before
+    assert re.search(r"less at every N on digits(?: \([^)]*\))?, by RMS on no model\.$", before)
     score, eps = frame.solver == "ei_score", frame.solver == "ddim"
     columns = [f"{m}_{part}" for m in fig3.MEASURES for part in ("ratio", "low", "high")]
     frame.loc[score, columns], frame.loc[eps, columns] = 0.5, 0.5
     frame.loc[frame.frozen == "score", "delta"] = 4 * frame.delta[frame.frozen == "eps"].to_numpy()
     said = fig3.verdict(frame, C3)
-    assert "worse than Euler: mixture 0/0 (0/0), gaussian 0/0 (0/0), digits 0/0 (0/0);" in said
-    assert "better than Euler: mixture 3/3 (3/3), gaussian 3/3 (3/3), digits 3/3 (3/3);" in said
-    assert "on no model, the second on mixture, gaussian, digits;" in said
-    assert "is 4.0 on mixture, 4.0 on gaussian, 4.0 on digits." in said
+    every = "mixture, gaussian, digits"
+    assert "frozen score has 0.50 to 0.50 times Euler's mean pixel error, more at every N on no model;" in said
+    assert said.endswith(f"0.50 to 0.50 times, less at every N on {every}, by RMS on {every}.")
+    for f in fig3.findings(frame, C3).values():
+        assert all(f["worse"][m] == (0, 0) and f["better"][m] == (3, 3) for m in fig3.MEASURES)
+        assert f["delta"] == pytest.approx(4.0)
     frame.loc[eps, "mean_high"] = 1.5  # still better, but not surely
-    assert "better than Euler: mixture 3/0 (3/3)" in fig3.verdict(frame, C3)
+    assert "less at every N on mixture (0 of 3 beyond a 95 % interval)" in fig3.verdict(frame, C3)
+    frame.loc[eps & (frame.steps == 10), "rms_ratio"] = 1.5
+    assert fig3.verdict(frame, C3).endswith("by RMS on no model.")
+    assert fig3.findings(frame, C3)["mixture"]["better"] == {"mean": (3, 0), "rms": (2, 3)}
+
+
+def test_discretization_verdict_has_the_range_of_the_ratios(discretization):
+    rows = discretization[discretization.solver == "ei_score"].mean_ratio
+    assert f"has {rows.min():.1f} to {rows.max():.1f} times Euler's" in fig3.verdict(discretization, C3)
 
 
 # -- figure 4: numbers ----------------------------------------------------------------------------
@@ -239,28 +250,35 @@ def test_every_degree_helps_on_the_gaussian_and_the_highest_hurts_on_the_digits_
 def test_extrapolation_verdict_turns_with_the_data(extrapolation):
     frame = extrapolation.copy()
     change, average, samples = (frame.part == part for part in ("change", "average", "samples"))
-    assert "falls with every degree beyond 95 % intervals on gaussian;" in fig4.verdict(frame, C4)
+    assert "along the exact path clearly on gaussian;" in fig4.verdict(frame, C4)
     frame.loc[change, "change"] = np.where(frame.to[change] >= 0.15, 0.5, 0.25)
     frame.loc[average | samples, ["ratio", "low", "high"]] = 2.0
     frame.loc[average, ["gain", "gain_low", "gain_high"]] = 7.0
     frame.loc[frame.part == "path", "delta"] = 1.0 + frame.degree
+    frame.loc[samples, "gain"] = 5.0
     said = fig4.verdict(frame, C4)
-    assert "50 % on digits (25 % below, most at t = 1.00)" in said
-    assert "on no model;" in said
+    assert "ε changes there at most 50 % per 1/12 of t above 0.15." in said
+    assert "throughout N ≤ 20 on no model (t2), along the exact path clearly on no model;" in said
+    assert "at 10 steps 5.0, 5.0, 5.0 (t2) times degree 3's error" in said
     first = [np.linspace(1.0, np.sqrt(1e-3), n + 1)[1] ** 2 for n in (10, 20)]  # every step is lost, from the first on
-    assert said.count(" and ".join(f"7.0 [7.0, 7.0] (losses only at t <= {t:.2f})" for t in first)) == 3
-    assert "mixture 0/0, gaussian 0/0, digits 0/0" in said
+    for f in fig4.findings(frame, C4).values():
+        assert (f["above"], f["below"], f["at"]) == (0.5, 0.25, 1.0)
+        assert set(f["gain"].values()) == {(7.0, 7.0, 7.0)}
+        assert list(f["loses"].values()) == pytest.approx(first)
+        assert f["better"]["t2"] == (0, 0)
     frame.loc[average | samples, ["ratio", "low", "high"]] = 0.5
     frame.loc[frame.part == "path", "delta"] = 1.0 / (1.0 + frame.degree)
-    said = fig4.verdict(frame, C4)
-    assert "on mixture, gaussian, digits;" in said
-    assert "losses" not in said
-    assert "mixture 3/3, gaussian 3/3, digits 3/3" in said
+    every = "mixture, gaussian, digits"
+    assert f"20 on {every} (t2), along the exact path clearly on {every};" in fig4.verdict(frame, C4)
+    found = fig4.findings(frame, C4).values()
+    assert np.isnan([t for f in found for t in f["loses"].values()]).all()
+    assert all(f["better"]["t2"] == (3, 3) for f in found)
     frame.loc[samples | average, "high"] = 1.1
-    assert "on no model;" in fig4.verdict(frame, C4)
-    assert "mixture 3/0, gaussian 3/0, digits 3/0" in fig4.verdict(frame, C4)
+    assert f"20 on {every} (t2), along the exact path clearly on no model;" in fig4.verdict(frame, C4)
+    assert all(f["better"]["t2"] == (3, 0) for f in fig4.findings(frame, C4).values())
     frame.loc[samples & (frame.degree == 2) & (frame.steps == 10), "ratio"] = 1.1  # one degree of three spoils an N
-    assert "mixture 2/0, gaussian 2/0, digits 2/0" in fig4.verdict(frame, C4)
+    assert "throughout N ≤ 20 on no model (t2)" in fig4.verdict(frame, C4)
+    assert all(f["better"]["t2"] == (2, 0) for f in fig4.findings(frame, C4).values())
 
 
 # -- both -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 
 import deis_analysis as da
 from deis_analysis.distances import energy_distance
-from experiments import fig5_ablation, fig6_comparison, models, style, table2_variants
+from experiments import fig5_ablation, fig6_comparison, judging, models, style, table2_variants
 from experiments.problems import product_mixture
 
 PROCESS, MIX = da.VPLinear(), product_mixture()
@@ -99,20 +99,18 @@ def test_ladder_ends_on_its_best_grid_and_gains_multiply(fig5, mixture):
 def test_law_terms_are_the_energy_distance_and_its_first_order_terms():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((80, 3)) + 0.7, rng.standard_normal((150, 3))
-    terms = fig5_ablation.law_terms(torch.tensor(x), torch.tensor(y))
+    terms = judging.law_terms(torch.tensor(x), torch.tensor(y))
     own = np.linalg.norm(y[:, None] - y, axis=-1).sum() / (150 * 149)
     assert terms.mean() - own == pytest.approx(energy_distance(x, y).value ** 2, rel=1e-9)
-    without = np.array(
-        [fig5_ablation.law_terms(torch.tensor(np.delete(x, i, 0)), torch.tensor(y)).mean() for i in range(80)]
-    )
+    without = np.array([judging.law_terms(torch.tensor(np.delete(x, i, 0)), torch.tensor(y)).mean() for i in range(80)])
     jackknife = math.sqrt(79 / 80 * ((without - without.mean()) ** 2).sum())
-    mean, low, high = fig5_ablation.banded(terms)
+    mean, low, high = judging.banded(terms)
     assert low + high == pytest.approx(2 * mean)
     assert (high - low) / 2 / 1.96 == pytest.approx(jackknife, rel=0.03)
 
 
 def test_exact_flow_has_no_excess(mixture):
-    judge = fig5_ablation.Judge(mixture, fig5_ablation.CONFIG, 32)
+    judge = judging.Judge(mixture, fig5_ablation.CONFIG, 32)
     row = judge.row(judge.truth)
     assert (row["law"], row["law_low"], row["law_high"], row["rms"]) == (0, 0, 0, 0)
     assert judge.truth.shape == judge.study.x_T.shape == (32, 4)
@@ -186,21 +184,28 @@ def test_fig5_verdict_turns(fig5):
     frame, config = fig5
     said = fig5_ablation.verdict(frame, config)
     gain = frame[(frame.part == "gain") & (frame.nfe == 10)].set_index("method")
-    assert (gain.low["+ EI"] > 1) == ("(worse), + ε" in said)
+    assert f"on mixture by {gain.ratio['+ EI']:.1f} (+ EI)" in said
+    assert gain.low["+ EI"] > 1
+    assert fig5_ablation.effect(gain.loc["+ EI"]) == "more"
+    whole = fig5_ablation.findings(frame, config)["mixture"]["whole"]
+    assert whole == pytest.approx(gain.ratio.prod())
+    assert f"together {style.as_text(whole)} (~" in said
     better = frame.copy()
     at = (better.part == "gain") & (better.nfe == 10)
     better.loc[at, ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
-    assert "+ EI x0.50 [0.40, 0.60], + ε" in fig5_ablation.verdict(better, config)
+    assert "by 0.50 (+ EI), 0.50 (+ ε), 0.50" in fig5_ablation.verdict(better, config)
     better.loc[at, ["ratio", "low", "high"]] = [0.95, 0.9, 1.1]
-    assert fig5_ablation.verdict(better, config).count("no clear change") == 4
+    assert fig5_ablation.verdict(better, config).count("0.95~ (+ ") == 4
     frame = frame.copy()
     rk = frame.method == fig5_ablation.RK45
     frame.loc[rk, "rms"] = 0.0
     assert f"as accurate with {int(frame[rk].nfe.min())} calls" in fig5_ablation.verdict(frame, config)
     frame.loc[rk, "rms"] = 9.0
-    assert "more calls than were tried" in fig5_ablation.verdict(frame, config)
-    frame.loc[frame.method == fig5_ablation.EM, ["law_low", "law_high"]] = [0.1, 0.2]
-    assert "Euler–Maruyama with more than 80 calls" in fig5_ablation.verdict(frame, config)
+    assert "as accurate with more than tried calls" in fig5_ablation.verdict(frame, config)
+    noisy = frame.method == fig5_ablation.EM
+    for band, first in (([0.1, 0.2], None), ([-0.1, 0.2], int(frame[noisy].nfe.min()))):
+        frame.loc[noisy, ["law_low", "law_high"]] = band
+        assert fig5_ablation.findings(frame, config)["mixture"]["near"][fig5_ablation.EM] == (first, 80)
 
 
 # -- figure 6 -------------------------------------------------------------------------------------
@@ -262,25 +267,29 @@ def test_fig6_verdict_turns(fig6):
     frame, config = fig6
     said = fig6_comparison.verdict(frame, config)
     duels = frame.part == "duel"
-    assert f"in {(frame[duels].high < 1).sum()} of 8 cases" in said
+    assert f"in {(frame[duels].high < 1).sum()} of 8 cases; at 10 calls (customary, best grids) mixture: " in said
     clear = frame.copy()
     clear.loc[duels, ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
     clear.loc[duels, "solver"] = "ddim"
     said = fig6_comparison.verdict(clear, config)
-    assert "in 8 of 8 cases (winners ddim)" in said
-    assert said.count("2.0x less error than") == 8
+    assert "in 8 of 8 cases; " in said
+    assert said.count("ddim by 2.0x") == 4
     clear.loc[duels, "high"] = 1.2
     said = fig6_comparison.verdict(clear, config)
     assert "in 0 of 8 cases; " in said
-    assert "less error" not in said
+    assert " by " not in said.removeprefix("By")
+    assert said.count("ddim or ") == 4
     apart = frame.copy()
     errors = apart.part == "error"
     apart.loc[errors, ["law", "law_low", "law_high"]] = [0.5, 0.4, 0.6]
     at = errors & (apart.solver == "dpm_2")
     apart.loc[at, ["law", "law_low", "law_high"]] = [0.1, 0.0, 0.2]
-    assert fig6_comparison.verdict(apart, config).count("dpm_2 nearest the data, the bands of 10 of 10") == 2
+    assert fig6_comparison.nearest(apart, "digits", 5) == ("dpm_2", 10, 10)
+    assert "nearest in law at 5 calls dpm_2, dpm_2, apart from 10, 10 of 10 others" in fig6_comparison.verdict(
+        apart, config
+    )
     apart.loc[at, "law_high"] = 0.45
-    assert fig6_comparison.verdict(apart, config).count("dpm_2 nearest the data, the bands of 0 of 10") == 2
+    assert "dpm_2, dpm_2, apart from 0, 0 of 10 others" in fig6_comparison.verdict(apart, config)
 
 
 # -- table 2 --------------------------------------------------------------------------------------
@@ -345,19 +354,27 @@ def test_table2_verdict_turns(table2):
     said = table2_variants.verdict(frame, config)
     at = table2_variants.cells(frame, "mixture").pivot(index="calls", columns="solver", values="rms")
     below = sum(int((at[f"tab{r}"] < at[f"rhoab{r}"]).sum()) for r in (1, 2, 3))
-    assert f"tAB below rhoAB of equal degree in {below} of 6 cells" in said
+    assert f"tAB beats ρAB of equal degree in {below} of 6 cells" in said
+    ranks = table2_variants.findings(frame)["mixture"]["ranks"]
+    for measure, words in (("rms", "with Spearman"), ("law", "by law")):
+        assert f"{words} {ranks[measure].spearman.min():.2f} to {ranks[measure].spearman.max():.2f} (" in said
     swapped = frame.copy()
     swapped["solver"] = swapped.solver.replace(
         {f"{a}ab{r}": f"{b}ab{r}" for a, b in (("t", "rho"), ("rho", "t")) for r in (1, 2, 3)}
     )
-    assert f"tAB below rhoAB of equal degree in {6 - below} of 6 cells" in table2_variants.verdict(swapped, config)
-    assert "3 of 3 Runge-Kutta variants are worse than DDIM" in said
+    assert f"tAB beats ρAB of equal degree in {6 - below} of 6 cells" in table2_variants.verdict(swapped, config)
+    assert "DDIM ρRK at 5 calls in 3 of 3." in said
+    assert table2_variants.findings(frame)["mixture"]["winners"] == at.idxmin(axis=1).to_dict()
     tamed = frame.copy()
     tamed.loc[(tamed.part == "ours") & tamed.solver.str.startswith("rhork", na=False), "rms"] = 1e-9
-    said = table2_variants.verdict(tamed, config)
-    assert "0 of 3 Runge-Kutta variants are worse than DDIM, at 10 3 are better than all tAB" in said
-    tamed.loc[tamed.part == "rank", "p"] = 0.5
-    assert table2_variants.verdict(tamed, config).count("p < 0.05 in 0") == 2
+    assert "DDIM ρRK at 5 calls in 0 of 3." in table2_variants.verdict(tamed, config)
+    found = table2_variants.findings(tamed)["mixture"]
+    assert (found["fewest"], found["bad"], found["most"], found["rk_last"]) == (5, 0, 10, 3)
+    for p, count in ((0.5, 0), (0.01, 2)):
+        tamed.loc[tamed.part == "rank", "p"] = p
+        said = table2_variants.verdict(tamed, config)
+        assert f"p < 0.05 in {count} of 2), by law" in said
+        assert f"({count} of 2); tAB" in said
 
 
 @pytest.mark.parametrize("module", [fig5_ablation, fig6_comparison, table2_variants])

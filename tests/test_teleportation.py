@@ -65,14 +65,14 @@ def test_verdict_turns_with_the_data(frame):
     csv.loc[skipped, ["rms", "median"]] = 1e3
     assert set(saved(csv).values()) == {0.0}
     said = teleportation.verdict(csv, CONFIG)
-    assert said.count("none of") == 4
+    assert said.count("none and none by ") == 2
     csv.loc[skipped, ["rms", "median"]] = 1e-9
     assert saved(csv)["rms", 10] == 5.0
-    assert "at least 5.0 of 10" in teleportation.verdict(csv, CONFIG)
+    assert "of 10 and 15 calls of the best of tab3, dpmpp_2m, at least 5.0 [" in teleportation.verdict(csv, CONFIG)
     csv.loc[csv.part == "bias", ["rms", "median"]] = 1e-12
-    assert teleportation.verdict(csv, CONFIG).count("staying below the error of 10 plain calls") == 2
+    assert teleportation.verdict(csv, CONFIG).endswith("first at no start (RMS), no start (median).")
     csv.loc[csv.start == 0.4, "rms"] = 1e3
-    assert "exceeding the error of 10 plain calls first at t = 0.4" in teleportation.verdict(csv, CONFIG)
+    assert "exceeds the error of 10 calls first at t = 0.4 (RMS), no start" in teleportation.verdict(csv, CONFIG)
 
 
 def test_intervals_hold_the_estimate(frame):
