@@ -26,7 +26,7 @@ from deis_analysis.analysis import (
     weak_order,
 )
 from deis_analysis.brownian import BrownianPath
-from deis_analysis.budget import ErrorBudget, LawBudget, error_budget, law_budget
+from deis_analysis.budget import ErrorBudget, error_budget
 from deis_analysis.conventions import flow_model
 from deis_analysis.denoiser import ideal_denoiser
 from deis_analysis.distances import (
@@ -41,6 +41,7 @@ from deis_analysis.distances import (
 from deis_analysis.error import extrapolation_error, global_error, local_errors, transported_errors
 from deis_analysis.grids import grid, two_stage_grid
 from deis_analysis.inversion import Inversion, invert, round_trip_error
+from deis_analysis.law_of_budget import LawBudget, law_budget
 from deis_analysis.likelihood import Likelihood, bits_per_dim, log_likelihood, log_likelihood_rk45
 from deis_analysis.many import run_many
 from deis_analysis.mixture import GaussianMixture, ProductMixture

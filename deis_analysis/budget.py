@@ -27,14 +27,13 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from deis_analysis import backend
-from deis_analysis.distances import Distance, energy_distance, wasserstein2
 from deis_analysis.grids import check_grid, grid
 from deis_analysis.mixture import GaussianMixture, ProductMixture
 from deis_analysis.orders import walk
 from deis_analysis.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Model, Tableau, run
-from deis_analysis.validate import choose, function, instance, positive, positive_int
+from deis_analysis.validate import choose, finite, function, instance, positive, positive_int
 
 TERMS = (
     "prior mismatch",
@@ -115,6 +114,7 @@ def error_budget(
     model_dtype: Any = None,
     state_dtype: Any = None,
     starting_steps: int | None = None,
+    network_dtype: Any = None,
     frozen: str | None = None,
     rtol: float = 1e-8,
 ) -> ErrorBudget:
@@ -128,48 +128,98 @@ def error_budget(
         nfe: model calls allowed; the most steps that fit are taken. t_end, t_start, kind: the grid, see `grid`.
         x_T: (n, …) starts, NumPy or torch.
         t_data: where the ideal sample lives, at most t_end; given, *truncation* is what stopping at t_end costs.
-        prior_std: given, ``x_T`` is a draw from N(0, prior_std² I), not from p_T; *prior mismatch* is the difference to
-            the start that optimal transport assigns to it (1-D and product mixtures, one Gaussian).
-        guided: ε with guidance: *guidance* is its exact flow against that of ``exact``.
+        prior_std: given, ``x_T`` is a draw from N(μ, prior_std² I), μ the mean the process reverts to or 0, not from
+            p_T; *prior mismatch* is the difference to the start that optimal transport assigns to it (1-D and
+            product mixtures, one Gaussian).
+        guided: ε with guidance: *guidance* is its exact flow against that of ``exact``; *fitting* then is against it.
         told: t → the time that an integer-time model is told instead: *time rounding*.
         model_dtype, state_dtype: of the run that is measured, float64 both unless given: *precision*.
+        network_dtype: models are called in float64; a network with float32 weights that is not to be cast
+            (``net.double()``) is called in this dtype instead, its exact flow included.
         starting_steps: steps that count as start-up; by default the registry row's, 0 for a function.
         frozen: the prediction whose constancy the linear part refers to; by default the registry row's, or the table's.
 
     Raises:
-        ValueError: a sampler with noise; fewer calls than the sampler needs; times out of order; an ``exact`` whose
-            optimal transport from the prior is not known.
+        ValueError: a sampler with noise; fewer calls than the sampler needs; times out of order; no samples; dtypes of
+            another library than that of x_T; an ``exact`` whose optimal transport from the prior is not known.
     """
     require_process(process)
-    for name, source in (("model", model), ("exact", exact), ("guided", guided)):
-        if source is not None and not isinstance(source, (GaussianMixture, ProductMixture)):
-            function(name, source)
+    sources = _sources({"exact": exact, "guided": guided, "model": model}, network_dtype)
     table, lead = _table(solver, process, positive_int("nfe", nfe), (kind, t_start, t_end), starting_steps)
-    start, end = float(table.times[0]), float(table.times[-1])
-    if t_data is not None and not process._check_scalar(t_data, "t_data") <= end:
-        raise ValueError(f"t_data={t_data!r} must be at most t_end={end!r}")
-    x = backend.floating("x_T", x_T)
-    x = backend.cast(x, array_namespace(x).float64)
+    x = _start(x_T, {"model_dtype": model_dtype, "state_dtype": state_dtype, "network_dtype": network_dtype})
+    if t_data is not None and not process._check_scalar(t_data, "t_data") <= table.times[-1]:
+        raise ValueError(f"t_data={t_data!r} must be at most t_end={float(table.times[-1])!r}")
+    positive(rtol=rtol)
     flows = _Flows(process, rtol)
-    rungs: list[tuple[str, Any]] = []
-    clean = end if t_data is None else float(t_data)
-    if prior_std is not None:
-        positive(prior_std=prior_std)
-        image = _transport(exact, process, x, prior_std, start)
-        rungs.append(("", flows.to(exact, image, start, clean)))
-        rungs.append(("prior mismatch", flows.to(exact, x, start, clean)))
-    elif t_data is not None:
-        rungs.append(("", flows.to(exact, x, start, clean)))
-    causes = [("" if t_data is None else "truncation", exact), ("guidance", guided), ("fitting", model)]
-    asked = [(name, source) for name, source in causes if source is not None]
-    truth = asked[-1][1]
-    path = flows.path(truth, x, start, table.times)
-    rungs += [(name, flows.to(source, x, start, end)) for name, source in asked[:-1]]
-    rungs.append((asked[-1][0], path(end)))
-    terms = {name: _array(b) - _array(a) for (_, a), (name, b) in itertools.pairwise(rungs) if name}
+    truth = list(sources.values())[-1]
+    path = flows.path(truth, x, float(table.times[0]), table.times)
+    rungs = _rungs(flows, sources, table, path, x, t_data, prior_std)
+    terms = {name: _array(b) - _array(a) for (_, a), (name, b) in itertools.pairwise(rungs)}
     frozen = choose("frozen", frozen or _frozen(solver, table), PREDICTIONS)
     result = run(table, _predicting(process, truth, table.prediction), x)
     terms |= _discretization(table, lead, frozen, flows, truth, path, result)
+    measured, result = _measured(table, process, truth, x, result, told, model_dtype, state_dtype)
+    first, last = _array(rungs[0][1]), _array(rungs[-1][1])
+    return ErrorBudget(terms | measured, first, _array(result), last, table.name, table.nfe, flows.error)
+
+
+def _sources(given: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """The models that were given, each a mixture or a function; functions are called in ``dtype``."""
+    found = {}
+    for name, source in given.items():
+        if source is None and name != "exact":
+            continue
+        mixture = isinstance(source, (GaussianMixture, ProductMixture))
+        found[name] = source if mixture else _in_dtype(function(name, source), dtype)
+    return found
+
+
+def _in_dtype(model: Model, dtype: Any) -> Model:
+    return model if dtype is None else lambda x, t: backend.cast(model(backend.cast(x, dtype), t), x.dtype)
+
+
+def _start(x_T: Any, dtypes: dict[str, Any]) -> Any:
+    """The starts in float64; ValueError for none, and for dtypes of another library than theirs."""
+    x = backend.floating("x_T", x_T)
+    if 0 in x.shape or x.ndim == 0:
+        raise ValueError(f"x_T has shape {tuple(x.shape)}; allowed: (n, ...) with n >= 1")
+    xp = array_namespace(x)
+    for name, dtype in dtypes.items():
+        try:
+            known = dtype is None or xp.finfo(dtype).eps > 0
+        except (TypeError, ValueError, AttributeError):
+            known = False
+        if not known:
+            raise ValueError(f"{name}={dtype!r} must be a floating dtype of the library of x_T ({xp.__name__})")
+    return backend.cast(x, xp.float64)
+
+
+def _rungs(
+    flows: _Flows, sources: dict[str, Any], table: Tableau, path: Any, x: Any, t_data: float | None, std: float | None
+) -> list[tuple[str, Any]]:
+    """(cause, sample with it and all before), from the ideal sample, of cause "", to the exact flow of the model."""
+    exact, start, end = sources["exact"], float(table.times[0]), float(table.times[-1])
+    clean = end if t_data is None else float(t_data)
+    rungs: list[tuple[str, Any]] = []
+    if std is not None:
+        positive(prior_std=std)
+        rungs.append(("", flows.to(exact, _transport(exact, flows.process, x, std, start), start, clean)))
+    if std is not None and t_data is not None:
+        rungs.append(("prior mismatch", flows.to(exact, x, start, clean)))
+    elif t_data is not None:
+        rungs.append(("", flows.to(exact, x, start, clean)))
+    stopped = "truncation" if t_data is not None else "" if std is None else "prior mismatch"
+    names = {"exact": stopped, "guided": "guidance", "model": "fitting"}
+    for name, source in list(sources.items())[:-1]:
+        rungs.append((names[name], flows.to(source, x, start, end)))
+    return [*rungs, (names[list(sources)[-1]], path(end))]
+
+
+def _measured(
+    table: Tableau, process: Process, truth: Any, x: Any, result: Any, told: Any, model_dtype: Any, state_dtype: Any
+) -> tuple[dict[str, Array], Any]:
+    """What rounded times and low precision add to the float64 ``result``, and the result with both."""
+    terms = {}
     if told is not None:
         table = _told(table, process, told)
         rounded = run(table, _predicting(process, truth, "eps"), x)
@@ -178,15 +228,7 @@ def error_budget(
         low = x if state_dtype is None else backend.cast(x, state_dtype)
         low = run(table, _predicting(process, truth, table.prediction), low, model_dtype=model_dtype)
         terms["precision"], result = _array(low) - _array(result), low
-    return ErrorBudget(
-        {name: terms[name] for name in TERMS if name in terms},
-        _array(rungs[0][1]),
-        _array(result),
-        _array(rungs[-1][1]),
-        table.name,
-        table.nfe,
-        flows.error,
-    )
+    return terms, result
 
 
 def _rms(x: Array) -> float:
@@ -194,7 +236,7 @@ def _rms(x: Array) -> float:
 
 
 def _array(x: Any) -> Array:
-    return np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
+    return np.asarray(x.detach().double().cpu() if backend.is_torch(x) else x, dtype=np.float64)
 
 
 def _table(
@@ -361,68 +403,5 @@ def _constant_defect(
 def _told(table: Tableau, process: Process, told: Callable[[float], float]) -> Tableau:
     """The table of an integer-time model: ε is asked at the rounded time, all else stays at the true one."""
     table = table.in_terms_of(process, "eps")
-    return replace(table, times=np.array([float(function("told", told)(float(t))) for t in table.times]))
-
-
-@dataclass(frozen=True, eq=False)
-class LawBudget:
-    """The same error as a distance between laws: a path may be wrong where the law is right, never the other way round.
-
-    Attributes:
-        terms: cause → 2-Wasserstein distance between the laws with and without it; the four discretization terms are
-            one cause, "discretization".
-        pathwise: cause → √E|x − x'|² between the paths with and without it, which is never below the distance.
-        sampler_data, sampler_flow, flow_data: W₂ of the result to ``data``, of the result to the exact flow of the
-            model, and of that to ``data``: sampler_data ≤ sampler_flow + flow_data.
-        energy: the energy distance of the same three pairs, ``"sampler_data"`` and so on.
-    """
-
-    terms: dict[str, Distance]
-    pathwise: dict[str, float]
-    sampler_data: Distance
-    sampler_flow: Distance
-    flow_data: Distance
-    energy: dict[str, Distance]
-
-    def __str__(self) -> str:
-        lines = [f"{'':18} W2 of the laws   (95 % band)           paths"]
-        for name, d in self.terms.items():
-            lines.append(f"  {name:16s} {d.value:9.2e}   ({d.low:.2e} to {d.high:.2e})   {self.pathwise[name]:9.2e}")
-        for name in ("sampler_data", "sampler_flow", "flow_data"):
-            d = getattr(self, name)
-            lines.append(f"  {name.replace('_', ' – '):16s} {d.value:9.2e}   ({d.low:.2e} to {d.high:.2e})")
-        return "\n".join(lines)
-
-
-def law_budget(budget: ErrorBudget, data: Any, *, method: str = "auto", seed: int = 0) -> LawBudget:
-    """The laws behind an `ErrorBudget`, compared by `wasserstein2` and `energy_distance`.
-
-    Args:
-        data: (m, …) samples of the data distribution, to which sampler and exact flow are compared.
-        method: see `wasserstein2`, where the bands and the bias of the value are explained too; with "sliced" the
-            distances are sliced ones.
-
-    Raises:
-        ValueError: ``data`` whose samples are not of the shape of the budget's.
-    """
-    instance("budget", budget, ErrorBudget)
-    names = [name for name in budget.terms if name not in DISCRETIZATION]
-    index = next(i for i, name in enumerate(budget.terms) if name in DISCRETIZATION)
-    names.insert(min(index, len(names)), "discretization")
-    merged = {**budget.terms, "discretization": sum(budget.terms[name] for name in DISCRETIZATION)}
-    terms, pathwise, cloud = {}, {}, budget.ideal
-    for name in names:
-        moved = cloud + merged[name]
-        terms[name] = wasserstein2(moved, cloud, method=method, seed=seed, paired=True)
-        pathwise[name] = float(np.sqrt(np.sum(merged[name] ** 2) / len(cloud)))
-        cloud = moved
-    pairs = {
-        "sampler_data": (budget.result, data, False),
-        "sampler_flow": (budget.result, budget.exact_flow, True),
-        "flow_data": (budget.exact_flow, data, False),
-    }
-    found = {
-        name: wasserstein2(a, b, method=method, seed=seed, paired=paired) for name, (a, b, paired) in pairs.items()
-    }
-    energy = {name: energy_distance(a, b) for name, (a, b, _) in pairs.items()}
-    return LawBudget(terms, pathwise, **found, energy=energy)
+    function("told", told)
+    return replace(table, times=np.array([float(finite(f"told({t:g})", told(float(t)))) for t in table.times]))

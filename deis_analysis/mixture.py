@@ -20,7 +20,7 @@ from array_api_compat import array_namespace
 
 from deis_analysis import backend
 from deis_analysis.process import PREDICTIONS, Array, Process, require_process
-from deis_analysis.validate import choose, positive_int, real
+from deis_analysis.validate import choose, positive, positive_int, real
 
 Model = Callable[[Any, float], Any]
 _WEIGHT_SLACK = 1e-9
@@ -146,9 +146,8 @@ class _Scalar(_Mixture):
         return backend.like(self._quantile_flow(process, values[None], *times)[0], x)
 
     def from_prior(self, process: Process, x: Any, t: float, std: float = 1.0) -> Any:
-        """The start that optimal transport from N(0, std² I) to p_t assigns to ``x``: increasing in each coordinate."""
-        x = self._checked(x)
-        values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
+        """The start that optimal transport from N(μ, std² I) to p_t assigns to ``x``, μ the process's mean or 0."""
+        x, values = self._prior_draw(process, x, std)
         alpha, sigma, centre = levels(process, t)
         means, scale = alpha * self._means, np.sqrt(alpha * alpha * self._variances + sigma * sigma)
         if self._means.shape[-1] == 1:
@@ -157,10 +156,18 @@ class _Scalar(_Mixture):
             y = _match_quantiles(values, self._log_weights, (0.0 * means, std + 0.0 * scale), (means, scale))
         return backend.like(y if centre is None else y + centre, x)
 
+    def _prior_draw(self, process: Process, x: Any, std: float) -> tuple[Any, Array]:
+        """``x`` checked, and as (x − μ) in float64."""
+        mean = require_process(process).mean
+        positive(std=std)
+        x = backend.floating("x", self._checked(x))
+        values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
+        return x, values if mean is None else values - np.asarray(mean)
+
     def flow_many(self, process: Process, x: Any, t_from: Any, t_to: Any) -> Any:
         """(T, …) states at the times ``t_from`` (T,), each carried to its own of ``t_to`` (T,): one search for all."""
         x, starts, ends = self._checked(x), real("t_from", t_from), real("t_to", t_to)
-        if starts.shape != ends.shape or starts.shape != tuple(x.shape[:1]):
+        if starts.ndim != 1 or starts.shape != ends.shape or starts.shape != tuple(x.shape[:1]):
             raise ValueError(f"t_from {starts.shape} and t_to {ends.shape} must have the length of x {tuple(x.shape)}")
         values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
         if not np.all(np.isfinite(values)):
@@ -339,7 +346,7 @@ class GaussianMixture(_Scalar):
         return array_namespace(x).stack(pieces)
 
     def from_prior(self, process: Process, x: Any, t: float, std: float = 1.0) -> Any:
-        """The start that optimal transport from N(0, std² I) to p_t assigns to ``x``.
+        """The start that optimal transport from N(μ, std² I) to p_t assigns to ``x``, μ the mean of the process or 0.
 
         Raises:
             ValueError: more than one component in more than one dimension, where the transport is not known.
@@ -350,10 +357,11 @@ class GaussianMixture(_Scalar):
             raise ValueError(
                 f"{self!r} has no closed-form transport; allowed: 1-D mixtures, ProductMixture, one Gaussian"
             )
-        x = self._checked(x)
+        x, values = self._prior_draw(process, x, std)
         alpha, sigma, centre = levels(process, t)
         scale = backend.like(np.sqrt(alpha**2 * self._spectrum + sigma**2) / std, x)
-        y = self._rotate(self._rotate(x[..., None, :], x, transpose=False) * scale, x, transpose=True)[..., 0, :]
+        draw = backend.like(values, x)[..., None, :]
+        y = self._rotate(self._rotate(draw, x, transpose=False) * scale, x, transpose=True)[..., 0, :]
         y = y + backend.like(alpha * self.means[0], x)
         return y if centre is None else y + backend.like(centre, x)
 

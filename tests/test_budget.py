@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -34,8 +36,8 @@ def budget_of(process, name, exact, model=None, nfe=None, **options):
 
 
 # -- the terms sum to the error -------------------------------------------------------------------
-@given(processes(SMOOTH), mixtures(), mixtures(), st.sampled_from(DISTINCT), KINDS, st.integers(0, 4))
-def test_terms_sum_to_the_measured_error(process, exact, model, name, kind, extra):
+@given(processes(SMOOTH), mixtures(), mixtures(), mixtures(), st.sampled_from(DISTINCT), KINDS, st.integers(0, 4))
+def test_terms_sum_to_the_measured_error(process, exact, guided, model, name, kind, extra):
     """All causes at once; the total is computed here, from the table and the exact flow alone."""
     row, x = da.SOLVERS[name], starts(process)
     steps = row.shortest + extra * row.block
@@ -52,10 +54,10 @@ def test_terms_sum_to_the_measured_error(process, exact, model, name, kind, extr
     except ValueError:
         assume(False)  # coefficients that are singular on this process, or a grid that it has not
     budget = budget_of(
-        process, name, exact, model, row.calls(steps), kind=kind, t_data=data, prior_std=prior, told=told,
-        model_dtype=np.float32,
+        process, name, exact, model, row.calls(steps), kind=kind, t_data=data, prior_std=prior, guided=guided,
+        told=told, model_dtype=np.float32,
     )  # fmt: skip
-    assert tuple(budget.terms) == tuple(t for t in TERMS if t != "guidance")
+    assert tuple(budget.terms) == TERMS
     assert budget.nfe == table.nfe
     in_eps = table.in_terms_of(process, "eps")
     rounded = da.Tableau(np.array([told(t) for t in in_eps.times]), in_eps.states, in_eps.outputs)
@@ -216,6 +218,30 @@ def rounding_norms(told, steps=(40, 160)):
     return [f["time rounding"] for f in found], found[-1]
 
 
+def test_the_budget_of_euler_on_a_gaussian_step_by_step():
+    """Six steps of Euler, of the exponential integrator and of the exact flow, all written out."""
+    v, x = 0.4, starts(VP)
+    gauss, ts = da.GaussianMixture([1.0], [0.0], [v]), da.grid(VP, 6, "t2", 1.0, 1e-3)
+    budget = da.error_budget(None, gauss, "euler", 6, 1e-3, process=VP, x_T=x)
+    alpha, sigma, rho = (lambda t, f=f: float(f(t)) for f in (VP.alpha, VP.sigma, VP.rho))
+
+    def spread(t):
+        return np.sqrt(alpha(t) ** 2 * v + sigma(t) ** 2)
+
+    linear, local = np.zeros((2, *x.shape))
+    for t, s in itertools.pairwise(ts):
+        here = x * spread(t) / spread(1.0)
+        eps = sigma(t) * here / spread(t) ** 2
+        slope = float(VP.drift(t)) * here + float(VP.diffusion_squared(t)) / (2 * sigma(t)) * eps
+        euler, exponential = here + (s - t) * slope, alpha(s) / alpha(t) * here + alpha(s) * (rho(s) - rho(t)) * eps
+        to_end = spread(1e-3) / spread(s)
+        linear += to_end * (euler - exponential)
+        local += to_end * (euler - here * spread(s) / spread(t))
+    assert np.allclose(budget.terms["linear part"], linear, rtol=0, atol=1e-12)
+    assert np.allclose(budget.terms["extrapolation"], local - linear, rtol=0, atol=1e-12)
+    assert np.abs(linear).max() > 0.05
+
+
 @pytest.mark.parametrize("name", ["rhork_2heun", "rhork_3kutta", "dpm_2"])
 def test_the_linear_part_of_a_method_with_stages(name):
     """One step with a model whose v is constant, through the table's own stages, beside the exact answer."""
@@ -253,8 +279,24 @@ def test_bfloat16_costs_more_than_float32():
     )
     assert 1e-4 < low < 0.1
     assert 1e-9 < single < 1e-5
-    state = da.error_budget(None, MIX, "tab2", 10, 1e-2, process=VP, x_T=x, state_dtype=torch.float32)
-    assert 1e-9 < state.norms()["precision"] < 1e-5
+    for dtype, least, most in ((torch.float32, 1e-9, 1e-5), (torch.bfloat16, 1e-4, 0.1)):
+        state = da.error_budget(None, MIX, "tab2", 10, 1e-2, process=VP, x_T=x, state_dtype=dtype)
+        assert least < state.norms()["precision"] < most
+
+
+def test_a_float32_network_is_called_in_float32():
+    net = torch.nn.Linear(1, 1)
+
+    def model(x, t):
+        return net(x[:, None])[:, 0]
+
+    options = {"process": VP, "x_T": torch.tensor(starts(VP)), "rtol": 1e-5}
+    with torch.no_grad():
+        kept = da.error_budget(model, MIX, "tab1", 5, 1e-2, network_dtype=torch.float32, **options)
+        net = net.double()
+        cast = da.error_budget(model, MIX, "tab1", 5, 1e-2, **options)
+    assert np.allclose(kept.terms["fitting"], cast.terms["fitting"], atol=1e-4)
+    assert kept.total.dtype == np.float64
 
 
 def test_guidance_is_the_guided_flow_against_the_plain_one():
@@ -291,15 +333,17 @@ def test_functions_give_what_mixtures_give():
     assert 0 < found.flow_error < 1e-6
 
 
+@pytest.mark.parametrize("frozen", [None, "x0", "v"])
 @pytest.mark.parametrize("name", ["tab2", "dpmpp_2m", "euler", "rhork_2heun"])
-def test_a_mean_moves_nothing(name):
+def test_a_mean_moves_nothing(name, frozen):
     mean = 0.7
     process = da.MeanReverting(VP, mean)
     shifted = da.GaussianMixture(MIX.weights, MIX.means + mean, MIX.covariances)
     x = starts(VP)
-    plain = da.error_budget(None, MIX, name, 8, 1e-2, process=VP, x_T=x)
-    moved = da.error_budget(None, shifted, name, 8, 1e-2, process=process, x_T=x + mean)
-    for term in DISCRETIZATION:
+    options = {"prior_std": 1.0, "t_data": 0.0, "frozen": frozen}
+    plain = da.error_budget(None, MIX, name, 8, 1e-2, process=VP, x_T=x, **options)
+    moved = da.error_budget(None, shifted, name, 8, 1e-2, process=process, x_T=x + mean, **options)
+    for term in plain.terms:
         assert np.allclose(plain.terms[term], moved.terms[term], rtol=0, atol=1e-10), term
 
 
@@ -407,6 +451,15 @@ def test_tables_are_printed():
         ({"told": 5}, "told=5"),
         ({"x_T": np.array([np.nan])}, "x_T must be finite"),
         ({"frozen": "noise"}, "frozen='noise'"),
+        ({"exact": None}, "exact=None"),
+        ({"told": lambda t: None}, r"told\(1\)=None"),
+        ({"told": lambda t: np.nan}, r"told\(1\)=nan"),
+        ({"x_T": np.zeros(0)}, r"x_T has shape \(0,\)"),
+        ({"x_T": np.float64(1.0)}, r"x_T has shape \(\)"),
+        ({"model_dtype": torch.float32}, "model_dtype=torch.float32 must be a floating dtype"),
+        ({"state_dtype": int}, "state_dtype=<class 'int'> must be"),
+        ({"network_dtype": "no"}, "network_dtype='no'"),
+        ({"rtol": 0.0}, "rtol=0.0"),
         ({"kind": "t0"}, "kind"),
     ],
 )
@@ -422,6 +475,24 @@ def test_bad_input(change, message):
     }
     with pytest.raises(ValueError, match=message):
         da.error_budget(**(arguments | change))
+
+
+@pytest.mark.parametrize("data", [np.ones((5, 2)), np.ones(1), np.array([1.0, np.nan])])
+def test_data_of_a_law_budget(data):
+    budget = da.error_budget(None, MIX, "ddim", 3, 0.1, process=VP, x_T=starts(VP))
+    with pytest.raises(ValueError, match="data"):
+        da.law_budget(budget, data)
+
+
+@pytest.mark.parametrize("std", [-1.0, 0.0, "a", np.inf])
+def test_the_transport_wants_a_width(std):
+    for mix in (MIX, da.GaussianMixture([1.0], [[0.0, 1.0]], [1.0])):
+        with pytest.raises(ValueError, match="std="):
+            mix.from_prior(VP, np.ones((2, 2)), 0.5, std)
+    with pytest.raises(ValueError, match="x must be finite"):
+        MIX.from_prior(VP, np.array([np.nan]), 0.5)
+    with pytest.raises(ValueError, match="process=None"):
+        MIX.from_prior(None, np.ones(2), 0.5)
 
 
 def test_no_error_has_no_shares():

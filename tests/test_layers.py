@@ -34,6 +34,7 @@ LAYERS = [
         "orders",
         "error",
         "budget",
+        "law_of_budget",
         "distances",
         "diagnostics",
         "likelihood",
