@@ -39,6 +39,30 @@ def detached(x: Any) -> Any:
     return x.detach() if is_torch(x) else x
 
 
+def wide(x: Any) -> Any:
+    """A floating torch tensor detached and in float64, as NumPy has no bfloat16; anything else as it is."""
+    return x.detach().double() if is_torch(x) and x.is_floating_point() else x
+
+
+def wants_graph(x: Any) -> bool:
+    """Whether what is computed from ``x`` is to be differentiated, as far as torch tells outside of torch.func."""
+    return is_torch(x) and x.requires_grad and sys.modules["torch"].is_grad_enabled()
+
+
+def with_graph(name: str, output: Any, where: str, x: Any = None) -> Any:
+    """``output``, a torch tensor; ValueError unless a gradient graph hangs on it, so that derivatives are not silent 0.
+
+    With ``x`` the graph must lead there, not only to parameters of a network.
+    """
+    found = output.requires_grad
+    if found and x is not None:
+        (gradient,) = sys.modules["torch"].autograd.grad(output.sum(), x, retain_graph=True, allow_unused=True)
+        found = gradient is not None
+    if not found:
+        raise ValueError(f"{name} is not differentiable in x {where}; allowed: no torch.no_grad, no detach in it")
+    return output
+
+
 def of_floating_dtype(name: str, x: Any) -> Any:
     """``x`` itself; ValueError unless its dtype is a floating one."""
     if not (x.dtype.is_floating_point if is_torch(x) else "float" in str(x.dtype)):

@@ -10,6 +10,7 @@ influence functions of W_2² at P and Q, so for independent samples
 (del Barrio & Loubes 2019, Ann. Probab. 47); the band covers this spread over samples.  It does not cover the bias
 E W_2²(P_n, Q_m) - W_2²(P, Q) ≥ 0: small in one dimension, and most of the value where d ≫ 1 and the laws are near one
 another.  `wasserstein2_floor` measures it for equal laws.  Samples (n, ...) are taken as (n, d), NumPy or torch.
+Symbols here are the literature's: φ and ψ are potentials, s is the standard deviation of a squared distance.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from deis_analysis.validate import boolean, choose, finite, instance, positive_i
 Seed = int | np.random.Generator
 METHODS = ("auto", "quantiles", "assignment", "sliced")
 _Z = 1.959963984540054  # two-sided 95 % of N(0, 1)
+_LARGEST = 1e70  # the variance of a squared distance, a fourth power, is finite
 _PIVOTS = 100_000_000  # POT's own limit of 100,000 stops short of the optimum at n = 2,000 in 64 dimensions
 
 
@@ -62,12 +64,13 @@ def _generator(seed: Seed) -> np.random.Generator:
 
 def _samples(name: str, x: Any, least: int = 2) -> Array:
     """(n, d) float64."""
-    if backend.is_torch(x) and x.is_floating_point():
-        x = x.detach().double()  # NumPy has no bfloat16
-    array = finite(name, x)
+    array = finite(name, backend.wide(x))
     if array.ndim == 0 or array.shape[0] < least or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}; allowed: (n, ...), n >= {least}, no empty axis")
-    return array.reshape(array.shape[0], -1)
+    array = array.reshape(array.shape[0], -1)
+    if (size := float(np.abs(array).max()) * math.sqrt(array.shape[1])) > _LARGEST:
+        raise ValueError(f"{name} has entries of size {size:.3g}; allowed: at most {_LARGEST:g} (times d^-1/2)")
+    return array
 
 
 def _pair(a: Any, b: Any, least: int = 2) -> tuple[Array, Array]:
@@ -150,12 +153,14 @@ def wasserstein2(
 
     Returns:
         the distance; the band covers the spread over samples, for "sliced" over directions too, not the upward bias:
-        √E W_2²(P_n, Q_m) where P ≠ Q.  On 1-D Gaussians it covers W_2 of the laws in 94 % to 99 % of cases, equal
-        laws included; in more dimensions, and for slices of nearly equal laws, W_2 of the laws lies below it.
+        √E W_2²(P_n, Q_m) where P ≠ Q.  On 1-D Gaussians it covered W_2 of the laws in 94 % to 99 % of cases, equal
+        laws included; on 1-D mixtures of two separated modes in 91 % to 94 % at n = 100 and 300 and 95 % from 1,000
+        on, most misses with W_2 above the band.  In more dimensions, and for slices of nearly equal laws, W_2 of the
+        laws lies below it.
 
     Raises:
-        ValueError: entries that are not finite, samples of different dimension, fewer than two of them, a method that
-            does not apply, ``paired`` with n ≠ m. RuntimeError: POT did not reach the optimum.
+        ValueError: entries not finite or above 1e70 in size, samples of different dimension, fewer than two of them, a
+            method that does not apply, ``paired`` with n ≠ m. RuntimeError: POT did not reach the optimum.
     """
     x, y = _pair(a, b)
     positive_int("slices", slices, 2)
@@ -228,6 +233,9 @@ def gaussian_wasserstein2(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> f
     """
     given = {"mean_a": mean_a, "cov_a": cov_a, "mean_b": mean_b, "cov_b": cov_b}
     arrays = {name: np.asarray(finite(name, value)) for name, value in given.items()}
+    for name, array in arrays.items():
+        if array.size == 0 or np.abs(array).max() > _LARGEST:
+            raise ValueError(f"{name} of shape {array.shape} is empty or has an entry above {_LARGEST:g}")
     d = max(array.shape[0] if array.ndim else 1 for array in arrays.values())
     m_a, root_a = _gaussian("a", arrays["mean_a"], arrays["cov_a"], d)
     m_b, root_b = _gaussian("b", arrays["mean_b"], arrays["cov_b"], d)

@@ -32,7 +32,7 @@ from deis_analysis.grids import grid
 from deis_analysis.process import Array, Process, require_process
 from deis_analysis.solvers import RUNGE_KUTTA, ButcherTableau
 from deis_analysis.tableau import Model
-from deis_analysis.validate import choose, finite, function, positive, positive_int, scalar
+from deis_analysis.validate import choose, finite, function, positive, positive_int, real, scalar
 
 Prior = Callable[[Any], Any]
 TRACES = ("exact", "hutchinson")
@@ -109,8 +109,9 @@ def log_likelihood(
     is added exactly and the rule gets the difference: same order, no extra calls.
 
     Args:
-        model: predicts ε; ``model(x, t)`` gets float64 torch tensors, must be differentiable in x, and treat each
-            sample by itself (no batch statistics). Its output is cast to float64.
+        model: predicts ε; ``model(x, t)`` gets float64 torch tensors, which a float32 network casts itself, as
+            ``net(x.float())``; it must be differentiable in x, and treat each sample by itself (no batch statistics).
+            Its output is cast to float64.
         x_0: (n, …) states at ``t_end``, NumPy or torch.
         steps: N ≥ 1. method: a key of ``RUNGE_KUTTA`` or a `ButcherTableau`; s stages cost N·s evaluations.
         kind, t_start, t_end: the grid, see `grid`; ``"twostage"``, which ends at another time, is refused.
@@ -184,7 +185,8 @@ def log_likelihood_rk45(
     .. math:: \dot x = f (x - μ) + σ L ε , \qquad
               \log p_{t_0} = \log p_T + \int_{t_0}^{T} \Bigl( d f + σ L \operatorname{tr} \frac{∂ε}{∂x} \Bigr) dt ,
 
-    with g²/2σ = σL. The batch is one system, so its samples share steps and calls. Arguments as in `log_likelihood`.
+    with g²/2σ = σL. The batch is one system, so its samples share steps and calls. Arguments as in `log_likelihood`;
+    the model gets float64 tensors here too.
 
     Args:
         rtol, atol: tolerances, at least 100 machine epsilons and positive.
@@ -282,9 +284,7 @@ class _Flow:
             raise ValueError(f"model returned {got} {where}; allowed: a tensor of shape {tuple(self.start.shape)}")
         if not bool(torch.isfinite(eps).all()):
             raise ValueError(f"model returned NaN or infinity {where}")
-        if not eps.requires_grad:
-            raise ValueError(f"model is not differentiable in x {where}; allowed: no torch.no_grad, no detach in it")
-        return eps.to(torch.float64)
+        return backend.with_graph("model", eps, where).to(torch.float64)
 
     def result(self, x_T: Any, change: Any, prior: Prior | None, t_start: float) -> Likelihood:
         """The answer, from the end of the path and log p_{t₀} − log p_T along it."""
@@ -296,7 +296,9 @@ class _Flow:
             square = (((x_T - self.mean) / scale) ** 2).flatten(1).sum(1)
             log_prior = -0.5 * square - self.dimension * (math.log(scale) + 0.5 * math.log(2 * math.pi))
         else:
-            log_prior = self.tensor(function("prior", prior)(x_T)).detach()
+            found = function("prior", prior)(x_T)
+            found = found if backend.is_torch(found) else real("prior(x_T)", found)
+            log_prior = self.tensor(found).detach()
             if log_prior.shape != (n,):
                 raise ValueError(f"prior returned shape {tuple(log_prior.shape)}; allowed: ({n},), one per sample")
             if not bool(torch.isfinite(log_prior).all()):

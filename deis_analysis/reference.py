@@ -16,7 +16,7 @@ from torchdiffeq import odeint
 from deis_analysis import backend
 from deis_analysis.process import PREDICTIONS, Process, require_process
 from deis_analysis.tableau import Model
-from deis_analysis.validate import choose, real
+from deis_analysis.validate import choose, function, real
 
 _TIGHTEN = 0.1
 _SAME_TIME = 1e-12
@@ -92,8 +92,8 @@ def reference_solution(
         t_start, t_end: default ``process.sampling_range``; λ must be finite at both.
 
     Raises:
-        ValueError: bad times or tolerances, a model that returns another shape or NaN, or tolerances that DOPRI5 cannot
-            meet in float64 (its step underflows).
+        ValueError: bad times or tolerances, a model that is no function or returns another shape or NaN, or tolerances
+            that DOPRI5 cannot meet in float64 (its step underflows).
     """
     require_process(process)
     start = process.sampling_range[0] if t_start is None else process._check_scalar(t_start, "t_start")
@@ -144,6 +144,7 @@ def _path(
     dtype: Any,
 ) -> ReferencePath:
     """Two runs of DOPRI5 over the named, descending times."""
+    function("model", model)
     choose("prediction", prediction, PREDICTIONS)
     _check_tolerances(rtol, atol)
     _check_levels(process, times)
@@ -205,7 +206,10 @@ class _Flow:
     def eps(self, x: torch.Tensor, t: float) -> torch.Tensor:
         self.nfe += 1
         shifted = (x if self.mean is None else x + self.mean).to(self.dtype or x.dtype)
-        p = torch.as_tensor(self.model(shifted.numpy() if self.numpy else shifted, t)).to(x.dtype)
+        output = self.model(shifted.numpy() if self.numpy else shifted, t)
+        if output is None:
+            raise ValueError(f"model returned None at call {self.nfe}, t={t!r}; allowed: shape {tuple(x.shape)}")
+        p = torch.as_tensor(output).to(x.dtype)
         if p.shape != x.shape:
             raise ValueError(
                 f"model returned shape {tuple(p.shape)} at call {self.nfe}, t={t!r}; allowed: {tuple(x.shape)}"

@@ -1,4 +1,4 @@
-"""``python -m experiments list | run NAME… | run --all | redraw NAME…``."""
+"""``python -m experiments list | run NAME… | run --all | redraw NAME… | train``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from experiments import Experiment, discover
 from experiments.models import MODELS, trim_cache
 from experiments.runner import FIGURES, Outcome, Task, finished, redraw, run_here, run_parallel
+from experiments.train import train_command
 
 out_option = click.option(
     "--out",
@@ -177,6 +178,8 @@ def redraw_command(names: tuple[str, ...], out: Path | None) -> None:
         except FileNotFoundError as error:
             raise click.UsageError(str(error)) from error
 
+
+main.add_command(train_command)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

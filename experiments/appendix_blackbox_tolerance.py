@@ -22,6 +22,11 @@ CONFIG: Config = {
     "tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8],
     "targets": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5],
     "floor_factor": 3.0,
+    "choices": {
+        "tolerances": "the paper's are not known; rtol = atol, as score SDE has it, one step size for the whole batch",
+        "lam": "the form in λ is not in the paper",
+        "floor_factor": "errors below so many times the reference's own are not compared",
+    },
 }  # rtol and atol are equal, as in score SDE's black-box sampler; one step size for the whole batch, flattened
 QUICK: Config = {**models.BASE_QUICK, "tolerances": [1e-1, 1e-2, 1e-3], "targets": [1e-1, 1e-2]}
 THOROUGH: Config = {

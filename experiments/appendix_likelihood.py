@@ -35,6 +35,12 @@ CONFIG: Config = {
     "samples": {"mixture": 128, "gaussian": 4},
     "floor": 1e-4,
     "seed": 0,
+    "choices": {
+        "methods": "the paper's scheme is a ρRK of unknown order and grid: three orders on three grids",
+        "known_variance": "not in the paper: the flow that data of this variance would have is solved exactly",
+        "wanted": "a likelihood counts as found within so many bits per dimension; few: at most so many calls",
+        "densities": "exact ones, not images: no dequantisation",
+    },
 }
 QUICK: Config = {
     "grids": ["t2"],
@@ -42,6 +48,12 @@ QUICK: Config = {
     "calls": [12, 48],
     "tolerances": [1e-3, 1e-5],
     "samples": {"mixture": 16, "gaussian": 2},
+}
+THOROUGH: Config = {
+    "methods": ["2heun", "3kutta", "4rk"],
+    "calls": [12, 24, 36, 48, 60, 72, 96, 120],
+    "tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8],
+    "samples": {"mixture": 1024, "gaussian": 16},
 }
 PROBLEMS = {
     "mixture": "4-D mixture, turned",

@@ -30,6 +30,12 @@ CONFIG: Config = {
     "cases": {"exact": [0.0, 1.0], "ε × 1.02": [0.02, 1.0], "ε × 0.98": [-0.02, 1.0], "variance × 1.2": [0.0, 1.2]},
     "calls": [5, 7, 10, 14, 20, 28, 40, 80, 200],
     "small": 10,
+    "choices": {
+        "measure": "2-Wasserstein distance to the law of one Gaussian, exact, where the paper has FID",
+        "cases": "how far a model may be off is not in the paper: three simple errors of it, and none",
+        "x_T": "has the exact law, so that the prior's mismatch is not in the numbers",
+        "lams": "the paper's λ are not known; ddim_eta takes η = λ",
+    },
 }  # cases: what is wrong with the model: ε is scaled by 1 + first, and belongs to data of second times the variance
 QUICK: Config = {"lams": [0.0, 0.5, 1.0], "calls": [5, 10, 20, 40]}
 THOROUGH: Config = {

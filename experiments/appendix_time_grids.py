@@ -30,6 +30,11 @@ CONFIG: Config = {
     "compared_at": 10,
     "exponents": {"t": [1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6], "rho": [3, 5, 7, 10, 15, 24, 36]},
     "draws": 500,
+    "choices": {
+        "grids": "T1 with exponents 1, 2, 3, T2 with 7, T3, as in the paper's appendix H.3; its numbers are not known",
+        "measure": "RMS path error, where the paper has FID; t_end = 1e-3 throughout",
+        "exponents": "swept by us, at compared_at calls: the paper compares fixed grids",
+    },
 }  # fmt: skip
 QUICK: Config = {
     **models.BASE_QUICK,
@@ -39,7 +44,7 @@ QUICK: Config = {
     "exponents": {"t": [1, 1.5, 2, 3, 5], "rho": [4, 7, 12]},
 }
 THOROUGH: Config = {
-    "models": ["mixture", "digits", "network"],
+    "models": ["mixture", "gaussian", "digits", "network"],
     "samples": 512,
     "exact_samples": 4096,
     "calls": [5, 7, 10, 14, 20, 28, 50],

@@ -26,11 +26,17 @@ CONFIG: Config = {
     "grids": {"VP": ["t2"], "VE": ["t1", "vp_t2"], "EDM": ["rho7", "vp_t2"]},
     "calls": [5, 10, 20, 50],
     "compared_at": 10,
+    "choices": {
+        "VE": "noise levels of score SDE on CIFAR-10; the paper's table on VESDE and its grids are not known to us",
+        "EDM": "not in the paper; noise levels of EDM",
+        "end": "every process stops at the ρ of VP's t_end and starts at its own largest level",
+        "vp_t2": "VP's times, carried over by equal ρ, since a grid in VE's own t is a choice too",
+    },
 }  # fmt: skip
 QUICK: Config = {**models.BASE_QUICK, "models": ["mixture"], "solvers": ["ddim", "tab3", "dpmpp_2m"],
                  "calls": [5, 10, 20]}  # fmt: skip
 THOROUGH: Config = {
-    "models": ["mixture", "digits", "network"],
+    "models": ["mixture", "gaussian", "digits", "network"],
     "samples": 512,
     "grids": {"VP": ["t2", "rho7", "logrho"], "VE": ["t1", "rho7", "vp_t2"], "EDM": ["rho7", "logrho", "vp_t2"]},
     "calls": [5, 7, 10, 14, 20, 28, 40, 56],

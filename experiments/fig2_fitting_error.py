@@ -28,8 +28,23 @@ CONFIG: Config = {
     "seed": 0,
     "bootstrap": 400,
     **TRAINING,
+    "choices": {
+        "source": "Zhang & Chen 2023, fig. 2, on a toy in the plane whose data, times and network are not known",
+        "data": "six modes of unlike weight, a product of two mixtures on the line: score and density are exact",
+        "times": "one near the data, one in the middle, one with much noise",
+        "measure": "Euclidean norm of s_θ − ∇ log p_t; the message is tested by rank correlation with the density",
+        "training": "denoising score matching, times drawn uniformly in train_times",
+    },
 }
 QUICK: Config = {"points": 24, "samples": 200, "bootstrap": 100, **QUICK_TRAINING}
+THOROUGH: Config = {
+    "times": [0.01, 0.02, 0.05, 0.1, 0.2, 0.4],
+    "points": 80,
+    "blocks": 10,
+    "samples": 8000,
+    "bootstrap": 4000,
+    "train_steps": 20000,
+}
 PLACES = {"plane": "the plane", "samples": "samples of p_t"}
 BINS = 10
 

@@ -38,6 +38,14 @@ CONFIG: Config = {
         "most_calls": 20000,
         "batch": "one step size for all samples; on rejection the noise is drawn again; no denoising at the end",
     },
+    "choices": {
+        "source": "Zhang & Chen 2023, fig. 5, FID on CIFAR-10; here path error and energy distance on other models",
+        "ladder": "uniform in t (grid) up to the last rung, which is on the best of grids at each number of calls",
+        "polynomial": "degree 3; the paper's tAB3",
+        "published": "none beside ours: of the figure's numbers we know no certain source",
+        "rk45": "rtol = atol",
+        "adaptive_sde": "Jolicoeur-Martineau et al. 2021; the tolerances of the paper's runs are not known",
+    },
 }
 QUICK: Config = {
     **models.BASE_QUICK,
@@ -49,6 +57,7 @@ QUICK: Config = {
     "adaptive_sde": {**CONFIG["adaptive_sde"], "rtol": [0.5]},
 }
 THOROUGH: Config = {
+    "models": ["mixture", "gaussian", "digits", "network"],
     "samples": 2048,
     "used": 2048,
     "calls": [5, 7, 10, 14, 20, 28, 40, 80, 160, 320],

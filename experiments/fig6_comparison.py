@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -42,6 +43,7 @@ CONFIG: Config = {
     "ranked_at": [5, 10, 20],
     "moment_samples": 128,
     "choices": {
+        "source": "Zhang & Chen 2023, fig. 6: FID on image models, a list we are not sure of; here other models",
         "customary": "of the diff-sampler code (ddim, ipndm4, tab3, dpmpp, unipc, edm), else of the papers",
         "analytic_ddim": "own moments of model and data; x0 not clipped; no path error, as it draws noise",
         "calls": "most whole steps that cost at most so many calls",
@@ -49,10 +51,23 @@ CONFIG: Config = {
 }
 QUICK: Config = {**models.BASE_QUICK, "used": 64, "calls": [5, 10], "ranked_at": [5, 10],
                  "grids": ["t2", "rho7", "logrho"], "moment_samples": 64}  # fmt: skip
-THOROUGH: Config = {"samples": 2048, "used": 2048, "calls": [5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50],
+THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2048, "used": 2048,
+                    "calls": [5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50],
                     "moment_samples": 1024}  # fmt: skip
 CHOICES = ("customary", "best")
 ANALYTIC = "analytic_ddim"
+REPRODUCED = "diff-sampler: CIFAR-10, EDM's network"  # its grids are those of `customary`
+TABLE_2 = "Zhang & Chen 2023, table 2: CIFAR-10, VPSDE"
+DPM_V3 = "DPM-Solver-v3, table 1: CIFAR-10, VPSDE"
+PUBLISHED: dict[str, dict[int, dict[str, float]]] = {  # source → calls → FID of 50,000 samples
+    REPRODUCED: {
+        5: {"ddim": 49.66, "tab3": 14.39, "dpmpp_3m": 24.97, "unipc3_bh2_x0": 23.98, "ipndm4": 13.59},
+        10: {"ddim": 15.69, "tab3": 4.09, "dpmpp_3m": 3.00, "unipc3_bh2_x0": 2.89, "ipndm4": 2.77, "dpm_2": 5.01,
+             "edm_heun": 15.93},
+    },
+    DPM_V3: {20: {"tab3": 2.86, "dpmpp_3m": 2.90, "unipc3_bh2_x0": 2.73}},
+    f"{TABLE_2}, as recalled": {20: {"ddim": 5.47, "rhoab3": 3.17}},
+}  # fmt: skip
 
 
 def table(study: Study, solver: str, ts: Array, config: Config) -> da.Tableau:
@@ -90,8 +105,8 @@ def _noise(study: Study, config: Config) -> Any:
 
 
 def compute(config: Config, progress: Progress) -> Frame:
-    """Rows of part "error" (solver, grid, calls), "duel" (winner against runner-up) and "reference"."""
-    rows: list[dict[str, Any]] = []
+    """Rows of part "error" (solver, grid, calls), "duel" (winner against runner-up), "reference" and "published"."""
+    rows = published_rows(config)
     share = 1.0 / len(config["models"])
     for done, name in enumerate(config["models"]):
         study = models.study(name, config)
@@ -103,6 +118,16 @@ def compute(config: Config, progress: Progress) -> Frame:
             progress(share * (done + (i + 1) / len(config["customary"])))
         rows += [{"model": name, **_duel(*key, by, config["seed"])} for key, by in squares.items() if len(by) > 1]
     return pd.DataFrame(rows)
+
+
+def published_rows(config: Config) -> list[dict[str, Any]]:
+    """FIDs of other people on another model, at the numbers of calls that are ranked here."""
+    return [
+        {"part": "published", "model": "published: another model", "solver": solver, "calls": calls, "fid": fid,
+         "source": source}
+        for source, by_calls in PUBLISHED.items() for calls, fids in by_calls.items() if calls in config["ranked_at"]
+        for solver, fid in fids.items() if solver in config["customary"]
+    ]  # fmt: skip
 
 
 def _solver(judge: Judge, solver: str, squares: dict[tuple[int, str], Any]) -> list[dict[str, Any]]:
@@ -161,6 +186,24 @@ def _won(duel: Any) -> str:
     return f"{duel.solver} by {style.as_text(1 / duel.ratio)}x" if duel.high < 1 else f"{duel.solver} or {duel.second}"
 
 
+def published(frame: Frame, calls: int) -> Any:
+    """Solver → FID as published at a number of calls."""
+    rows = frame[(frame.part == "published") & (frame.calls == calls)]
+    return rows.set_index("solver").fid
+
+
+def agreement(frame: Frame, model: str, calls: int) -> tuple[float, float, int]:
+    """Spearman's correlation of path errors on customary grids with the published FIDs, its one-sided p over all
+    permutations, and of how many samplers."""
+    from scipy.stats import rankdata, spearmanr
+
+    fid, ours = published(frame, calls), ranking(frame, model, calls, "customary").rms
+    common = [solver for solver in fid.index if solver in ours.index]
+    a, b = rankdata(ours[common]), rankdata(fid[common])
+    chance = np.array(list(itertools.permutations(a))) @ b
+    return float(spearmanr(a, b).statistic), float(np.mean(chance >= a @ b - 1e-9)), len(common)
+
+
 def titles(frame: Frame) -> dict[str, str]:
     """Model → printed name."""
     return dict(frame[frame.part == "reference"].set_index("model").title)
@@ -173,11 +216,13 @@ def verdict(frame: Frame, config: Config) -> str:
     at = duels[duels.calls == calls].set_index(["model", "choice"])
     won = "; ".join(f"{name}: {', '.join(_won(at.loc[(name, choice)]) for choice in CHOICES)}" for name in names)
     laws = [nearest(frame, name, few) for name in names]
+    alike = [agreement(frame, name, calls) for name in names]
     return (
         f"By RMS path error the winner is distinct in {int((duels.high < 1).sum())} of {len(duels)} cases; at {calls} "
         f"calls ({', '.join(CHOICES)} grids) {won}; nearest in law at {few} calls "
         f"{', '.join(solver for solver, _, _ in laws)}, apart from {', '.join(str(n) for _, n, _ in laws)} of "
-        f"{laws[0][2]} others."
+        f"{laws[0][2]} others; Spearman with published FIDs (another model, {alike[0][2]} samplers, {calls} calls) "
+        f"{', '.join(f'{rho:.2f}' for rho, _, _ in alike)}."
     )
 
 
@@ -199,7 +244,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{style.setting(config)}; {config['used']} samples, 95 % bands. Curves: each sampler on its customary grid, "
         "with at most so many calls. Law: squared energy distance to the data less the exact flow's. Table: RMS path "
         f"error × 1000, customary grid | best of {', '.join(config['grids'])}; bold: least; *: distinct from the next "
-        "best. A-DDIM (analytic_ddim) draws noise: law only. f_pndm needs 13 calls."
+        "best; grey: FID as published on another model (diff-sampler: CIFAR-10, EDM's network), with the rank "
+        "correlation of our customary column. A-DDIM (analytic_ddim) draws noise: law only. f_pndm needs 13 calls."
     )
     fig = style.new_figure(16.5, 1.7 + 4.4 * len(names), headline, note)
     margins = style.body(fig, bottom=0.55, left=0.75, right=0.15, extra_top=0.4)
@@ -275,13 +321,29 @@ def _table(ax: Any, frame: Frame, model: str, config: Config) -> None:
             grid = f"  {at.grid}" if column[1] == "best" else ""
             ax.text(x, y, f"{style.as_text(1e3 * at.rms)}{star}{grid}", ha="center", va="center", fontsize=8.8,
                     fontweight="bold" if first else "normal", color="white" if depth < 0.12 else "#222222")  # fmt: skip
-    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(order) - 0.5, -0.5))
-    ax.set_xticks(range(len(columns)), [f"{calls} calls\n{choice}" for calls, choice in columns], fontsize=9)
+    heads = [f"{calls} calls\n{choice}" for calls, choice in columns]
+    heads.append(_published_column(ax, frame, model, order, config))
+    ax.set(xlim=(-0.5, len(heads) - 0.5), ylim=(len(order) - 0.5, -0.5))
+    ax.set_xticks(range(len(heads)), heads, fontsize=9)
     ax.set_yticks(range(len(order)), [f"{s} ({config['customary'][s]})" for s in order], fontsize=9)
     for tick, solver in zip(ax.get_yticklabels(), order, strict=True):
         tick.set_color(_look(solver)["color"])
     ax.xaxis.tick_top()
+    ax.get_xticklabels()[-1].set_color("#777777")
     ax.tick_params(length=0)
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def _published_column(ax: Any, frame: Frame, model: str, order: list[str], config: Config) -> str:
+    """Published FIDs in grey, right of our columns; the head of the column."""
+    calls = sorted(config["ranked_at"])[len(config["ranked_at"]) // 2]
+    fid, (rho, p, count) = published(frame, calls), agreement(frame, model, calls)
+    x = 2 * len(config["ranked_at"])
+    for y, solver in enumerate(order):
+        text = f"{fid[solver]:.2f}" if solver in fid.index else "–"
+        ax.text(x, y, text, ha="center", va="center", fontsize=8.8, color="#777777" if text != "–" else "#BBBBBB")
+    ax.text(x + 0.48, len(order) - 0.35, f"Spearman of {calls} calls, customary, with published ({count} samplers): "
+            f"{rho:.2f}, p {p:.2g}", ha="right", va="top", fontsize=8.8, color="#777777")  # fmt: skip
+    return f"{calls} calls\npublished"

@@ -37,6 +37,8 @@ CONFIG: Config = {
     "pairs": [["dpm_2m", "dpmpp_2m"], ["unipc2_bh2_eps", "unipc2_bh2_x0"]],
     "choices": {
         "mixture": "equal weights, means uniform in [-1, 1]^d, each coordinate's standard deviation class_std",
+        "gaussian": "class k of it: a noisy measurement of its leading principal coordinate, K quantiles of its law",
+        "network": "its ε for all data, exact ε of the mixture's modes in the first coordinate for the classes",
         "labels": "sample i asks for class i mod K; no clipping or thresholding",
         "std": "digits are smoothed, so that path errors vary continuously rather than jump between digits",
         "grids": "every sampler on the best of them in each cell",
@@ -44,7 +46,8 @@ CONFIG: Config = {
 }
 QUICK: Config = {**models.BASE_QUICK, "models": ["mixture"], "std": 0.2, "exact_samples": 64, "rtol": 1e-5,
                  "scales": [1.0, 4.0, 15.0], "calls": [5, 10], "grids": ["t2", "logrho"]}  # fmt: skip
-THOROUGH: Config = {"samples": 256, "exact_samples": 2048, "scales": [1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0],
+THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 256, "exact_samples": 2048,
+                    "scales": [1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0],
                     "calls": [5, 7, 10, 14, 20, 30]}  # fmt: skip
 
 
@@ -53,6 +56,7 @@ def classes(name: str, config: Config, process: Process) -> tuple[Any, list[Any]
     """(ε of all data, ε of each class, dimension), all exact.
 
     ``network``: its own ε for all data, and exact ones of the mixture's three modes in the first coordinate.
+    ``gaussian``: a class is what its leading principal coordinate is measured to be, see `measured`.
     """
     import torch
 
@@ -68,12 +72,28 @@ def classes(name: str, config: Config, process: Process) -> tuple[Any, list[Any]
         denoisers: list[Any] = [da.ideal_denoiser(part, process, std=config["std"]) for part in (data, *sets)]
         return denoisers[0], denoisers[1:], data.shape[1]
     problem = models.study(name, config)
-    if not isinstance(problem.exact, da.ProductMixture):
-        raise ValueError(f"model={name!r} has no classes; allowed: mixture, digits, network")
+    if isinstance(problem.exact, da.GaussianMixture):
+        return problem.model, [g.eps(process) for g in measured(problem.exact, config)], problem.exact.dimension
+    assert problem.exact is not None
     first, *rest = problem.exact.marginals
     modes = [da.GaussianMixture([1.0], [m], [c]) for m, c in zip(first.means, first.covariances, strict=True)]
     each = [da.ProductMixture([mode, *rest]).eps(process) for mode in modes]
     return problem.model, each, problem.exact.dimension
+
+
+def measured(gauss: da.GaussianMixture, config: Config) -> list[da.GaussianMixture]:
+    """The Gaussian given y = uᵀx + noise, u its leading axis, noise of the variance of uᵀx, for K values of y.
+
+    They are the quantiles (k + ½)/K of its law; the classes differ in mean and share a covariance.
+    """
+    from scipy.stats import norm
+
+    (mean,), (covariance,) = gauss.means, gauss.covariances
+    variances, axes = np.linalg.eigh(covariance)
+    axis, variance = axes[:, -1], float(variances[-1])
+    away = np.sqrt(2 * variance) * norm.ppf((np.arange(config["classes"]) + 0.5) / config["classes"])  # y − E y
+    narrowed = covariance - variance / 2 * np.outer(axis, axis)
+    return [da.GaussianMixture([1.0], [mean + y / 2 * axis], [narrowed]) for y in away]
 
 
 def class_mixture(config: Config) -> da.GaussianMixture:
@@ -244,12 +264,18 @@ def draw(frame: Frame, config: Config) -> Figure:
         scales = [f"{solver} (w ≤ {rows[-1].scale:g})" for solver, rows in runs[:-1]]
         said.append(f"{model}: " + ", ".join([*scales, runs[-1][0]]))
     headline = f"Best sampler at {calls} calls as the guidance scale w grows, {'; '.join(said)}"
+    said_of = {
+        "mixture": f"Mixture: {config['classes']} Gaussians in {config['dimension']}-D",
+        "gaussian": f"Gaussian: {config['classes']} values of a noisy measurement of its leading coordinate",
+        "digits": f"Digits: ten classes, smoothed by {config['std']:g}",
+        "network": "Network: classes are the exact modes in the first coordinate",
+    }
     note = (
         "ε_u + w (ε_c − ε_u) with exact ε of all data and of one class per sample; RMS error against the guided ODE "
         f"(DOPRI5), {style.setting(config)}; each sampler on its best grid of {', '.join(config['grids'])}; bands and "
-        "intervals: 95 % over samples. Mixture: "
-        f"{config['classes']} Gaussians in {config['dimension']}-D; digits: ten classes, smoothed by {config['std']:g}."
-        " Solid ε, dashed x₀. Circle: the best sampler. Right: the best of x₀ over the best of ε."
+        "intervals: 95 % over samples. "
+        f"{'; '.join(text for name, text in said_of.items() if name in names)}. Solid ε, dashed x₀. Circle: the best "
+        "sampler. Right: the best of x₀ over the best of ε."
     )
     fig = style.new_figure(15.0, 2.0 + 3.9 * len(names), headline, note)
     margins = style.body(fig, bottom=0.6, left=0.75, right=0.2, extra_top=0.35)

@@ -44,7 +44,7 @@ QUICK: Config = {
     "calls": [5, 10],
     "gaps": [1e-2, 1e-3],
 }
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits"], "samples": 512, "exact_samples": 4096,
+THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 512, "exact_samples": 4096,
                     "calls": [5, 6, 8, 10, 14, 20, 28, 40]}  # fmt: skip
 EULER = "flow_euler"
 

@@ -27,6 +27,7 @@ from experiments import SHARED, Config, Experiment, Progress, discover
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 SUFFIXES = ("csv", "png", "svg", "json")
+UNUSED = ("runner", "__main__", "train", "image_data")  # shared modules that no result depends on
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost a busy machine a factor of six
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -78,8 +79,7 @@ def configuration(experiment: Experiment, task: Task) -> Config:
 def shared_sources() -> str:
     """Hash of the package's and the shared modules' sources: results change with them."""
     here, package = Path(__file__).parent, Path(deis_analysis.__file__).parent
-    files = [here / f"{name}.py" for name in SHARED if name not in ("runner", "__main__")]
-    files = [file for file in files if file.exists()]
+    files = [here / f"{name}.py" for name in SHARED if name not in UNUSED]
     files += [here / "style.mplstyle", *sorted(package.rglob("*.py"))]
     digest = hashlib.sha256(deis_analysis.__version__.encode())
     for file in files:

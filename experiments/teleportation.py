@@ -35,6 +35,11 @@ CONFIG: Config = {
     "bias_rtol": 1e-5,
     "draws": 400,
     "device": "cpu",
+    "choices": {
+        "source": "not in the DEIS paper; the closed form of one Gaussian down to t_skips, then a sampler",
+        "model": "the ideal denoiser of the digits, std = 0: the data themselves, not smoothed",
+        "best": "each point the best of solvers and grids with at most so many calls",
+    },
 }
 QUICK: Config = {
     "samples": 16,
@@ -43,6 +48,15 @@ QUICK: Config = {
     "calls": [5, 10, 15],
     "t_skips": [0.6, 0.4],
     "draws": 50,
+}
+THOROUGH: Config = {
+    "samples": 1024,
+    "rtol": 1e-8,
+    "bias_rtol": 1e-6,
+    "grids": ["t2", "rho7", "logrho"],
+    "t_skips": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2],
+    "calls": [5, 6, 7, 8, 10, 12, 15, 20, 30],
+    "draws": 2000,
 }
 Curve = tuple[Array, Array]
 METRICS = {"rms": "all samples, RMS", "median": "typical sample, median"}

@@ -160,6 +160,49 @@ def test_a_curl_on_an_isotropic_gaussian_is_harmless_to_the_law(process):
     assert np.allclose(asymmetry, 2 * math.sqrt(2) * kappa * (1 + start), rtol=1e-10)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_model_without_a_graph_is_refused(kept):
+    """Under torch.no_grad every derivative would be 0; parameters that require gradients do not hide it."""
+    matrix = torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=kept)
+    x = torch.ones((2, 2), dtype=torch.float64)
+    assert np.allclose(jacobian_asymmetry(linear(matrix), x, 0.5).norm, 2 * math.sqrt(2))
+    with torch.no_grad():  # of the caller's, not of the model's
+        assert np.allclose(jacobian_asymmetry(linear(matrix), x, 0.5).norm, 2 * math.sqrt(2))
+    for model in (torch.no_grad()(linear(matrix)), lambda y, t: linear(matrix)(y.detach(), t)):
+        for probes in (None, 2):
+            with pytest.raises(ValueError, match=r"score is not differentiable in x at t=0\.5"):
+                jacobian_asymmetry(model, x, 0.5, probes=probes)
+    for prediction in da.PREDICTIONS:  # x itself has a part in the score of x0 and v
+        with pytest.raises(ValueError, match=r"is not differentiable in x at t=0\.5"):
+            jacobian_asymmetry(as_score(torch.no_grad()(linear(matrix)), VP, prediction), x, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_are_called_in_the_dtype_of_x(dtype):
+    seen = []
+
+    def score(y, t):
+        seen.append(y.dtype)
+        return linear(K.to(y.dtype))(y, t)
+
+    found = jacobian_asymmetry(score, torch.ones((2, 2), dtype=dtype), 0.5)
+    assert np.allclose(found.norm, 2 * math.sqrt(2))
+    assert np.isclose(loop_integral(score, torch.zeros(2, dtype=dtype), 1.0, (0, 1), 0.5), -2 * math.pi, rtol=0.02)
+    assert set(seen) == {dtype}
+    loop_integral(score, np.zeros(2, dtype=np.float32), 1.0, (0, 1), 0.5)
+    assert seen[-1] is torch.float64
+
+
+@pytest.mark.parametrize("prediction", da.PREDICTIONS)
+def test_as_score_on_a_mean_far_away(prediction):
+    """By hand: s = −(x − α m − (1 − α) μ)/V on N(m, v)."""
+    process, m, v, mean = da.MeanReverting(VP, mean=np.array([5.0, -7.0])), np.array([4.0, -6.5]), 0.3, [5.0, -7.0]
+    a, s = float(process.alpha(0.4)), float(process.sigma(0.4))
+    mix, x = da.GaussianMixture([1.0], m[None], [v]), np.array([[4.1, -6.0], [5.0, -8.0]])
+    expected = -(x - a * m - (1 - a) * np.array(mean)) / (a**2 * v + s**2)
+    assert np.allclose(as_score(mix.model(process, prediction), process, prediction)(x, 0.4), expected, rtol=1e-10)
+
+
 def test_bad_input():
     score, x = MIX.score(VP), torch.zeros((2, 2), dtype=torch.float64)
     for call, message in (
@@ -177,6 +220,10 @@ def test_bad_input():
         (lambda: loop_integral(score, [0, 0], 1.0, (0, 1), 0.5, points=3), "points=3"),
         (lambda: loop_integral(lambda y, t: y / 0, [0, 0], 1.0, (0, 1), 0.5), "finite values"),
         (lambda: loop_integral(score, [math.nan, 0], 1.0, (0, 1), 0.5), "center"),
+        (lambda: loop_integral(score, torch.zeros(2, dtype=torch.int64), 1.0, (0, 1), 0.5), "center has dtype"),
+        (lambda: loop_integral(score, torch.full((2,), math.nan), 1.0, (0, 1), 0.5), "center must be finite"),
+        (lambda: jacobian_asymmetry(score, x * math.nan, 0.5), "x must be finite"),
+        (lambda: jacobian_asymmetry(lambda y, t: y * math.inf, x + 1, 0.5), "score must be finite"),
         (lambda: as_score(score, VP, "noise"), "prediction='noise' is unknown"),
         (lambda: as_score(score, VP)(x, 0.0), "t=0.0 has σ = 0"),
         (lambda: as_score(2, VP), "model=2 must be a function"),

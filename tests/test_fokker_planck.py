@@ -14,6 +14,7 @@ from scipy.integrate import quad, solve_ivp
 from strategies import processes
 
 import deis_analysis as da
+from deis_analysis.diagnostics.conservativity import as_score
 from deis_analysis.diagnostics.fokker_planck import fokker_planck_residual, linear_score_gap, time_derivative
 
 VP = da.VPLinear()
@@ -110,6 +111,33 @@ def test_one_dimension_and_the_wrong_process():
     assert float(fokker_planck_residual(mix.score(VP), VP, x, 0.3).abs().max()) < 1e-9
     other = da.VPLinear(0.1, 15.0)
     assert float(fokker_planck_residual(mix.score(VP), other, x, 0.3).abs().max()) > 0.1
+
+
+def test_a_model_without_a_graph_is_refused():
+    """Under torch.no_grad the bracket would be 0 and R = ∂ₜs; the derivative in time alone needs no graph."""
+    x, score = torch.tensor(MIX.sample(3, 0, VP, 0.3)), MIX.score(VP)
+    hidden = torch.no_grad()(score)
+    assert torch.equal(time_derivative(hidden, VP, x, 0.3)[0], time_derivative(score, VP, x, 0.3)[0])
+    for probes in (None, 1):
+        with pytest.raises(ValueError, match=r"score is not differentiable in x at t=0\.3"):
+            fokker_planck_residual(hidden, VP, x, 0.3, probes=probes)
+    for prediction in da.PREDICTIONS:
+        model = MIX.model(VP, prediction)
+        assert float(fokker_planck_residual(as_score(model, VP, prediction), VP, x, 0.3).abs().max()) < 1e-8
+        with pytest.raises(ValueError, match="is not differentiable in x"):
+            fokker_planck_residual(as_score(torch.no_grad()(model), VP, prediction), VP, x, 0.3)
+
+
+def test_a_model_is_called_in_the_dtype_of_x():
+    x, seen = torch.ones((2, 2)), set()
+
+    def score(y, t):
+        seen.add(y.dtype)
+        return -y / total_variance(VP, t, 0.6)
+
+    found = fokker_planck_residual(score, VP, x, 0.3, time_step=0.02)
+    assert seen == {found.dtype} == {torch.float32}
+    assert float(found.abs().max()) < 1e-2
 
 
 def test_hutchinson_is_exact_in_one_dimension_and_unbiased_in_two():
@@ -262,6 +290,25 @@ def test_gap_against_the_sdes_in_process_time(process):
     assert gap.wasserstein2 > 1e-2
 
 
+@pytest.mark.parametrize("process", [da.EDM(0.1, 5.0), da.VE(0.1, 5.0)])
+def test_gap_of_the_toy_in_numbers(process):
+    """Published to six digits: the scaled score, δ = 0.3, from N(0, 25) at σ² = 25 down to σ² = 0.01."""
+    gap = linear_score_gap(lambda t: 1.3 / process.sigma(t) ** 2, process, 25.0, process.t_max, process.t_min)
+    assert float(gap.wasserstein2) == pytest.approx(0.048132, abs=1e-6)
+    assert float(gap.bound) == pytest.approx(0.050652, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e5, 1e8])
+def test_a_stiff_gain(size):
+    """V_sde follows the root of V̇ = 2(f + g² a) V − g², V = 1/(2a) + 1/(2a)² + O(1/a³, f/(g² a²)), from below 1/a on;
+    the flow is at 0, and s − ∇ log p̃ keeps its sign, so that bound and distance are one number."""
+    gap = linear_score_gap(lambda t: size, VP, 1.0, 0.8, 0.1)
+    shift = 1 + 2 * abs(float(VP.drift(0.1))) / float(VP.diffusion_squared(0.1))
+    assert np.isclose(gap.variance_sde, 1 / (2 * size), rtol=shift / size, atol=0)
+    assert np.isclose(gap.wasserstein2, math.sqrt(gap.variance_sde), rtol=1e-12)
+    assert np.isclose(gap.bound, gap.wasserstein2, rtol=1e-9)
+
+
 def test_axes_are_independent():
     gap = linear_score_gap(lambda t: np.array([0.5, 2.0]), VP, [1.0, 3.0], 0.8, 0.1)
     assert gap.bound.shape == (2,)
@@ -282,6 +329,7 @@ def test_bad_input():
         ((score, VP, x, 2.0), "outside"),
         ((score, VP, x[0], 0.5), "must be a floating torch tensor"),
         ((score, VP, x.numpy(), 0.5), "must be a floating torch tensor"),
+        ((score, VP, x * math.nan, 0.5), "x must be finite"),
         ((lambda y, t: y.sum(), VP, x, 0.5), "score returned shape"),
         ((lambda y, t: y / 0, VP, x, 0.5), "must be finite"),
         ((3, VP, x, 0.5), "score=3 must be a function"),
@@ -303,6 +351,10 @@ def test_bad_input():
         ((lambda t: math.nan, VP, 1.0, 0.5, 0.1), "gain"),
         ((1.0, VP, 1.0, 0.5, 0.1), "gain=1.0 must be a function"),
         ((lambda t: 1.0, da.RectifiedFlow(), 1.0, 1.0, 0.1), "t_start=1.0: λ is infinite"),
+        ((lambda t: np.ones(3), VP, [1.0, 2.0], 0.5, 0.1), r"gain has shape \(3,\), variance_start \(2,\)"),
+        ((lambda t: np.ones((1, 2)), VP, [1.0, 2.0], 0.5, 0.1), r"gain has shape \(1, 2\)"),
+        ((lambda t: 1.0, VP, [], 0.5, 0.1), r"variance_start \(0,\)"),
+        ((lambda t: np.ones(2 if t == 0.5 else 3), VP, 1.0, 0.5, 0.1), r"gain has shape \(3,\) at t="),
     ):
         with pytest.raises(ValueError, match=message):
             linear_score_gap(*arguments)

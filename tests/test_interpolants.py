@@ -174,6 +174,8 @@ def test_a_component_of_weight_zero_has_no_say():
     assert np.allclose(Interpolant(three, RIGHT).velocity(0.2, x), Interpolant(LEFT, RIGHT).velocity(0.2, x))
 
 
+ZERO = Scale(lambda t: 0.0, lambda t: 0.0)
+NOTHING = Interpolant(LEFT, RIGHT, ZERO, ZERO, "none")
 INTER, PLANE = Interpolant(LEFT, RIGHT), Interpolant(PLANE_0, PLANE_1)
 
 
@@ -188,6 +190,8 @@ INTER, PLANE = Interpolant(LEFT, RIGHT), Interpolant(PLANE_0, PLANE_1)
             lambda: Interpolant(LEFT, RIGHT, gamma=Scale(lambda t: -1.0, lambda t: 0.0)).velocity(0.5, 1.0),
             "gamma squared",
         ),
+        (lambda: NOTHING.velocity(0.5, 1.0), "t=0.5: a, b and gamma are 0"),
+        (lambda: NOTHING.marginal(0.5), "t=0.5: a, b and gamma are 0"),
         (lambda: Scale(1.0, 2.0), "value=1.0 must be a function"),
         (lambda: INTER.velocity(1.5, np.ones(2)), "t=1.5 must lie"),
         (lambda: INTER.velocity(0.5, [np.nan]), "x=.* must be finite"),

@@ -287,6 +287,7 @@ def test_bits_per_dim():
         ({"probes": 0}, "probes=0"),
         ({"seed": -1}, "seed=-1"),
         ({"prior": 1.0}, "prior=1.0 must be a function"),
+        ({"prior": lambda x: None}, r"prior\(x_T\)=None must be made of real numbers"),
         ({"prior": lambda x: x}, r"prior returned shape \(2, 3\)"),
         ({"prior": lambda x: x[:, 0] * np.inf}, "prior returned NaN or infinity"),
         ({"t_end": 2.0}, "t_end=2.0"),

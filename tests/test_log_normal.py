@@ -144,6 +144,10 @@ def test_products_and_tensors():
     assert np.allclose(NOISE.from_log(NOISE.to_log(torch.tensor(x), 0.3), 0.3).numpy(), x, rtol=1e-12)
 
 
+def test_numpy_numbers_are_arrays():
+    assert float(NOISE.from_log(NOISE.to_log(np.float64(1.7), 0.3), 0.3)) == pytest.approx(1.7, rel=1e-14)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -151,6 +155,10 @@ def test_products_and_tensors():
         (lambda: MultiplicativeNoise(mu=np.inf), "mu=inf must be finite"),
         (lambda: NOISE.to_log(np.array([1.0, 0.0]), 0.5), "x must be positive"),
         (lambda: NOISE.to_log(np.array([np.nan]), 0.5), "x must be positive"),
+        (lambda: NOISE.to_log([1.0, 2.0], 0.5), r"x=\[1.0, 2.0\] must be an array"),
+        (lambda: NOISE.to_log(1.0, 0.5), "x=1.0 must be an array"),
+        (lambda: NOISE.from_log([1.0], 0.5), r"y=\[1.0\] must be an array"),
+        (lambda: NOISE.from_log(0.0, 0.5), "y=0.0 must be an array"),
         (lambda: NOISE.level(-1.0), "t=-1.0 must be"),
         (lambda: NOISE.process(0.0, 1.0), "sigma_min=0.0"),
         (lambda: NOISE.multiplicative_step(np.ones(1), np.ones(1), -0.1, np.ones(1)), "delta=-0.1"),

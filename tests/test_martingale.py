@@ -219,6 +219,23 @@ def test_sampling_agrees_with_quadrature(name):
     assert np.allclose(fewer.standard_error / found.standard_error, 2.0, rtol=0.25)
 
 
+def test_value_and_standard_error_are_those_of_the_pairs():
+    """From the states at which the model is asked at the end: mean over pairs, then s/√pairs with n − 1 in s."""
+    table, x, pairs, ends = da.build("sde_dpmpp_1", VP, [0.4, 0.2]), np.linspace(-2, 2, 5), 40, []
+    denoiser = MIX.x0(VP)
+
+    def model(y, t):
+        if t == 0.2:
+            ends.append(y)
+        return denoiser(y, t)
+
+    found = sampled_martingale_defect(table, model, VP, x, pairs)
+    (end,) = ends
+    change = denoiser(end, 0.2).reshape(2, pairs, 5).mean(0) - denoiser(x, 0.4)
+    assert np.allclose(found.value, change.mean(0), rtol=1e-12)
+    assert np.allclose(found.standard_error, change.std(0, ddof=1) / math.sqrt(pairs), rtol=1e-12)
+
+
 def test_antithetic_pairs_are_exact_on_gaussians_and_torch_is_the_same():
     mix, table = da.GaussianMixture([1.0], [[0.3, -1.0]], [[0.5, 2.0]]), da.build("sde_dpm_1", VP, [0.5, 0.3])
     x = mix.sample(4, 0, VP, 0.5)

@@ -13,6 +13,7 @@ import deis_analysis as da
 from experiments import discover, models, runner
 from experiments.__main__ import main
 from experiments.problems import digits, noise, product_mixture
+from experiments.toy_network import QUICK_TRAINING
 
 SMALL = {**models.BASE, "samples": 6, "rtol": 1e-6}
 
@@ -113,3 +114,20 @@ def test_the_cache_is_kept_small(monkeypatch):
     monkeypatch.setattr(models.CACHE, "reduce_size", lambda **limits: dropped.append(limits))
     models.trim_cache()
     assert dropped in ([], [{"bytes_limit": 2**30}])
+
+
+@pytest.mark.parametrize("name", discover())
+def test_other_settings_change_what_is_there_and_choices_are_words(name):
+    module = discover()[name]
+    for settings in (module.QUICK, getattr(module, "THOROUGH", {})):
+        assert set(settings) <= {*module.CONFIG, *QUICK_TRAINING}  # every quick run trains a smaller network
+    if name.startswith(("fig", "table", "appendix")):
+        assert module.THOROUGH
+        assert all(isinstance(text, str) and text for text in module.CONFIG["choices"].values())
+
+
+@pytest.mark.parametrize("name", [n for n, module in discover().items() if "models" in module.CONFIG])
+def test_every_model_is_in_the_default_or_the_thorough_run(name):
+    module = discover()[name]
+    thorough = getattr(module, "THOROUGH", {}).get("models", module.CONFIG["models"])
+    assert set(thorough) == set(models.MODELS)

@@ -122,6 +122,20 @@ def test_images_and_tensors_keep_their_shape():
     assert np.allclose(single.numpy(), flat.reshape(x_T.shape), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (5, 1, 2, 2), (5, 2, 2), (5, 4, 1), (5, 1, 4), (4,)])
+def test_states_of_any_shape_have_the_numbers_of_a_point(shape):
+    images, x_T = RNG.gamma(2.0, 0.5, (30, 1, 2, 2)), RNG.standard_normal(shape)
+    found = teleport(images, VP, x_T, 1.0, 0.5)
+    assert found.shape == shape
+    flat = written_out(images.reshape(30, 4), 0.0, VP, x_T.reshape(-1, 4), 1.0, 0.5)
+    assert np.allclose(found, flat.reshape(shape), rtol=1e-10)
+
+
+def test_bfloat16_data():
+    data = torch.tensor(DATA).bfloat16()
+    assert np.allclose(gaussian_of(data).covariances, gaussian_of(data.double().numpy()).covariances, rtol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -132,6 +146,16 @@ def test_images_and_tensors_keep_their_shape():
         (lambda: gaussian_of(3.0), r"data has shape \(\)"),
         (lambda: gaussian_of(np.empty((0, 2))), "data has shape"),
         (lambda: teleport(DATA, VP, np.ones((2, 4)), 1.0, 0.5), r"x_T has shape \(2, 4\)"),
+        (
+            lambda: teleport(np.eye(6)[:, :4].reshape(6, 1, 2, 2), VP, np.ones((5, 1, 4, 4)), 1.0, 0.5),
+            r"\(5, 1, 4, 4\)",
+        ),
+        (lambda: teleport(DATA, VP, np.ones((2, 2, 3)), 1.0, 0.5), r"x_T has shape \(2, 2, 3\)"),
+        (lambda: teleport(DATA, VP, np.ones(2), 1.0, 0.5), r"x_T has shape \(2,\)"),
+        (lambda: teleport(DATA, VP, np.ones(()), 1.0, 0.5), r"x_T has shape \(\)"),
+        (lambda: teleport(DATA, VP, np.full((2, 3), np.nan), 1.0, 0.5), "x_T must be finite"),
+        (lambda: teleport(DATA[:, 0], VP, np.array([np.nan]), 1.0, 0.5), "x_T must be finite"),
+        (lambda: teleport(gaussian_of(DATA), VP, np.ones((2, 3)), 1.0, 0.5, floor=0.1), "floor=0.1 is for data"),
         (lambda: teleport(DATA, VP, np.ones((2, 3)), 1.0, 1.5), "outside"),
         (lambda: teleport(DATA, "vp", np.ones((2, 3)), 1.0, 0.5), "process='vp'"),
         (lambda: teleport(da.GaussianMixture([0.5, 0.5], [0, 1], [1, 1]), VP, np.ones(2), 1.0, 0.5), "one component"),

@@ -197,6 +197,7 @@ TWO = da.GaussianMixture([0.5, 0.5], [0.0, 1.0], [1.0, 1.0])
         (lambda: moment_closure(ONE, VP, 1, 0, 1, -1.0, 1.0, 0.0), "v_squared=-1.0"),
         (lambda: moment_closure(ONE, VP, 1, 0, 1, 0.0, 0.0, 1.0), "t_end=1.0 must be below"),
         (lambda: moment_closure(ONE, VP, 1, 0, 1, 0.0, 2.0, 1.0), "outside"),
+        (lambda: moment_closure(ONE, da.RectifiedFlow(), 1, 0, 1, 0.0, 1.0, 0.0), "t_start=1.0: drift or diffusion"),
         (lambda: moment_closure(ONE, da.MeanReverting(VP, 1.0), 1, 0, 1, 0.0, 1.0, 0.0), "reverts to a mean"),
         (lambda: moment_closure(ONE, VP, 1, 0, 1, 0.0, 1.0, 0.0, rtol=0.0), "rtol=0.0"),
     ],

@@ -15,7 +15,7 @@ VP = da.VPLinear()
 MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
 
 
-@settings(max_examples=15)
+@settings(max_examples=15)  # 200 take a minute: each is two runs of DOPRI5
 @given(
     mixtures(),
     processes(("VPLinear", "VPCosine", "SubVP", "VE", "EDM", "RectifiedFlow")),
@@ -102,6 +102,8 @@ def spike(x, t):
         ({"x_T": np.ones((0, 3))}, r"x_T has shape \(0, 3\); allowed: at least one entry"),
         ({"x_T": np.array([np.nan])}, "x_T must be finite"),
         ({"model": lambda x, t: x * np.nan}, "model returned NaN or infinity at call 1"),
+        ({"model": None}, "model=None must be a function"),
+        ({"model": lambda x, t: None}, "model returned None at call 1"),
         ({"model": lambda x, t: x[:1]}, r"model returned shape \(1,\) at call 1"),
         ({"rtol": 1e-14}, "rtol=1e-14 cannot be met in float64; allowed: at least 2.2e-13"),
         ({"model": spike, "rtol": 1e-9, "atol": 1e-9}, "cannot be met in float64: underflow in dt"),
@@ -126,6 +128,34 @@ def test_a_path_is_exact_at_every_time_it_was_asked_for():
     one = da.reference_solution(mix.eps(process), process, x, 1e-3, 1e-9, 1e-9)
     assert np.allclose(path.states[-1], one.x, rtol=0, atol=one.error_estimate + path.error_estimate)
     assert path.nfe < 3 * one.nfe  # not one integration per time
+
+
+def test_the_estimate_of_a_path_is_the_largest_over_its_times():
+    """Where the flow contracts to a point the last time is the most exact one."""
+    mix, x, times = da.GaussianMixture([1.0], [0.0], [1e-4]), np.linspace(-2, 2, 5), [1.0, 0.6, 0.3, 1e-3]
+    found = da.reference_path(mix.eps(VP), VP, x, times, 1e-4, 1e-4)
+    coarse = da.reference_path(mix.eps(VP), VP, x, times, 1e-3, 1e-3)  # its second run is at 1e-4
+    gaps = [np.abs(a - b).max() for a, b in zip(found.states, coarse.states, strict=True)]
+    assert gaps[-1] < 0.5 * max(gaps)
+    assert np.isclose(found.error_estimate, max(gaps), rtol=1e-9)
+
+
+def test_steps_end_on_the_times_of_a_path():
+    """No interpolation: DOPRI5 asks the model at the end of each step, so at every time; and no state is worse than
+    the estimate says."""
+    asked, times = [], [1.0, 0.83, 0.41, 0.22, 0.05, 0.01]
+    mix, x = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.05, 0.03]), np.linspace(-2, 2, 9)
+
+    def model(y, t):
+        asked.append(t)
+        return mix.eps(VP)(y, t)
+
+    path = da.reference_path(model, VP, x, times, 1e-6, 1e-6)
+    for t in times[1:]:
+        assert min(abs(t - u) for u in asked) < 1e-9 * t, t
+    assert max(np.abs(path(t) - mix.flow(VP, x, 1.0, t)).max() for t in times[1:]) < 3 * path.error_estimate
+    with pytest.raises(ValueError, match="model=None must be a function"):
+        da.reference_path(None, VP, x, times)
 
 
 def test_a_path_of_a_process_with_a_mean():

@@ -215,12 +215,60 @@ def test_steps_without_a_stage_at_the_end_are_left_out():
     assert np.allclose(found.errors, one.errors * np.sqrt(12), rtol=1e-12)
 
 
+@pytest.mark.parametrize("process", [VP, da.SubVP(), da.VPCosine(), da.RectifiedFlow()])
+def test_the_velocity_of_v_has_no_part_in_x(process):
+    """ẋ is a multiple of v on variance-preserving processes (α′ = −σ in the angle) and v itself elsewhere: with a model
+    whose prediction does not change, the velocity does not either."""
+    table = da.build("rhork_2heun", process, [0.8, 0.5, 0.2]).in_terms_of(process, "v")
+    (found,) = stiffness_estimates(table, lambda x, t: 0.0 * x + t, np.array([0.4, -1.0]), process=process)
+    assert found.separation.min() > 1e-3
+    assert found.estimate.max() == 0.0
+
+
+def test_the_embedded_result_is_the_last_stage_at_the_end():
+    """A step with two stages at its end, as in a corrector that is applied twice."""
+    states, outputs = np.zeros((4, 4)), np.zeros((4, 4))
+    states[1:, 0] = 1.0
+    outputs[1, 0], outputs[2, :2], outputs[3, :3] = -0.2, -0.1, [-0.1, 0.0, -0.1]
+    table = da.Tableau([0.5, 0.3, 0.3, 0.3], states, outputs, grid_nodes=(0, 3))
+    (step,) = embedded_nodes(table)
+    assert step == (0, 2, 3)
+    x, t = np.array([1.0, 3.0]), (0.5, 0.3)
+    p = [x]
+    p.append(x - 0.2 * p[0])
+    p.append(x - 0.1 * (p[0] + p[1]))
+    last = x - 0.1 * (p[0] + p[2])
+    found = embedded_error(table, lambda y, u: y, x)
+    assert np.allclose(found.errors[0], np.abs(last - p[2]), rtol=1e-12)
+    assert np.allclose(found.times, [t])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision(dtype):
+    table, x = da.build("rhork_2heun", VP, [0.8, 0.5, 0.2]), torch.tensor([[0.4, -1.0], [2.0, 1.0]], dtype=dtype)
+    seen = set()
+
+    def model(y, t):
+        seen.add(y.dtype)
+        return 0.5 * y
+
+    (found,) = stiffness_estimates(table, model, x)
+    assert np.allclose(found.estimate, 0.5, rtol=0.05)
+    assert embedded_error(table, model, x).errors.dtype == np.float64
+    assert seen == {dtype}
+
+
 def test_bad_input():
     ts, x = da.grid(VP, 3), np.ones(2)
     for call, message in (
         (lambda: stiffness_estimates(da.build("tab2", VP, ts), MIX.eps(VP), x), "no time twice"),
         (lambda: stiffness_estimates("heun", MIX.eps(VP), x), "tableau='heun'"),
         (lambda: stiffness_estimates(da.build("rhork_2heun", VP, ts), MIX.eps(VP), x, process="VP"), "process='VP'"),
+        (
+            lambda: stiffness_estimates(da.build("rhork_2heun", VP, ts), MIX.eps(VP), np.ones((0, 2))),
+            r"x has shape \(0, 2",
+        ),
+        (lambda: embedded_error(da.build("rhork_2heun", VP, ts), MIX.eps(VP), np.ones((2, 0))), r"x has shape \(2, 0"),
         (lambda: embedded_error(da.build("tab2", VP, ts), MIX.eps(VP), x), "no stage at the end"),
         (lambda: embedded_error(da.build("ddpm", VP, ts), MIX.eps(VP), x), "has noise"),
         (lambda: embedded_error(da.build("rhork_2heun", VP, ts), MIX.eps(VP), np.array([np.nan])), "finite"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from scipy.special import softmax
+from scipy.stats import norm
 
 import deis_analysis as da
 from experiments import appendix_sde as sde
@@ -421,6 +422,24 @@ def test_network_is_guided_toward_exact_modes(monkeypatch):
     assert np.allclose(guidance.guided(everything, each, [15.0], 3)(x, 0.4), everything(x, 0.4), atol=1e-10)
 
 
-def test_models_without_classes_are_refused():
-    with pytest.raises(ValueError, match="model='gaussian' has no classes"):
-        guidance.classes("gaussian", guidance.CONFIG, VP)
+def test_classes_of_a_gaussian_are_its_laws_given_a_measurement():
+    """Against conditioning of the joint law of (x, y); and with many classes mixed, they are the Gaussian again."""
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    mean, covariance = np.array([0.3, -0.2]), turn @ np.diag([0.5, 2.0]) @ turn.T
+    whole = da.GaussianMixture([1.0], mean[None], covariance[None])
+    u = turn[:, 1]  # of the larger variance, 2, and so measured with noise of variance 2
+    joint = np.block([[covariance, (covariance @ u)[:, None]], [(u @ covariance)[None], np.array([[4.0]])]])
+    for k, one in enumerate(sorted(guidance.measured(whole, {"classes": 6}), key=lambda g: float(g.means[0] @ u))):
+        y = norm.ppf((k + 0.5) / 6, u @ mean, 2.0)
+        assert np.allclose(one.means[0], mean + joint[:2, 2] / joint[2, 2] * (y - u @ mean))
+        assert np.allclose(one.covariances[0], covariance - np.outer(joint[:2, 2], joint[2, :2]) / joint[2, 2])
+    many = guidance.measured(whole, {"classes": 1001})
+    means = np.array([one.means[0] for one in many])
+    assert np.allclose(means.mean(axis=0), mean)
+    assert np.allclose(np.cov(means.T) + many[0].covariances[0], covariance, atol=0.01)
+    everything, each, d = guidance.classes("gaussian", guidance.CONFIG, VP)
+    assert (len(each), d) == (6, 64)
+    x = torch.tensor(problems.noise(2, 64, 0))
+    own = models.study("gaussian", guidance.CONFIG).exact
+    assert torch.allclose(everything(x, 0.4), own.eps(VP)(x, 0.4))
+    assert torch.allclose(each[3](x, 0.4), guidance.measured(own, guidance.CONFIG)[3].eps(VP)(x, 0.4))

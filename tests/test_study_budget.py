@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import deis_analysis as da
+from deis_analysis.learned import MLP
 from experiments import budget_of_errors, models, score_diagnostics
 from experiments.problems import noise, product_mixture
 
@@ -96,6 +101,49 @@ def test_the_diagnostics_verdict_turns_with_the_data(score):
     assert score_diagnostics.findings(forged)["mixture", "asymmetry"] == (0.0, 0.25, 0.3)
 
 
-def test_a_model_without_exact_samples_is_refused():
-    with pytest.raises(ValueError, match="model='digits' has no exact samples"):
-        score_diagnostics.compute({**SCORE, "models": ["digits"]}, lambda share: None)
+def test_the_ideal_denoiser_is_a_score_without_fitting_error():
+    config = {**SCORE, "models": ["digits"], "times": [0.3], "data_points": 4, "loops": 2}
+    frame = score_diagnostics.compute(config, lambda share: None)
+    largest = frame.groupby("measure").value.max()
+    assert set(largest.index) == {"asymmetry", "loop", "residual"}
+    assert (largest[["asymmetry", "loop"]] < 1e-12).all()
+    assert 0 < largest["residual"] < 1e-4
+    assert "fitting error 0 by construction; " in score_diagnostics.verdict(frame, config)
+    notes = [text.get_text() for text in score_diagnostics.draw(frame, config).axes[0].texts]
+    assert notes == ["0 by construction"]
+
+
+def test_points_of_data_follow_the_noised_smoothed_data():
+    """Mean and covariance in closed form; 20,000 draws give each diagonal entry within 1 %, one σ."""
+    config = {**SCORE, "std": 0.3, "data_points": 20_000, "samples": 2}
+    problem, t = models.study("digits", config), 0.2
+    alpha, sigma = float(problem.process.alpha(t)), float(problem.process.sigma(t))
+    x = np.asarray(score_diagnostics._points(problem, t, config))
+    covariance = alpha**2 * (np.cov(problem.data.T) + 0.09 * np.eye(64)) + sigma**2 * np.eye(64)
+    assert np.allclose(x.mean(axis=0), alpha * problem.data.mean(axis=0), rtol=0, atol=0.05)
+    assert np.allclose(np.diag(np.cov(x.T)), np.diag(covariance), rtol=0.05, atol=0)
+
+
+def test_precision_of_a_network_is_that_of_float32_weights_and_states():
+    """DDIM by hand: once with the network, once with a float32 copy that gets float32 states."""
+    process, nfe = da.VPLinear(), 5
+    mixture = models.study("mixture", {**BUDGET, "samples": 6})
+    net = MLP(4, process, 16, 2, seed=1).requires_grad_(False)
+    problem = dataclasses.replace(mixture, model=net, trained=True)
+    low, ts = copy.deepcopy(net).float(), da.grid(process, nfe, "t2", 1.0, 1e-3)
+
+    def ddim(model):
+        x = problem.x_T
+        for t, s in itertools.pairwise(ts):
+            ratio = float(process.alpha(s) / process.alpha(t))
+            told = max(1e-3, round(float(t) * 1000) / 1000)
+            x = ratio * x + (float(process.sigma(s)) - ratio * float(process.sigma(t))) * model(x, told)
+        return x
+
+    gap = ddim(lambda x, t: low(x.float(), t).double()) - ddim(net)
+    cast_alone = ddim(lambda x, t: net(x.float(), t).double()) - ddim(net)
+    budget = budget_of_errors._budget(problem, "ddim", nfe, BUDGET, torch.float32)
+    expected = float((gap**2).mean() ** 0.5)
+    assert budget.norms()["precision"] == pytest.approx(expected, rel=0.02)
+    assert abs(float((cast_alone**2).mean() ** 0.5) / expected - 1) > 0.1
+    assert next(net.parameters()).dtype == torch.float64

@@ -292,6 +292,43 @@ def test_fig6_verdict_turns(fig6):
     assert "dpm_2, dpm_2, apart from 0, 0 of 10 others" in fig6_comparison.verdict(apart, config)
 
 
+def test_fig6_published_numbers_stand_under_their_mark_only(fig6):
+    frame, config = fig6
+    rows = frame[frame.part == "published"]
+    assert set(frame[frame.fid.notna()].index) == set(rows.index)
+    assert rows[["rms", "law", "nfe"]].isna().all().all()
+    assert not set(rows.model) & set(config["models"])
+    assert rows.source.notna().all()
+    at = fig6_comparison.published(frame, 10)
+    assert at[["tab3", "ddim", "unipc3_bh2_x0"]].tolist() == [4.09, 15.69, 2.89]
+    more = pd.DataFrame(fig6_comparison.published_rows(fig6_comparison.CONFIG))
+    assert not more.duplicated(["solver", "calls"]).any()
+    recalled = more[more.source.str.contains("as recalled")]
+    assert set(zip(recalled.solver, recalled.calls, strict=True)) == {("ddim", 20), ("rhoab3", 20)}
+    assert set(more.solver) <= set(config["customary"])
+
+
+def test_fig6_agreement_with_published_is_spearmans_and_turns(fig6):
+    frame, config = fig6
+    fid = fig6_comparison.published(frame, 10)
+    rows = (frame.part == "error") & (frame.calls == 10) & frame.solver.isin(fid.index)
+    own = frame[rows & (frame.model == "digits") & (frame.customary == True)].set_index("solver").rms  # noqa: E712
+    rho, p, count = fig6_comparison.agreement(frame, "digits", 10)
+
+    def statistic(ours):
+        return scipy.stats.spearmanr(ours, fid).statistic
+
+    by_scipy = scipy.stats.permutation_test(
+        (own[fid.index].to_numpy(),), statistic, permutation_type="pairings", alternative="greater", n_resamples=np.inf
+    )
+    assert (rho, p) == pytest.approx((by_scipy.statistic, by_scipy.pvalue))
+    assert count == len(fid) == 7
+    forged = frame.copy()
+    for power, said in ((1, "10 calls) 1.00, 1.00."), (-1, "10 calls) -1.00, -1.00.")):
+        forged.loc[rows, "rms"] = forged.solver[rows].map(fid**power)
+        assert fig6_comparison.verdict(forged, config).endswith(said)
+
+
 # -- table 2 --------------------------------------------------------------------------------------
 def test_surplus_calls_are_the_papers():
     """Zhang & Chen 2023, table 2: the superscripts of its rows."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import sympy as sp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import deis_analysis.symbolic as symbolic
@@ -376,7 +376,6 @@ def test_butcher_order_of_scipy(method, order):
 fractions = st.fractions(min_value=-2, max_value=2, max_denominator=12)
 
 
-@settings(max_examples=60, deadline=None)
 @given(fractions.filter(bool), fractions.filter(bool), fractions)
 def test_two_stage_orders_are_known_by_hand(c2, b2, shift):
     """Order 2 iff b₁ + b₂ = 1 and b₂c₂ = b₂a₂₁ = ½; never 3."""
@@ -385,7 +384,6 @@ def test_two_stage_orders_are_known_by_hand(c2, b2, shift):
     assert butcher_order([[], [c2 + shift]], [1 - b2, b2], [0, c2]) == expected
 
 
-@settings(max_examples=60, deadline=None)
 @given(fractions, fractions)
 def test_three_stage_family_has_order_three(c2, c3):
     """Kutta's two-parameter family of order 3. [Hairer, Nørsett & Wanner, exercise II.1.4]"""

@@ -7,6 +7,8 @@ gives −2πκr².
 Neither says that samples are worse: on an isotropic Gaussian s + κ(t) K x moves along circles of equal density, so the
 law of the probability flow is unchanged while each path is turned by θ = ½ ∫ g² κ dt and misses its end by
 2 |x| |sin(θ/2)| (``tests/test_conservativity.py``).
+
+Symbols here: κ is the strength of a curl and K the quarter turn, not the scale κ of a prediction.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deis_analysis import backend
 from deis_analysis.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.tableau import Model
 from deis_analysis.validate import choose, finite, function, positive, positive_int, scalar
@@ -49,10 +52,9 @@ def as_score(model: Model, process: Process, prediction: str = "eps") -> Model:
         model: predicts ``prediction`` on ``process``, such as ε, where the score is −ε/σ.
 
     Raises:
-        ValueError: a model that is not a function, an unknown prediction; on a call, a time at which σ = 0.
+        ValueError: a model that is not a function, an unknown prediction; on a call, a time at which σ = 0, and a model
+            that is not differentiable where ``x`` requires a gradient.
     """
-    from deis_analysis import backend
-
     function("model", model)
     require_process(process)
     choose("prediction", prediction, PREDICTIONS)
@@ -62,6 +64,8 @@ def as_score(model: Model, process: Process, prediction: str = "eps") -> Model:
             raise ValueError(f"t={t!r} has σ = 0 on {process!r}, where the score is not finite; allowed: σ > 0")
         from_x, from_p = (float(c) for c in process.convert(prediction, "score", t))
         p = model(x, t)
+        if backend.wants_graph(x) and backend.is_torch(p):  # the term in x would hide that there is none
+            backend.with_graph("model", p, f"at t={t!r}")
         if process.mean is None:
             return from_x * x + from_p * p
         mean = backend.like(process.mean, x)
@@ -79,18 +83,19 @@ def jacobian_asymmetry(
 
     Args:
         score: torch model (x, t) → shape of x, differentiable, each sample independent of the others (networks in
-            evaluation mode).
-        x: (n, …) of floating dtype.
+            evaluation mode); called in the dtype of ``x``.
+        x: (n, …) of floating dtype, finite; float32 for a float32 network.
         probes: None for the full Jacobian, d reverse passes and n d² numbers; an integer ≥ 2 for that many draws from
             ``seed``.
 
     Raises:
-        ValueError: bad shapes, fewer than 2 probes, derivatives that are not finite.
+        ValueError: bad shapes, x or an output that is not finite, fewer than 2 probes, a model that is not
+            differentiable in x, such as one under ``torch.no_grad``, derivatives that are not finite.
     """
     import torch
 
     t = scalar("t", t)
-    x = _samples(function("score", score), x, t)
+    x = samples(function("score", score), x, t)
     n, d = x.shape[0], x[0].numel()
     if probes is None:
         total = torch.func.jacrev(lambda y: score(y, t).reshape(n, d).sum(0))(x)  # sum: samples are independent
@@ -100,7 +105,7 @@ def jacobian_asymmetry(
         draws = positive_int("probes", probes, minimum=2)
         rng = np.random.default_rng(positive_int("seed", seed, minimum=0))
         squares = torch.stack([_one_probe(score, x, t, rng) for _ in range(draws)])
-    values = np.asarray(squares.detach().cpu(), dtype=np.float64)
+    values = np.asarray(backend.wide(squares).cpu())
     if not np.all(np.isfinite(values)):
         raise ValueError(f"score has derivatives at t={t!r} that are not finite; allowed: a differentiable model")
     squared = values.mean(axis=0)
@@ -117,16 +122,29 @@ def _one_probe(score: Model, x: torch.Tensor, t: float, rng: np.random.Generator
     return (u * along_v - v * along_u).reshape(x.shape[0], -1).sum(1).square()
 
 
-def _samples(score: Model, x: Any, t: float) -> torch.Tensor:
+def samples(score: Model, x: Any, t: float, *, flat: bool = False, derivatives: bool = True) -> torch.Tensor:
+    """``x``, detached, if it is a tensor (n, …), or (n, d) if ``flat``, that the model takes and, if asked for
+    ``derivatives``, is differentiable in."""
     import torch
 
-    if not isinstance(x, torch.Tensor) or x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
-        shape = tuple(getattr(x, "shape", ()))
-        raise ValueError(f"x of type {type(x).__name__} and shape {shape} must be a floating torch tensor (n, …)")
+    fits = isinstance(x, torch.Tensor) and (x.ndim == 2 or (x.ndim > 2 and not flat))
+    if not fits or not x.is_floating_point() or x.numel() == 0:
+        kind, shape = type(x).__name__, tuple(getattr(x, "shape", ()))
+        raise ValueError(
+            f"x of type {kind} and shape {shape} must be a floating torch tensor (n, {'d' if flat else '…'})"
+        )
     x = x.detach()
-    output = score(x, t)
-    if not isinstance(output, torch.Tensor) or output.shape != x.shape:
-        raise ValueError(f"score returned shape {tuple(np.shape(output))}; allowed: {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x must be finite; it holds NaN or infinity")
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_(derivatives)
+        output = score(leaf, t)
+        if not isinstance(output, torch.Tensor) or output.shape != x.shape:
+            raise ValueError(f"score returned shape {tuple(np.shape(output))}; allowed: {tuple(x.shape)}")
+        if not bool(torch.isfinite(output).all()):
+            raise ValueError(f"score must be finite; it holds NaN or infinity at t={t!r}")
+        if derivatives:
+            backend.with_graph("score", output, f"at t={t!r}", leaf)
     return x
 
 
@@ -139,13 +157,15 @@ def loop_integral(score: Model, center: Any, radius: float, plane: Any, t: float
     is a polynomial of degree ≤ n − 2. All points are one batch.
 
     Args:
-        score: model (x, t) → shape of x on torch tensors (n, …), without gradients.
-        center: (…) one sample, an array or tensor.
+        score: model (x, t) → shape of x on torch tensors (n, …), without gradients; called in the dtype of ``center``
+            if that is a tensor, in float64 otherwise.
+        center: (…) one finite sample, an array or a tensor of floating dtype (float32 for a float32 network).
         radius: > 0. plane: two coordinates (i, j) of the flattened sample, or two orthonormal vectors of its shape.
         points: n ≥ 4.
 
     Raises:
-        ValueError: a plane that is none of these, an output that is not finite.
+        ValueError: a center that is not finite or not floating, a plane that is none of these, an output that is not
+            finite.
 
     Source: Trefethen & Weideman 2014 for the convergence of the rule.
     """
@@ -153,7 +173,8 @@ def loop_integral(score: Model, center: Any, radius: float, plane: Any, t: float
 
     t = scalar("t", t)
     function("score", score)
-    middle = center.detach() if isinstance(center, torch.Tensor) else torch.as_tensor(finite("center", center))
+    given = isinstance(center, torch.Tensor)
+    middle = backend.floating("center", center).detach() if given else torch.as_tensor(finite("center", center))
     positive(radius=radius)
     count = positive_int("points", points, minimum=4)
     basis = torch.as_tensor(_plane(plane, tuple(middle.shape)), dtype=middle.dtype, device=middle.device)

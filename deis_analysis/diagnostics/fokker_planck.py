@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deis_analysis import backend
+from deis_analysis.diagnostics.conservativity import samples
 from deis_analysis.process import Array, Process, require_process
 from deis_analysis.tableau import Model
 from deis_analysis.validate import finite, function, positive, positive_int, real
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _FIRST_STEP = 0.5  # of 1/L, the time in which σ/α changes by a factor e
 _TOLERANCES: Any = {"rtol": 1e-10, "atol": 1e-13}
+_STIFF: Any = {"rtol": 1e-12, "atol": 1e-13}
 
 
 def fokker_planck_residual(
@@ -48,22 +51,25 @@ def fokker_planck_residual(
     ends, where differences must be one-sided.
 
     Args:
-        score: torch model (x, t) → (n, d), twice differentiable in x, each sample independent of the others.
-        x: (n, d) of floating dtype; use float64.
+        score: torch model (x, t) → (n, d), twice differentiable in x, each sample independent of the others; called in
+            the dtype of ``x``.
+        x: (n, d) of floating dtype, finite; use float64, and float32 only for a float32 network, whose ∂ₜs then has few
+            digits.
         t: a time with σ > 0 at which drift and diffusion are finite.
         probes: None for the exact divergence by d Jacobian-vector products; an integer for Hutchinson's estimate by
             that many Rademacher vectors from ``seed``, which is unbiased.
         time_step: see `time_derivative`.
 
     Raises:
-        ValueError: bad shapes, a time at which the process is singular, an output that is not finite.
+        ValueError: bad shapes, a time at which the process is singular, x or an output that is not finite, a model that
+            is not differentiable in x, such as one under ``torch.no_grad``.
 
     Source: Deveney et al. 2023 (arXiv 2311.15996); Hutchinson 1990.
     """
     import torch
 
     t = _regular_time(process, t)
-    x = _batch(function("score", score), x, t)
+    x = samples(function("score", score), x, t, flat=True)
     directions = _directions(x, probes, seed)
     drift, g2 = float(process.drift(t)), float(process.diffusion_squared(t))
     centre = 0.0 if process.mean is None else torch.as_tensor(process.mean, dtype=x.dtype, device=x.device)
@@ -95,7 +101,7 @@ def time_derivative(
     one-sided where not, refined until the estimate is 1e-10 of the derivative or rounding takes over.
 
     Args:
-        score, x: see `fokker_planck_residual`.
+        score, x: see `fokker_planck_residual`; the score need not be differentiable in x.
         step: the first and largest step in time, 0.5/L unless given, with L = d log ρ/dt; larger for a float32 network.
 
     Raises:
@@ -105,7 +111,7 @@ def time_derivative(
     from scipy.differentiate import derivative
 
     t = _regular_time(process, t)
-    x = _batch(function("score", score), x, t)
+    x = samples(function("score", score), x, t, flat=True, derivatives=False)
     if step is not None:
         positive(step=step)
     wanted = _FIRST_STEP / float(process.log_rho_rate(t)) if step is None else float(step)
@@ -113,7 +119,7 @@ def time_derivative(
 
     def values(times: Array) -> Array:
         with torch.no_grad():
-            flat = [real("score", score(x, float(u))).reshape(-1) for u in times.reshape(-1)]
+            flat = [real("score", backend.wide(score(x, float(u)))).reshape(-1) for u in times.reshape(-1)]
         return np.stack(flat, axis=-1).reshape(x.numel(), *times.shape)
 
     found = derivative(
@@ -136,22 +142,6 @@ def _regular_time(process: Process, t: float) -> float:
     if not (float(process.sigma(t)) > 0 and np.all(np.isfinite(values))):
         raise ValueError(f"t={t!r} is singular on {process!r}; allowed: times with σ > 0, finite drift and diffusion")
     return t
-
-
-def _batch(score: Model, x: Any, t: float) -> torch.Tensor:
-    """``x``, detached, if it is an (n, d) tensor that the model takes."""
-    import torch
-
-    if not isinstance(x, torch.Tensor) or x.ndim != 2 or not x.is_floating_point() or x.numel() == 0:
-        shape = tuple(getattr(x, "shape", ()))
-        raise ValueError(f"x of type {type(x).__name__} and shape {shape} must be a floating torch tensor (n, d)")
-    x = x.detach()
-    output = score(x, t)
-    if not isinstance(output, torch.Tensor) or output.shape != x.shape:
-        raise ValueError(f"score returned shape {tuple(np.shape(output))}; allowed: {tuple(x.shape)}")
-    if not bool(torch.isfinite(output).all() and torch.isfinite(x).all()):
-        raise ValueError(f"x and score at t={t!r} must be finite")
-    return x
 
 
 def _directions(x: torch.Tensor, probes: int | None, seed: int) -> list[torch.Tensor]:
@@ -208,6 +198,7 @@ def linear_score_gap(
     .. math:: \dot q = (2 - 4A)\,q + 2 , \qquad \dot p = (2 - 2A)\,p , \qquad
               \dot b = (1 - A)\,b + |A - 1/q| \sqrt q .
 
+    They are integrated by SciPy's LSODA, log q and log p in place of q and p, so that stiff gains are no harder.
     Axes are independent: W₂ of the product law and its bound are the root sums of squares over the axes.
 
     Args:
@@ -226,24 +217,42 @@ def linear_score_gap(
     variance = finite("variance_start", variance_start, 0.0)
     if np.any(variance == 0) or variance.ndim > 1:
         raise ValueError(f"variance_start={variance_start!r} must be > 0, a number or (V,)")
-    shape = np.broadcast_shapes(variance.shape, finite("gain", function("gain", gain)(start)).shape)
+    function("gain", gain)
+    shape = _common_shape(variance, finite("gain", gain(start)))
     first = np.broadcast_to(variance, shape).reshape(-1) / float(process.sigma(start)) ** 2
 
     def rate(lam: float, y: Array) -> Array:
-        q, p, b = y.reshape(3, -1)
+        log_q, _, b = y.reshape(-1, 3).T
         t = clock(lam)
-        a = np.broadcast_to(float(process.sigma(t)) ** 2 * finite("gain", gain(t)), shape).reshape(-1)
-        gap = np.abs(a - 1.0 / q) * np.sqrt(q)
-        return np.concatenate([(2.0 - 4.0 * a) * q + 2.0, (2.0 - 2.0 * a) * p, (1.0 - a) * b + gap])
+        given = finite("gain", gain(t))
+        if given.shape not in ((), shape):
+            raise ValueError(f"gain has shape {given.shape} at t={t!r}; allowed: () or {shape}")
+        a, root = float(process.sigma(t)) ** 2 * given.reshape(-1), np.exp(0.5 * log_q)
+        return np.stack(
+            [2.0 - 4.0 * a + 2.0 / root**2, 2.0 - 2.0 * a + 0.0 * b, (1.0 - a) * b + np.abs(a * root - 1.0 / root)], 1
+        ).reshape(-1)
 
-    y = np.concatenate([first, first, np.zeros_like(first)])
+    y = np.stack([np.log(first), np.log(first), np.zeros_like(first)], 1).reshape(-1)
     lam = (float(process.lam(start)), float(process.lam(end)))
-    solved = solve_ivp(rate, lam, y, method="DOP853", rtol=1e-10, atol=1e-13 * min(1.0, float(first.min())))
-    if not solved.success or not np.all(np.isfinite(solved.y[:, -1])):
+    # stiff at rate 4A; logarithms keep both variances positive; one axis does not see another, hence the band
+    with np.errstate(over="ignore", invalid="ignore"):
+        solved = solve_ivp(rate, lam, y, method="LSODA", lband=2, uband=2, **_STIFF)
+    end_values = solved.y[:, -1].reshape(-1, 3).T
+    if not solved.success or not np.all(np.isfinite(end_values)):
         raise ValueError(f"gain leads to variances that are not finite between t={start!r} and t={end!r}")
     sigma = float(process.sigma(end))
-    q, p, b = (value.reshape(shape) for value in solved.y[:, -1].reshape(3, -1))
+    q, p, b = (v.reshape(shape) for v in (np.exp(end_values[0]), np.exp(end_values[1]), end_values[2]))
     return Gap(sigma**2 * p, sigma**2 * q, sigma * np.abs(np.sqrt(p) - np.sqrt(q)), sigma * b)
+
+
+def _common_shape(variance: Array, gain: Array) -> tuple[int, ...]:
+    """() or (V,), the shape of both together."""
+    shapes = {variance.shape, gain.shape} - {()}
+    if len(shapes) > 1 or gain.ndim > 1 or gain.size == 0 or variance.size == 0:
+        raise ValueError(
+            f"gain has shape {gain.shape}, variance_start {variance.shape}; allowed: a number or (V,), V alike"
+        )
+    return shapes.pop() if shapes else ()
 
 
 def _span(process: Process, t_start: float, t_end: float) -> tuple[float, float, Callable[[float], float]]:

@@ -15,6 +15,8 @@ falling, carry p_0 to p_1 or back through the same p_t.  For mixtures p_t is a m
 Only γ² and its rate 2γγ̇ enter: they are finite where γ̇ is not, at t = 0 and 1 for γ = √(t(1 − t)).
 [Albergo, Boffi & Vanden-Eijnden 2023, arXiv 2303.08797, where this v is called b]  A diffusion is the one-sided case,
 x_0 ∼ N(0, I) and γ = 0; note that t runs from noise to data here.
+
+Symbols here are the paper's: ε is the noise level of the SDE, not a noise or a prediction, and γ the scale of z.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class Interpolant:
             rate 2γγ̇.
 
     Raises:
-        ValueError: mixtures of different dimension, an unknown name, a γ² that is negative at some t asked for.
+        ValueError: mixtures of different dimension, an unknown name; at some t asked for, a γ² that is negative or
+            a = b = γ = 0.
     """
 
     def __init__(
@@ -131,6 +134,8 @@ class Interpolant:
         g, g_rate = self.gamma_squared.value(t), self.gamma_squared.rate(t)
         finite("a, b, gamma and rates", [a, a_rate, b, b_rate, g, g_rate])
         nonnegative("gamma squared", g)
+        if not a * a + b * b + g > 0:
+            raise ValueError(f"t={t!r}: a, b and gamma are 0, so that x_t is one point; allowed: not all of them 0")
         d, eye = self._m0.shape[1], np.eye(self._m0.shape[1])
 
         def paired(p: float, first: Array, q: float, second: Array) -> Array:

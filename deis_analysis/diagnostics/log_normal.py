@@ -13,7 +13,8 @@ and the reverse process, in either form, is
     X \leftarrow X \exp\bigl[ (-μ + \tfrac32 σ^2 + σ^2 h) Δ + σ \sqrt Δ \, z \bigr] .
 
 The second is Euler–Maruyama in y and keeps the sign; Euler–Maruyama on the first does not.
-[the setting of "Dale meets Langevin", arXiv 2510.02730]
+Symbols here are the paper's: μ is the drift and σ the volatility of X, not the mean and noise level of a process; those
+are ρ = σ√t and the clock of `EDM`.  [the setting of "Dale meets Langevin", arXiv 2510.02730]
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from deis_analysis.mixture import GaussianMixture, Model, ProductMixture
@@ -62,13 +64,14 @@ class MultiplicativeNoise:
         return EDM(self.level(t_min), self.level(t_max))
 
     def to_log(self, x: Any, t: float) -> Any:
-        """y = log x − (μ − σ²/2) t, the state that tables work on; ValueError unless ``x`` > 0."""
+        """y = log x − (μ − σ²/2) t, the state that tables work on; ValueError unless ``x`` is an array > 0."""
         shift = self.log_drift * nonnegative("t", t)
-        return _log(x) - shift
+        return _log(_array("x", x)) - shift
 
     def from_log(self, y: Any, t: float) -> Any:
         """x = exp(y + (μ − σ²/2) t) > 0, the inverse of `to_log`."""
         shift = self.log_drift * nonnegative("t", t)
+        y = _array("y", y)
         return array_namespace(y).exp(y + shift)
 
     def log_prob(self, log_data: GaussianMixture | ProductMixture, x: Any, t: float) -> Any:
@@ -133,6 +136,12 @@ def _at(level: float) -> EDM:
 def _check_data(log_data: Any) -> None:
     if not isinstance(log_data, (GaussianMixture, ProductMixture)):
         instance("log_data", log_data, GaussianMixture)
+
+
+def _array(name: str, x: Any) -> Any:
+    if not hasattr(x, "dtype"):
+        raise ValueError(f"{name}={x!r} must be an array: NumPy, torch or JAX")
+    return np.asarray(x) if isinstance(x, np.generic) else x
 
 
 def _log(x: Any) -> Any:

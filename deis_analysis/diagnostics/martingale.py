@@ -92,7 +92,8 @@ def sampled_martingale_defect(
 
     Args:
         tableau: from t to s, where σ_s > 0 unless it predicts x₀.
-        model: ``model(x, t)``, predicts what the table says; called on batches of 2 · pairs · n states.
+        model: ``model(x, t)``, predicts what the table says; called on batches of 2 · pairs · n states of the dtype of
+            ``x``: for a float32 network x is float32.
         x: (n, …) states at the table's first time, NumPy or torch.
         pairs: independent pairs per state, at least 2; from ``seed``.
 

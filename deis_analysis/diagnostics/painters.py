@@ -18,6 +18,7 @@ number of its steps.  [Wang & Vastola 2023, arXiv 2303.02490]
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def gaussian_of(data: Any, floor: float = 0.0) -> GaussianMixture:
     Raises:
         ValueError: data that are not finite or empty, a singular covariance.
     """
-    points = finite("data", data)
+    points = finite("data", backend.wide(data))
     if points.ndim == 0 or points.size == 0:
         raise ValueError(f"data has shape {points.shape}; allowed: (n,) or (n, ...) with at least one entry")
     floor = nonnegative("floor", floor)
@@ -70,25 +71,27 @@ def teleport(source: Any, process: Process, x_T: Any, t_start: float, t_skip: fl
 
     Args:
         source: a `GaussianMixture` of one component, or data, whose Gaussian is `gaussian_of` (data, floor).
-        x_T: (batch, …) states, NumPy or torch; a sample has the shape of a data point or is flat, (d,).
+        x_T: (batch, …) states, NumPy or torch; a sample has the d numbers of a data point, in any shape. For 1-D data
+            any shape. One flat sample, (d,), is taken too.
         t_start, t_skip: times of ``process``; the state there continues in any solver whose grid starts at ``t_skip``.
 
     Returns:
         states of the kind, dtype and shape of ``x_T``.
 
     Raises:
-        ValueError: a mixture of several components, x_T of another size than the data, times outside the process.
+        ValueError: a mixture of several components or with a ``floor``, x_T of another size than the data or not
+            finite, times outside the process.
     """
+    if isinstance(source, GaussianMixture) and nonnegative("floor", floor):
+        raise ValueError(f"floor={floor!r} is for data; allowed with a mixture as source: none")
     gaussian = source if isinstance(source, GaussianMixture) else gaussian_of(source, floor)
     require_process(process)
     if gaussian.weights.size != 1:
         raise ValueError(f"source={gaussian!r} must have one component: no other has a closed-form flow in general")
-    if gaussian.means.ndim == 1:
-        return gaussian.flow(process, x_T, t_start, t_skip)
-    x = backend.of_floating_dtype("x_T", x_T if hasattr(x_T, "dtype") else real("x_T", x_T))
+    x = backend.floating("x_T", x_T if hasattr(x_T, "dtype") else real("x_T", x_T))
     d = gaussian.dimension
-    if x.ndim < 2 or x.shape[-1] == d:
+    if gaussian.means.ndim == 1 or (0 < x.ndim <= 2 and x.shape[-1] == d):
         return gaussian.flow(process, x, t_start, t_skip)
-    if int(np.prod(x.shape[1:])) != d:
+    if x.ndim < 2 or math.prod(x.shape[1:]) != d:
         raise ValueError(f"x_T has shape {tuple(x.shape)}; allowed: (batch, ...) with {d} numbers per sample")
     return gaussian.flow(process, x.reshape(x.shape[0], d), t_start, t_skip).reshape(x.shape)

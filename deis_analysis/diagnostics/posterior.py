@@ -105,15 +105,16 @@ def moment_closure(
     Args:
         gaussian: the data, a `GaussianMixture` of one component.
         A, y, noise_covariance: as in `condition`. v_squared: V² ≥ 0 per unit of time.
-        t_start, t_end: times of ``process``, descending; at t_end with σ = 0 the result is the posterior.
+        t_start, t_end: times of ``process`` at which drift and diffusion are finite, descending; at t_end with σ = 0
+            the result is the posterior.
         rtol: relative tolerance of SciPy's DOP853, in float64 > 0.
 
     Returns:
         mean and covariance, () each if ``gaussian`` is 1-D, (d,) and (d, d) otherwise.
 
     Raises:
-        ValueError: several components, times that do not descend, a process that reverts to a mean, an integration
-            that fails.
+        ValueError: several components, times that do not descend or are singular, a process that reverts to a mean, an
+            integration that fails.
     """
     from scipy.integrate import solve_ivp
 
@@ -125,6 +126,9 @@ def moment_closure(
     start, end = (float(finite(n, scalar(n, t))) for n, t in (("t_start", t_start), ("t_end", t_end)))
     if not end < start:
         raise ValueError(f"t_end={t_end!r} must be below t_start={t_start!r}")
+    for name, t in (("t_start", start), ("t_end", end)):
+        if not np.all(np.isfinite([process.drift(t), process.diffusion_squared(t)])):
+            raise ValueError(f"{name}={t!r}: drift or diffusion are infinite there on {process!r}")
     v2, d = nonnegative("v_squared", v_squared), gaussian.dimension
     positive(rtol=rtol)
     a, y, r = _measurement(A, y, noise_covariance, d)

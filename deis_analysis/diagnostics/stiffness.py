@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis import backend
 from deis_analysis.process import Array, Process, require_process
 from deis_analysis.tableau import Model, Tableau, run
 from deis_analysis.validate import instance
@@ -75,12 +76,13 @@ def stiffness_estimates(
 
     Args:
         tableau: any table that has such pairs, such as ``rhork_2heun``, ``rhork_4rk``.
-        model: ``model(x, t)``, predicts what the table says. x: (n, …) at the table's first time.
+        model: ``model(x, t)``, predicts what the table says; called in the dtype of ``x``. Differences lose digits, so
+            use float64. x: (n, …) at the table's first time, n ≥ 1.
         process: None to estimate ‖∂p/∂x‖; a process to estimate ‖∂v/∂x‖ of its probability flow.
         noise: for a stochastic table, see `run`.
 
     Raises:
-        ValueError: a table without such a pair; times at which the velocity is singular; as `run`.
+        ValueError: a table without such a pair; no samples; times at which the velocity is singular; as `run`.
     """
     pairs = equal_time_pairs(tableau)
     if not pairs:
@@ -89,7 +91,7 @@ def stiffness_estimates(
             "stages at one time, such as rhork_2heun"
         )
     parts = {pair: _velocity_parts(process, tableau.prediction, float(tableau.times[pair[0]])) for pair in pairs}
-    _, kept = run(tableau, model, x, noise, keep=sorted({k for pair in pairs for k in pair}))
+    _, kept = run(tableau, model, _checked(x), noise, keep=sorted({k for pair in pairs for k in pair}))
     found = []
     for (a, b), (from_x, from_p) in parts.items():
         du, dp = kept.states[a] - kept.states[b], kept.outputs[a] - kept.outputs[b]
@@ -114,8 +116,15 @@ def _velocity_parts(process: Process | None, prediction: str, t: float) -> tuple
 
 def _norms(a: Any) -> Array:
     """(n,) Euclidean norms of the samples, float64."""
-    values = np.asarray(a.detach().cpu() if hasattr(a, "detach") else a, dtype=np.float64)
-    return np.sqrt(np.sum(np.atleast_1d(values).reshape(np.atleast_1d(values).shape[0], -1) ** 2, axis=1))
+    values = np.atleast_1d(np.asarray(backend.wide(a).cpu() if backend.is_torch(a) else a, dtype=np.float64))
+    return np.sqrt(np.sum(values.reshape(values.shape[0], -1) ** 2, axis=1))
+
+
+def _checked(x: Any) -> Any:
+    """``x``; ValueError if it holds no sample or empty ones."""
+    if np.prod(np.shape(x)) == 0:
+        raise ValueError(f"x has shape {tuple(np.shape(x))}; allowed: (n, …), n >= 1, no empty axis")
+    return x
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ def embedded_error(tableau: Tableau, model: Model, x: Any) -> EmbeddedError:
     corrector makes.
 
     Args:
-        tableau: deterministic. model, x: as `run`; x (n, …).
+        tableau: deterministic. model, x: as `run`; x (n, …), n ≥ 1, in whose dtype the model is called.
 
     Raises:
         ValueError: a stochastic table; a table none of whose steps has a stage at its end; as `run`.
@@ -165,7 +174,7 @@ def embedded_error(tableau: Tableau, model: Model, x: Any) -> EmbeddedError:
             f"tableau {tableau.name!r} has noise, or no stage at the end of a step; allowed: a deterministic table "
             "with one, such as rhork_2heun"
         )
-    _, kept = run(tableau, model, x, keep=sorted({k for _, stage, end in steps for k in (stage, end)}))
+    _, kept = run(tableau, model, _checked(x), keep=sorted({k for _, stage, end in steps for k in (stage, end)}))
     errors = np.array([_norms(kept.states[end] - kept.states[stage]) for _, stage, end in steps])
     times = np.array([(tableau.times[start], tableau.times[end]) for start, _, end in steps])
     return EmbeddedError(times, errors, np.abs(np.diff(times, axis=1))[:, 0] @ errors)
