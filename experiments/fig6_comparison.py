@@ -56,7 +56,7 @@ THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "sam
                     "moment_samples": 1024}  # fmt: skip
 CHOICES = ("customary", "best")
 ANALYTIC = "analytic_ddim"
-REPRODUCED = "diff-sampler: CIFAR-10, EDM's network"  # its grids are those of `customary`
+REPRODUCED = "diff-sampler: CIFAR-10, EDM's network"  # its grids are those of `customary`, for dpm_2 rho7
 TABLE_2 = "Zhang & Chen 2023, table 2: CIFAR-10, VPSDE"
 DPM_V3 = "DPM-Solver-v3, table 1: CIFAR-10, VPSDE"
 PUBLISHED: dict[str, dict[int, dict[str, float]]] = {  # source → calls → FID of 50,000 samples
