@@ -300,7 +300,7 @@ def test_gap_of_the_toy_in_numbers(process):
 
 @pytest.mark.parametrize("size", [1e2, 1e5, 1e8])
 def test_a_stiff_gain(size):
-    """V_sde follows the root of V̇ = 2(f + g² a) V − g², V = 1/(2a) + 1/(2a)² + O(1/a³, f/(g² a²)), from below 1/a on;
+    """V_sde follows the root of 0 = 2(f + g² a) V − g², V = 1/(2a) up to a share f/(g² a) and a lag alike;
     the flow is at 0, and s − ∇ log p̃ keeps its sign, so that bound and distance are one number."""
     gap = linear_score_gap(lambda t: size, VP, 1.0, 0.8, 0.1)
     shift = 1 + 2 * abs(float(VP.drift(0.1))) / float(VP.diffusion_squared(0.1))
