@@ -162,10 +162,9 @@ def laws(frame: Frame) -> tuple[Any, Any]:
 def draw(frame: Frame, config: Config) -> Figure:
     """Rows: models. Columns: the causes of each solver against calls; last, the triangle of laws."""
     count, found = len(config["models"]), findings(frame, config)
-    last = {found[(m, s)][max(config["nfe"])][0] for m in config["models"] for s in config["solvers"]}
-    headline = (
-        f"At {max(config['nfe'])} calls the largest cause is {' or '.join(sorted(last))}, as model and solver have it"
-    )
+    most, chosen = max(config["nfe"]), config["law_of"]
+    causes = " and ".join(f"{found[(m, chosen)][most][0]} on the {models.MODELS[m][0]}" for m in config["models"])
+    headline = f"With {chosen} at {most} calls the largest cause of error is {causes}"
     note = (
         f"Root mean square of each cause's part of the error; the parts add up to the error as vectors. "
         f"{style.setting(config)}, {config['grid']} grid, {config['samples']} samples; prior N(0, 1); truncation to "
