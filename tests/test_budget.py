@@ -285,6 +285,7 @@ def test_bfloat16_costs_more_than_float32():
 
 
 def test_a_float32_network_is_called_in_float32():
+    torch.manual_seed(0)
     net = torch.nn.Linear(1, 1)
 
     def model(x, t):
@@ -295,7 +296,8 @@ def test_a_float32_network_is_called_in_float32():
         kept = da.error_budget(model, MIX, "tab1", 5, 1e-2, network_dtype=torch.float32, **options)
         net = net.double()
         cast = da.error_budget(model, MIX, "tab1", 5, 1e-2, **options)
-    assert np.allclose(kept.terms["fitting"], cast.terms["fitting"], atol=1e-4)
+    assert np.allclose(kept.terms["fitting"], cast.terms["fitting"], rtol=1e-3, atol=1e-3)  # both flows are integrated
+    assert np.abs(kept.terms["fitting"]).max() > 0.1
     assert kept.total.dtype == np.float64
 
 

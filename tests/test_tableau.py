@@ -386,10 +386,11 @@ def test_a_mean_is_a_shift(name, prediction, m1, m2):
     a = da.run(inner_table, plain.model(VP, prediction), x)
     b = da.run(table, shifted.model(outer, prediction), x + mu)
     rounding = np.abs(inner_table.butcher().weights[-1]).sum() + np.abs(inner_table.states).max()
-    assert np.max(np.abs(b - mu - a)) <= 1e-12 * (1 + np.abs(a).max() + np.abs(mu).max()) * (1 + rounding)
+    allowed = 1e-12 * (1 + np.abs(a).max() + np.abs(mu).max()) * (1 + rounding)
+    assert np.max(np.abs(b - mu - a)) <= allowed
     moved = torch.as_tensor(x + mu)
     c = da.run(table, lambda u, t: torch.as_tensor(shifted.model(outer, prediction)(u.numpy(), t)), moved)
-    assert np.allclose(c.numpy(), b, rtol=1e-12, atol=1e-12)
+    assert np.max(np.abs(c.numpy() - b)) <= allowed  # torch and NumPy round differently, and obelm_x0 amplifies it
 
 
 def test_tables_under_a_mean_compose_in_every_prediction():
