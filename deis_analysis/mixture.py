@@ -323,11 +323,7 @@ class GaussianMixture(_Scalar):
         """
         if self.means.ndim == 1:
             return super().flow(process, x, t_from, t_to)
-        if self.weights.size > 1:
-            raise ValueError(
-                f"{self!r} has no closed-form flow; allowed: 1-D mixtures, ProductMixture, one Gaussian "
-                "(for others use reference_solution)"
-            )
+        self._require_one("flow", " (for others use reference_solution)")
         x = self._checked(x)
         (a, s, centre), (a_to, s_to, centre_to) = levels(process, t_from), levels(process, t_to)
         ratio = np.sqrt((a_to**2 * self._spectrum + s_to**2) / (a**2 * self._spectrum + s**2))
@@ -337,6 +333,11 @@ class GaussianMixture(_Scalar):
         )
         y = a_to * mean + self._rotate(rotated, x, transpose=True)[..., 0, :]
         return y if centre_to is None else y + backend.like(centre_to, x)
+
+    def _require_one(self, what: str, hint: str = "") -> None:
+        if self.weights.size > 1:
+            allowed = "1-D mixtures, ProductMixture, one Gaussian"
+            raise ValueError(f"{self!r} has no closed-form {what}; allowed: {allowed}{hint}")
 
     def flow_many(self, process: Process, x: Any, t_from: Any, t_to: Any) -> Any:
         """As `flow`, for (T, …) states with a pair of times each."""
@@ -353,10 +354,7 @@ class GaussianMixture(_Scalar):
         """
         if self.means.ndim == 1:
             return super().from_prior(process, x, t, std)
-        if self.weights.size > 1:
-            raise ValueError(
-                f"{self!r} has no closed-form transport; allowed: 1-D mixtures, ProductMixture, one Gaussian"
-            )
+        self._require_one("transport")
         x, values = self._prior_draw(process, x, std)
         alpha, sigma, centre = levels(process, t)
         scale = backend.like(np.sqrt(alpha**2 * self._spectrum + sigma**2) / std, x)

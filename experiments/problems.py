@@ -96,24 +96,6 @@ def digits_problem(config: dict[str, Any], images: Array | None = None) -> Digit
     return DigitsProblem(process, model, x_T, data, found.x, found.error_estimate, found.nfe)
 
 
-def exact_path(
-    model: Any, process: Process, x: Any, times: Iterable[float], rtol: float
-) -> tuple[dict[float, Any], float]:
-    """States of the probability flow at descending ``times``, the first that of ``x``, and the summed error estimates.
-
-    Each piece is a `reference_solution` from the piece before; times closer than 1e-12 share a state.
-    """
-    levels = sorted({float(t) for t in times}, reverse=True)
-    states, error = {levels[0]: x}, 0.0
-    for before, now in itertools.pairwise(levels):
-        if before - now < 1e-12:
-            states[now] = states[before]
-            continue
-        piece = da.reference_solution(model, process, states[before], now, rtol, rtol, t_start=before)
-        states[now], error = piece.x, error + piece.error_estimate
-    return states, error
-
-
 def step_points(ts: Array, points: int) -> list[float]:
     """The times at which `deis_analysis.extrapolation_error` visits the path, with the grid's own."""
     visited = [float(t) for t in ts]

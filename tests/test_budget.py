@@ -373,6 +373,8 @@ def test_the_transport_from_the_prior_has_the_law_at_the_start():
     level = sum(w * norm.cdf(z, alpha * m, np.sqrt(alpha**2 * v + sigma**2))
                 for w, m, v in zip(MIX.weights, MIX.means, MIX.covariances, strict=True))  # fmt: skip
     assert np.allclose(level, norm.cdf(x / 2.0), atol=1e-12)
+    one = da.GaussianMixture([1.0], [0.7], [0.5])
+    assert np.allclose(one.from_prior(VP, x, 0.3, std=2.0), alpha * 0.7 + np.sqrt(alpha**2 * 0.5 + sigma**2) * x / 2.0)
 
 
 # -- laws -----------------------------------------------------------------------------------------

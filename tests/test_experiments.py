@@ -22,19 +22,11 @@ from click.testing import CliRunner, Result
 import deis_analysis as da
 from experiments import discover, field_audit, runner, solver_atlas, stochastic_law, style, unnamed_corner
 from experiments.__main__ import main
-from experiments.problems import bootstrap_ratio, digits, distinct_solvers, exact_path, steps_for
+from experiments.problems import bootstrap_ratio, digits, distinct_solvers, steps_for
 
 EXPERIMENTS = discover()
 CHEAP = "transfer"
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def call(*args: object) -> Result:
@@ -42,7 +34,7 @@ def call(*args: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory, _one_thread) -> Path:
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All experiments, quick, once."""
     folder = tmp_path_factory.mktemp("quick")
     result = call("run", "--all", "--quick", "--jobs", 1, "--out", folder)
@@ -571,15 +563,6 @@ def test_steps_are_as_many_as_fit(name):
         else:
             least = max(row.block, row.starting_steps if row.extra_calls > 0 else 1)
             assert row.calls(least) > calls
-
-
-def test_exact_path_agrees_with_the_exact_flow():
-    process, mix = da.VPLinear(), da.GaussianMixture([1.0], [0.3], [0.2])
-    x = np.array([-1.0, 0.5, 2.0])
-    states, error = exact_path(mix.eps(process), process, x, [1.0, 0.7, 0.7 + 1e-14, 0.2, 0.01], 1e-8)
-    for t, state in states.items():
-        assert np.max(np.abs(state - mix.flow(process, x, 1.0, t))) < 1e-6
-    assert 0 < error < 1e-5
 
 
 def test_bootstrap_interval_holds_the_ratio():

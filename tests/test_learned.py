@@ -18,14 +18,6 @@ MEAN, VARIANCE = np.array([0.5, -1.0]), np.array([0.09, 0.6])
 SHORT = {"steps": 20, "batch": 8, "learning_rate": 1e-3, "seed": 0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def gaussian(count, rng):
     return MEAN + np.sqrt(VARIANCE) * rng.standard_normal((count, 2))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from quick_runs import quick
 from scipy.optimize import minimize_scalar
 
 import deis_analysis as da
@@ -20,36 +21,23 @@ from experiments import models, problems
 VP = da.VPLinear()
 
 
-def quick(module, **changes) -> tuple[pd.DataFrame, dict]:
-    config = {**module.CONFIG, **module.QUICK, **changes}
-    return module.compute(config, lambda share: None), config
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def grids_found(_one_thread):
+def grids_found():
     return quick(grids)
 
 
 @pytest.fixture(scope="module")
-def blackbox_found(_one_thread):
+def blackbox_found():
     return quick(blackbox)
 
 
 @pytest.fixture(scope="module")
-def vesde_found(_one_thread):
+def vesde_found():
     return quick(vesde)
 
 
 @pytest.fixture(scope="module")
-def end_time_found(_one_thread):
+def end_time_found():
     return quick(end_time)
 
 

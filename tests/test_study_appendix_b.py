@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from quick_runs import quick
 from scipy.integrate import solve_ivp
 from scipy.special import softmax
 from scipy.stats import norm
@@ -20,31 +21,18 @@ from experiments import rectified_flow as flow
 VP, RF = da.VPLinear(), da.RectifiedFlow()
 
 
-def quick(module, **changes) -> tuple[pd.DataFrame, dict]:
-    config = {**module.CONFIG, **module.QUICK, **changes}
-    return module.compute(config, lambda share: None), config
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def sde_found(_one_thread):
+def sde_found():
     return quick(sde)
 
 
 @pytest.fixture(scope="module")
-def flow_found(_one_thread):
+def flow_found():
     return quick(flow)
 
 
 @pytest.fixture(scope="module")
-def guidance_found(_one_thread):
+def guidance_found():
     return quick(guidance)
 
 

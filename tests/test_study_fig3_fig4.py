@@ -8,7 +8,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import deis_analysis as da
 from experiments import fig3_discretization as fig3
@@ -20,21 +19,13 @@ C3, C4 = ({**m.CONFIG, **m.QUICK, "models": ["mixture", "gaussian", "digits"]} f
 EXACT = {"mixture": problems.product_mixture(), "gaussian": problems.gaussian_like(problems.digits(), 1e-4)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def discretization(_one_thread):
+def discretization():
     return fig3.compute(C3, lambda share: None)
 
 
 @pytest.fixture(scope="module")
-def extrapolation(_one_thread):
+def extrapolation():
     return fig4.compute(C4, lambda share: None)
 
 

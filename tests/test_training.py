@@ -53,14 +53,6 @@ PAIRS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plan(**changes) -> Plan:
     return Plan(**({"process": VP, "prediction": "eps", **SETTINGS} | changes))
 
@@ -83,7 +75,7 @@ def assert_equal(one: Training, other: Training) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(_one_thread, tmp_path_factory) -> Training:
+def unbroken(tmp_path_factory) -> Training:
     training = Training(plan(), IMAGES)
     assert train_images(training, tmp_path_factory.mktemp("unbroken") / "state.pt", every=100)
     return training
@@ -218,7 +210,7 @@ def test_the_network_hears_its_time_and_sees_its_dtype(dtype):
 
 # -- the law of a batch ---------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def idle(_one_thread) -> Training:
+def idle() -> Training:
     return Training(plan(batch=16), IMAGES)
 
 
