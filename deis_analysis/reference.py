@@ -1,4 +1,4 @@
-r"""Ground truth by an adaptive integrator: DOPRI5 in float64 on the (x/α, λ) form, with an error estimate.
+r"""Ground truth by an adaptive integrator: DOPRI5 in float64 on the (x/α, λ) form, certified by a second method.
 
 In λ the flow of y = x/α is :math:`dy/dλ = -e^{-λ} ε(αy, t(λ))`: bounded, and smooth where the model is.
 """
@@ -6,20 +6,23 @@ In λ the flow of y = x/α is :math:`dy/dλ = -e^{-λ} ε(αy, t(λ))`: bounded,
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
-from torchdiffeq import odeint
 
 from deis_analysis import backend
+from deis_analysis.certificate import Flow, Show, Solved, solve
 from deis_analysis.process import PREDICTIONS, Process, require_process
+from deis_analysis.reference_cache import Cache, files, load, store
 from deis_analysis.tableau import Model
-from deis_analysis.validate import choose, function, real
+from deis_analysis.validate import boolean, choose, function, positive, positive_int, real
 
-_TIGHTEN = 0.1
 _SAME_TIME = 1e-12
+_MOST_CALLS = 50_000
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,25 @@ class Reference:
 
     Attributes:
         x: the state at ``t_end``, kind of the input, float64 inside.
-        nfe: model evaluations of both runs together.
+        nfe: model evaluations of all runs together. second_nfe: those of the second method.
         error_estimate: largest absolute difference between ``x`` and a run at ten times its tolerance.
         rtol, atol: tolerances of the run that gave ``x``.
+        certified: whether the second method confirms ``x`` to ``tolerance``, at the tolerances that were asked for.
+        agreement: largest absolute difference of the two methods; nan without a run of the second.
+        tolerance: absolute, see `reference_solution`.
+        message: to what and by what it is certified; or why not, and what difference remained.
     """
 
     x: Any
     nfe: int
+    second_nfe: int
     error_estimate: float
     rtol: float
     atol: float
+    certified: bool
+    agreement: float
+    tolerance: float
+    message: str
 
 
 @dataclass(frozen=True)
@@ -47,15 +59,21 @@ class ReferencePath:
     Attributes:
         times: descending, the first that of ``x_T``; a time that was asked for twice is here once.
         states: the state at each of the times, kind of the input, float64 inside; the first is ``x_T``.
-        nfe, error_estimate, rtol, atol: as in `Reference`; the estimate is the largest over all times.
+        nfe, second_nfe, error_estimate, rtol, atol, certified, agreement, tolerance, message: as in `Reference`; the
+            estimate and the agreement are the largest over all times.
     """
 
     times: tuple[float, ...]
     states: tuple[Any, ...]
     nfe: int
+    second_nfe: int
     error_estimate: float
     rtol: float
     atol: float
+    certified: bool
+    agreement: float
+    tolerance: float
+    message: str
 
     def __call__(self, t: float) -> Any:
         """The state at one of the times (within 1e-12).
@@ -69,6 +87,45 @@ class ReferencePath:
         return self.states[nearest]
 
 
+_MEASURED = tuple(f.name for f in fields(Reference) if f.name != "x")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to integrate: arguments of `reference_solution`."""
+
+    rtol: float
+    atol: float
+    prediction: str
+    model_dtype: torch.dtype | None
+    certify: bool
+    tolerance: float | None
+    batch: int | None
+    most_calls: int
+    progress: bool
+
+    def __post_init__(self) -> None:
+        choose("prediction", self.prediction, PREDICTIONS)
+        positive(rtol=self.rtol, atol=self.atol)
+        least = 1000 * np.finfo(np.float64).eps
+        if self.rtol < least:
+            raise ValueError(f"rtol={self.rtol!r} cannot be met in float64; allowed: at least {least:.1e}")
+        boolean("certify", self.certify)
+        boolean("progress", self.progress)
+        positive_int("most_calls", self.most_calls)
+        if self.tolerance is not None:
+            positive(tolerance=self.tolerance)
+        if self.batch is not None:
+            positive_int("batch", self.batch)
+
+    def question(self) -> dict[str, Any]:
+        """Those on which the solution depends."""
+        numbers = {name: float(getattr(self, name)) for name in ("rtol", "atol")}
+        tolerance = None if self.tolerance is None else float(self.tolerance)
+        others = {"prediction": self.prediction, "certify": bool(self.certify), "most_calls": int(self.most_calls)}
+        return {**numbers, **others, "tolerance": tolerance, "model_dtype": str(self.model_dtype)}
+
+
 def reference_solution(
     model: Model,
     process: Process,
@@ -80,28 +137,49 @@ def reference_solution(
     t_start: float | None = None,
     prediction: str = "eps",
     model_dtype: torch.dtype | None = None,
+    certify: bool = True,
+    tolerance: float | None = None,
+    batch: int | None = None,
+    most_calls: int = _MOST_CALLS,
+    cache: Cache = None,
+    key: str | None = None,
+    progress: bool = False,
 ) -> Reference:
-    """Integrate the probability flow from ``t_start`` to ``t_end`` by torchdiffeq's DOPRI5.
+    """Integrate the probability flow from ``t_start`` to ``t_end`` by torchdiffeq's DOPRI5, and certify the result.
 
     Two runs are made, at (rtol, atol) and at a tenth of both; the second is returned, their difference is the estimate.
+    To certify it an independent method, see `deis_analysis.certificate`, must agree with it. Where DOPRI5 cannot meet
+    the tolerances, because its step underflows or ``most_calls`` are made, they are loosened tenfold, up to 1e-3, and
+    the result is not certified: its ``message`` says what was reached.
 
     Args:
         model: ``model(x, t) -> prediction``; gets NumPy arrays if ``x_T`` is one, torch tensors otherwise, in float64.
         x_T: the state at ``t_start``, any shape, NumPy or torch.
         model_dtype: cast the state to it before each call, for a float32 network under the float64 state.
         t_start, t_end: default ``process.sampling_range``; λ must be finite at both.
+        certify: without it there is no second method, and tolerances that cannot be met are an error.
+        tolerance: to which error the result is to be certified, absolute and in max norm: largest difference of the
+            two methods plus the second one's own estimate. Default 10 (atol + rtol max|x|), x all states but x_T.
+        batch: integrate at most so many samples at a time, each part with steps of its own; the model must treat
+            samples one by one. Parts that do not fit into a CUDA device's memory are halved.
+        most_calls: model calls per part that each run of DOPRI5, and all of the second method together, may make.
+        cache: folders; a reference found in any of them is not computed, a new one is written to the first.
+        key: what the model is, such as a hash of its weights; default ``model.digest``. With the process, times, state
+            and tolerances it names the file; ``batch`` does not.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: bad times or tolerances, a model that is no function or returns another shape or NaN, or tolerances
-            that DOPRI5 cannot meet in float64 (its step underflows).
+        ValueError: bad arguments, a model that is no function or returns another shape or NaN, tolerances that DOPRI5
+            cannot meet even at 1e-3, or a cache without a key.
     """
+    settings = Settings(rtol, atol, prediction, model_dtype, certify, tolerance, batch, most_calls, progress)
     require_process(process)
     start = process.sampling_range[0] if t_start is None else process._check_scalar(t_start, "t_start")
     end = process.sampling_range[1] if t_end is None else process._check_scalar(t_end, "t_end")
     if not end < start:
         raise ValueError(f"t_end={end!r} must be below t_start={start!r}")
-    path = _path(model, process, x_T, {"t_start": start, "t_end": end}, rtol, atol, prediction, model_dtype)
-    return Reference(path.states[-1], path.nfe, path.error_estimate, path.rtol, path.atol)
+    path = _path(model, process, x_T, {"t_start": start, "t_end": end}, settings, cache, key)
+    return Reference(path.states[-1], **{name: getattr(path, name) for name in _MEASURED})
 
 
 def reference_path(
@@ -114,14 +192,22 @@ def reference_path(
     *,
     prediction: str = "eps",
     model_dtype: torch.dtype | None = None,
+    certify: bool = True,
+    tolerance: float | None = None,
+    batch: int | None = None,
+    most_calls: int = _MOST_CALLS,
+    cache: Cache = None,
+    key: str | None = None,
+    progress: bool = False,
 ) -> ReferencePath:
-    """The probability flow of ``x_T`` at many ``times``: one integration that steps exactly onto each of them.
+    """The probability flow of ``x_T`` at many ``times``: both methods step exactly onto each of them.
 
     Args:
         times: at least two different times, in any order; ``x_T`` is the state at the largest.
 
     Other arguments and errors as `reference_solution`.
     """
+    settings = Settings(rtol, atol, prediction, model_dtype, certify, tolerance, batch, most_calls, progress)
     require_process(process)
     levels: list[float] = []
     for t in sorted((process._check_scalar(t, "times") for t in np.ravel(real("times", times))), reverse=True):
@@ -129,8 +215,7 @@ def reference_path(
             levels.append(t)
     if len(levels) < 2:
         raise ValueError(f"times={levels} must hold at least 2 different times")
-    named = {f"times[{i}]": t for i, t in enumerate(levels)}
-    return _path(model, process, x_T, named, rtol, atol, prediction, model_dtype)
+    return _path(model, process, x_T, {f"times[{i}]": t for i, t in enumerate(levels)}, settings, cache, key)
 
 
 def _path(
@@ -138,38 +223,67 @@ def _path(
     process: Process,
     x_T: Any,
     times: dict[str, float],
-    rtol: float,
-    atol: float,
-    prediction: str,
-    dtype: Any,
+    settings: Settings,
+    cache: Cache,
+    key: str | None,
 ) -> ReferencePath:
-    """Two runs of DOPRI5 over the named, descending times."""
+    """The path over the named, descending times, from a file or computed."""
     function("model", model)
-    choose("prediction", prediction, PREDICTIONS)
-    _check_tolerances(rtol, atol)
     _check_levels(process, times)
-    flow = _Flow(model, process, prediction, not isinstance(x_T, torch.Tensor), dtype)
-    state = _checked_state(x_T)
-    if process.mean is not None:
-        flow.mean = torch.as_tensor(process.mean, dtype=torch.float64, device=state.device)
-        state = state - flow.mean
-    levels = list(times.values())
-    coarse = flow.integrate(state, levels, rtol, atol)
-    fine = flow.integrate(state, levels, rtol * _TIGHTEN, atol * _TIGHTEN)
-    estimate = max(float((a - b).abs().max()) for a, b in zip(coarse, fine, strict=True))
-    states = fine if flow.mean is None else [x + flow.mean for x in fine]
-    found = tuple(x.numpy() if flow.numpy else x for x in states)
-    return ReferencePath(tuple(levels), found, flow.nfe, estimate, rtol * _TIGHTEN, atol * _TIGHTEN)
+    state, levels, numpy = _checked_state(x_T), list(times.values()), not isinstance(x_T, torch.Tensor)
+    dtype = str(getattr(x_T, "dtype", "float64")).removeprefix("torch.")
+    question = settings.question() | {"process": process, "times": levels, "x_T": state, "dtype": dtype}
+    places = files(cache, key, model, question)
+    names, shape = {"states", *_MEASURED}, (len(levels), *state.shape)
+    found = next(filter(None, (load(place, names, shape) for place in places)), None)
+    if found is None:
+        flow = Flow(model, process, settings, numpy, state.device)
+        with _bar(settings.progress) as flow.show:
+            solved = _in_parts(flow, state, levels)
+        found = {"nfe": flow.nfe, **{f.name: getattr(solved, f.name) for f in fields(solved)}}
+        if places:
+            store(places[0], found | {"states": torch.stack(solved.states).cpu().numpy()})
+    states = [torch.as_tensor(x, device=state.device) for x in found.pop("states")]
+    return ReferencePath(tuple(levels), tuple(x.numpy() if numpy else x for x in states), **found)
 
 
-def _check_tolerances(rtol: float, atol: float) -> None:
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value!r} must be positive and finite")
-    if rtol * _TIGHTEN < 100 * np.finfo(np.float64).eps:
-        raise ValueError(
-            f"rtol={rtol!r} cannot be met in float64; allowed: at least {100 / _TIGHTEN * np.finfo(float).eps:.1e}"
-        )
+def _in_parts(flow: Flow, state: torch.Tensor, levels: list[float]) -> Solved:
+    """Solve for the whole batch, or in parts that are small enough."""
+    count = len(state) if state.ndim else 1
+    size, start, parts = min(flow.settings.batch or count, count), 0, []
+    while start < count:
+        try:
+            parts.append(solve(flow, state[start : start + size] if state.ndim else state, levels))
+            start += size
+        except torch.cuda.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
+    if len(parts) == 1:
+        return parts[0]
+    worst = max(parts, key=lambda part: (not part.certified, part.agreement))
+    largest = {name: max(getattr(p, name) for p in parts) for name in ("error_estimate", "rtol", "atol", "tolerance")}
+    return Solved(
+        states=tuple(torch.cat(states) for states in zip(*(part.states for part in parts), strict=True)),
+        second_nfe=sum(part.second_nfe for part in parts),
+        certified=all(part.certified for part in parts),
+        agreement=float(np.max([part.agreement for part in parts])),  # nan if any is
+        message=f"{worst.message} (the worst of {len(parts)} parts of the batch)",
+        **largest,
+    )
+
+
+@contextmanager
+def _bar(progress: bool) -> Iterator[Show]:
+    """A function that shows what runs, and the share of it that is done."""
+    if not progress:
+        yield lambda text, share: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        row = bar.add_task("", total=1.0)
+        yield lambda text, share: bar.update(row, description=text, completed=share)
 
 
 def _check_levels(process: Process, times: dict[str, float]) -> None:
@@ -192,52 +306,3 @@ def _checked_state(x_T: Any) -> torch.Tensor:
     if not bool(torch.isfinite(state).all()):
         raise ValueError("x_T must be finite; it holds NaN or infinity")
     return state
-
-
-class _Flow:
-    """dy/dλ of y = (x − mean)/α, counting model calls."""
-
-    def __init__(self, model: Model, process: Process, prediction: str, numpy: bool, dtype: torch.dtype | None) -> None:
-        self.dtype = dtype
-        self.model, self.process, self.prediction, self.numpy = model, process, prediction, numpy
-        self.mean: torch.Tensor | None = None
-        self.nfe = 0
-
-    def eps(self, x: torch.Tensor, t: float) -> torch.Tensor:
-        self.nfe += 1
-        shifted = (x if self.mean is None else x + self.mean).to(self.dtype or x.dtype)
-        output = self.model(shifted.numpy() if self.numpy else shifted, t)
-        if output is None:
-            raise ValueError(f"model returned None at call {self.nfe}, t={t!r}; allowed: shape {tuple(x.shape)}")
-        p = torch.as_tensor(output).to(x.dtype)
-        if p.shape != x.shape:
-            raise ValueError(
-                f"model returned shape {tuple(p.shape)} at call {self.nfe}, t={t!r}; allowed: {tuple(x.shape)}"
-            )
-        if not bool(torch.isfinite(p).all()):
-            raise ValueError(f"model returned NaN or infinity at call {self.nfe}, t={t!r}")
-        if self.mean is not None:
-            p = p - self.mean if self.prediction == "x0" else p
-        from_x, from_p = (float(c) for c in self.process.convert(self.prediction, "eps", t))
-        return from_p * p + from_x * x if from_x else from_p * p
-
-    @torch.no_grad()
-    def integrate(self, x: torch.Tensor, times: list[float], rtol: float, atol: float) -> list[torch.Tensor]:
-        """States at descending ``times``, the first of which is that of ``x``."""
-        levels = [float(self.process.lam(t)) for t in times]
-        first, last, end, start = levels[0], levels[-1], times[-1], times[0]
-
-        def rate(lam: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            value = min(max(float(lam), first), last)
-            t = float(np.clip(self.process.time_from_lam(value), end, start))
-            return -float(np.exp(-value)) * self.eps(float(self.process.alpha(t)) * y, t)
-
-        span = torch.tensor(levels, dtype=torch.float64, device=x.device)
-        options = {"step_t": span[1:-1]} if len(levels) > 2 else None  # a step ends there: no interpolation
-        try:
-            y = odeint(
-                rate, x / float(self.process.alpha(start)), span, rtol=rtol, atol=atol, method="dopri5", options=options
-            )
-        except AssertionError as error:
-            raise ValueError(f"rtol={rtol!r}, atol={atol!r} cannot be met in float64: {error}") from error
-        return [x, *(float(self.process.alpha(t)) * y[i] for i, t in enumerate(times) if i)]

@@ -22,7 +22,20 @@ from typing import Any, Protocol, cast
 Config = dict[str, Any]
 Progress = Callable[[float], None]
 Frame = Any  # a pandas.DataFrame, whose stubs do not follow access to columns by name
-SHARED = ("runner", "style", "problems", "models", "judging", "toy_network", "image_data", "train", "__main__")
+SHARED = (
+    "runner",
+    "style",
+    "problems",
+    "models",
+    "judging",
+    "toy_network",
+    "image_data",
+    "train",
+    "certify",
+    "features",
+    "train_features",
+    "__main__",
+)
 
 
 class Experiment(Protocol):

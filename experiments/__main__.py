@@ -1,4 +1,4 @@
-"""``python -m experiments list | run NAME… | run --all | redraw NAME… | train``."""
+"""``python -m experiments list | run NAME… | run --all | redraw NAME… | train | train-features | certify``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -13,9 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from experiments import Experiment, discover
-from experiments.models import MODELS, trim_cache
+from experiments.certify import certify_command
+from experiments.models import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
 from experiments.runner import FIGURES, Outcome, Task, finished, redraw, run_here, run_parallel
 from experiments.train import train_command
+from experiments.train_features import train_features_command
 
 out_option = click.option(
     "--out",
@@ -51,6 +54,18 @@ def _check_device(device: str) -> None:
         raise click.UsageError(f"--device {device}: this device cannot be used here ({reason})") from error
 
 
+class ModelName(click.ParamType):
+    """A model of the study, or an image network."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """``value``, if it can be meant as a model."""
+        if not is_model(str(value)):
+            self.fail(f"{value!r} is not one of {', '.join(MODELS)}, {WHAT_NETWORKS}", param, ctx)
+        return str(value)
+
+
 @click.group()
 def main() -> None:
     """Questions to the samplers: each answered by one figure, its data, and a computed sentence."""
@@ -80,9 +95,11 @@ def list_command(out: Path | None, quick: bool) -> None:
     "--model",
     "models",
     multiple=True,
-    type=click.Choice(list(MODELS)),
-    help="On which model, instead of the default ones; repeat for several.",
+    type=ModelName(),
+    help=f"On which model, instead of the default ones: {', '.join(MODELS)}, {WHAT_NETWORKS}; repeat for several.",
 )
+@click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights of image networks (default: float32).")
+@click.option("--allow-pickle", is_flag=True, help="Let a network of --model be a pickle, which runs code.")
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=min(2, os.cpu_count() or 1), show_default=True, help="Processes."
@@ -95,6 +112,8 @@ def run(
     quick: bool,
     thorough: bool,
     models: tuple[str, ...],
+    dtype: str | None,
+    allow_pickle: bool,
     force: bool,
     jobs: int,
     device: str,
@@ -116,7 +135,8 @@ def run(
     console = Console(highlight=False, soft_wrap=True)
     todo = []
     for name, experiment in chosen.items():
-        task = Task(name, _folder(out, quick, thorough), quick, device, thorough, tuple(dict.fromkeys(models)))
+        folder, asked = _folder(out, quick, thorough), tuple(dict.fromkeys(models))
+        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype)
         marker = None if force else finished(experiment, task)
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
@@ -180,6 +200,8 @@ def redraw_command(names: tuple[str, ...], out: Path | None) -> None:
 
 
 main.add_command(train_command)
+main.add_command(train_features_command)
+main.add_command(certify_command)
 
 if __name__ == "__main__":
     main(prog_name="python -m experiments")

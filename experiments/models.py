@@ -5,17 +5,27 @@
 ``digits``    the ideal denoiser of the 1,797 digits, 64-D: exact score; flow by DOPRI5 with an error estimate
 ``network``   a small network trained by denoising score matching on a 2-D mixture; flow by DOPRI5
 
+and the image networks of `deis_analysis.learned.load`: those that ship, ``digits8 digits8_flow mnist28``, folders, and
+hub ids. They run in float32 under a float64 state; their flow is that of the same network in float64, by DOPRI5,
+certified by a second method.
+
 Expensive parts, the trained network and the DOPRI5 runs, are kept on disk in ``figures/.cache``, under a hash of all
-that they depend on, sources included; experiments share them.
+that they depend on, sources included; experiments share them. References of image networks are kept under a hash of
+weights, process, starts, times and tolerance instead, and some ship beside the network: see ``certify``.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from joblib import Memory
 
 import deis_analysis as da
@@ -23,6 +33,10 @@ from deis_analysis.process import Array, Process
 from experiments import Config, problems
 from experiments.runner import FIGURES, shared_sources
 from experiments.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
+
+if TYPE_CHECKING:
+    from deis_analysis.learned import Network
+    from deis_analysis.reference import ReferencePath
 
 BASE: Config = {
     "beta_min": 0.1,
@@ -34,10 +48,19 @@ BASE: Config = {
     "rtol": 1e-7,
     "std": 0.0,
     "floor": 1e-4,
+    "network_samples": 32,
+    "network_rtol": 1e-5,
+    "network_dtype": "float32",
+    "allow_pickle": False,
     "device": "cpu",
 }  # what `study` reads; an experiment's CONFIG begins with it, and its QUICK with
-BASE_QUICK: Config = {"samples": 64, "rtol": 1e-5, **QUICK_TRAINING}
+BASE_QUICK: Config = {"samples": 64, "rtol": 1e-5, "network_samples": 16, "network_rtol": 1e-4, **QUICK_TRAINING}
 CACHE = Memory(FIGURES / ".cache", verbose=0)
+REFERENCES = "references"  # folder of certified solutions, in the cache and beside a shipped network
+CHECKPOINTS = Path(__file__).with_name("checkpoints")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+NETWORKS = ("digits8", "digits8_flow", "mnist28", "cifar32")
+_OWN_SAMPLES, _OWN_STEPS, _OWN_SEED = 256, 25, 1  # of a network's own law
 _CACHE_BYTES = 2**30
 
 
@@ -48,9 +71,11 @@ class Study:
     Attributes:
         name, title: short and printed name.
         process: the forward process. model: ε model on (n, d) float64 torch tensors.
-        x_T: (n, d) starts. data: (m, d) what a perfect sampler's law is to be compared with.
-        exact: the mixture with exact flow whose ε the model is, or for ``network`` was trained on; None for the digits.
+        x_T: (n, d) starts; of images d is the number of all their values.
+        exact: the mixture with exact flow whose ε the model is, or for ``network`` was trained on; None for the digits
+            and for image networks.
         trained: whether the model is a network, which differs from ``exact``.
+        network: the image network, None for the other models.
     """
 
     name: str
@@ -58,10 +83,16 @@ class Study:
     process: Process
     model: Callable[[Any, float], Any]
     x_T: Any
-    data: Array
+    samples: Callable[[], Array]
     exact: da.GaussianMixture | da.ProductMixture | None
     trained: bool
     config: tuple[tuple[str, Any], ...]
+    network: Network | None = None
+
+    @cached_property
+    def data(self) -> Array:
+        """(m, d) what a perfect sampler's law is to be compared with; for an image network, samples of its own law."""
+        return self.samples()
 
     def path(self, times: Iterable[float]) -> tuple[Callable[[float], Any], float]:
         """(exact state at each of the times as a function of t, its estimated error); ``x_T`` is the first state."""
@@ -70,7 +101,10 @@ class Study:
             mix = self.exact
             states = [mix.flow(self.process, self.x_T, levels[0], t) if i else self.x_T for i, t in enumerate(levels)]
             return dict(zip(levels, states, strict=True)).__getitem__, 0.0
-        found = _certified(self.name, self.process, self.config, levels, shared_sources())
+        if self.network is None:
+            found = _certified(self.name, self.process, self.config, levels, shared_sources())
+        else:
+            found = network_path(self.network, self.process, self.x_T, levels, dict(self.config)["network_rtol"])
         device = self.x_T.device
 
         def state(t: float) -> Any:
@@ -83,6 +117,22 @@ class Study:
         state, error = self.path([t_end])
         return state(t_end), error
 
+    def certified(self) -> ReferencePath:
+        """The certified flow of an image network at the two ends of the configuration.
+
+        Raises:
+            ValueError: the model is no image network.
+        """
+        if self.network is None:
+            raise ValueError(f"model={self.name!r} is no image network; allowed: {WHAT_NETWORKS}")
+        config = dict(self.config)
+        levels = (config["t_start"], config["t_end"])
+        return network_path(self.network, self.process, self.x_T, levels, config["network_rtol"])
+
+    def first(self, count: int) -> Study:
+        """The same study of the first starts only."""
+        return dataclasses.replace(self, x_T=self.x_T[:count])
+
     def solve(self, solver: str, ts: Array, noise: Any = None) -> Any:
         """The samples of a registry solver on a grid, (n, d)."""
         table = da.build(solver, self.process, ts).in_terms_of(self.process, "eps")
@@ -90,25 +140,118 @@ class Study:
 
 
 def study(name: str, config: Config, process: Process | None = None) -> Study:
-    """One of `MODELS` under a configuration (the keys of `BASE`); the process is VPLinear unless given."""
-    if name not in MODELS:
-        raise ValueError(f"model={name!r} is unknown; allowed: {', '.join(MODELS)}")
+    """One of `MODELS`, or an image network, under a configuration (the keys of `BASE`); VPLinear unless given.
+
+    An image network is carried to the process: its ε at the same ρ.
+
+    Raises:
+        ValueError: a model that is not known or cannot be loaded.
+    """
+    if not is_model(name):
+        raise ValueError(f"model={name!r} is unknown; allowed: {', '.join(MODELS)}, {WHAT_NETWORKS}")
     chosen = {key: config.get(key, BASE[key]) for key in BASE}
     chosen |= {key: value for key, value in config.items() if key in TRAINING}
     return _build(name, problems.vp_linear(config) if process is None else process, tuple(sorted(chosen.items())))
+
+
+def on_its_own_process(name: str, config: Config) -> Study:
+    """An image network on the process that it was trained on, over that process's sampling range."""
+    net = image_network(name, config["device"], config["allow_pickle"], config["network_dtype"])
+    start, end = net.process.sampling_range
+    return study(name, {**config, "t_start": start, "t_end": end}, net.process)
+
+
+def is_model(name: str) -> bool:
+    """Whether ``name`` can be meant as a model: one of `MODELS`, a shipped network, a path, or a hub id."""
+    return name in MODELS or name in NETWORKS or Path(name).exists() or bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name))
 
 
 def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -> Study:
     import torch
 
     config = dict(settings)
-    title, parts = MODELS[name]
-    model, exact, data, trained = parts(process, config)
     scale = max(1.0, float(process.sigma(config["t_start"])))  # N(0, 1) on VP and flows, N(0, σ²) on VE
-    x_T = torch.tensor(
-        scale * problems.noise(config["samples"], data.shape[1], config["seed"]), device=config["device"]
-    )
-    return Study(name, title, process, model, x_T, data, exact, trained, settings)
+
+    def starts(n: int, dimension: int) -> Any:
+        return torch.tensor(scale * problems.noise(n, dimension, config["seed"]), device=config["device"])
+
+    if name in MODELS:
+        title, parts = MODELS[name]
+        model, exact, data, trained = parts(process, config)
+        x_T = starts(config["samples"], data.shape[1])
+        return Study(name, title, process, model, x_T, lambda: data, exact, trained, settings)
+    net = image_network(name, config["device"], config["allow_pickle"], config["network_dtype"])
+    x_T = starts(min(config["samples"], config["network_samples"]), math.prod(net.shape))
+
+    def own() -> Array:
+        return own_samples(net, net.digest, process, config["t_start"], config["t_end"], config["device"])
+
+    title = f"{net.name}, {'×'.join(map(str, net.shape[1:]))} image network"
+    return Study(name, title, process, flat(net, process), x_T, own, None, True, settings, net)
+
+
+# -- image networks -------------------------------------------------------------------------------
+@cache
+def image_network(name: str, device: str = "cpu", allow_pickle: bool = False, dtype: str = "float32") -> Network:
+    """A network by `deis_analysis.learned.load`, its weights in one of `DTYPES`."""
+    import torch
+
+    from deis_analysis import learned
+
+    return learned.load(name, device=device, allow_pickle=allow_pickle, dtype=getattr(torch, dtype))
+
+
+def flat(net: Network, process: Process) -> Callable[[Any, float], Any]:
+    """The network as an ε model of a process on (n, d) states, without gradients.
+
+    A batch that does not fit into a GPU's memory is halved until its parts do; later ones begin at that size.
+    """
+    import torch
+
+    model, most = net.carried_to(process, "eps"), 0
+
+    @torch.no_grad()
+    def eps(x: Any, t: float) -> Any:
+        nonlocal most
+        images = x.reshape(-1, *net.shape)
+        while True:
+            try:
+                return torch.cat([model(part, t) for part in images.split(most or len(images))]).reshape(x.shape)
+            except torch.cuda.OutOfMemoryError:
+                most = (most or len(images)) // 2
+                if not most:
+                    raise
+
+    return eps
+
+
+def reference_folders(net: Network) -> list[Path]:
+    """Where certified solutions are looked for; new ones go to the first."""
+    found = [FIGURES / ".cache" / REFERENCES]
+    return [*found, CHECKPOINTS / net.name / REFERENCES] if net.name in NETWORKS else found
+
+
+def network_path(
+    net: Network, process: Process, x_T: Any, times: Iterable[float], rtol: float, folders: list[Path] | None = None
+) -> ReferencePath:
+    """The certified flow of (n, d) states under the network in float64; kept in the first of `reference_folders`."""
+    import torch
+
+    from deis_analysis.reference import reference_path
+
+    exact = net.to(dtype=torch.float64)
+    where = reference_folders(net) if folders is None else folders
+    return reference_path(flat(exact, process), process, x_T, times, rtol, rtol, cache=where, key=exact.digest)
+
+
+@CACHE.cache(ignore=["net"])
+def own_samples(net: Network, digest: str, process: Process, t_start: float, t_end: float, device: str) -> Array:
+    """(256, d) samples of a network's own law at ``t_end``, by ρ4RK with 100 calls; ``digest``: the network's."""
+    import torch
+
+    z = problems.noise(_OWN_SAMPLES, math.prod(net.shape), _OWN_SEED) * max(1.0, float(process.sigma(t_start)))
+    table = da.build("rhork_4rk", process, da.grid(process, _OWN_STEPS, "logrho", t_start, t_end))
+    return np.asarray(da.run(table, flat(net, process), torch.tensor(z, device=device)).cpu())
 
 
 Parts = tuple[Callable[[Any, float], Any], Any, Array, bool]
@@ -141,6 +284,7 @@ def _network(process: Process, config: Config) -> Parts:
     return net, mix, mix.sample(4096, seed=1), True
 
 
+WHAT_NETWORKS = f"{', '.join(NETWORKS)}, the folder of a network, or a hub id owner/name"
 MODELS: dict[str, tuple[str, Callable[[Process, Config], Parts]]] = {
     "mixture": ("exact 4-D mixture", _mixture),
     "gaussian": ("Gaussian with the digits' moments", _gaussian),
@@ -162,7 +306,7 @@ def _certified(
 
     rtol = dict(settings)["rtol"]
     problem = _build(name, process, settings)
-    return reference_path(problem.model, process, problem.x_T, times, rtol, rtol)
+    return reference_path(problem.model, process, problem.x_T, times, rtol, rtol, certify=False)
 
 
 def trim_cache() -> None:

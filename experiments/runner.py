@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -27,7 +28,7 @@ from experiments import SHARED, Config, Experiment, Progress, discover
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 SUFFIXES = ("csv", "png", "svg", "json")
-UNUSED = ("runner", "__main__", "train", "image_data")  # shared modules that no result depends on
+UNUSED = ("runner", "__main__", "train", "certify", "train_features")  # no result depends on them
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost a busy machine a factor of six
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -43,11 +44,14 @@ class Task:
     device: str = "cpu"
     thorough: bool = False
     models: tuple[str, ...] = ()
+    allow_pickle: bool = False
+    dtype: str | None = None
 
     @property
     def files(self) -> str:
-        """What its files are called: those of chosen models stand beside those of the default ones."""
-        return "-".join((self.name, *self.models))
+        """What its files are called: those of chosen models, and of a GPU, stand beside those of the default ones."""
+        place = () if self.device == "cpu" else (self.device.replace(":", ""),)
+        return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", model).strip("_.") for model in self.models)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,10 @@ def configuration(experiment: Experiment, task: Task) -> Config:
         if "models" not in config:
             raise ValueError(f"{task.name} is not about models; allowed: no --model")
         config["models"] = list(task.models)
+        if task.allow_pickle:
+            config["allow_pickle"] = True
+    if task.dtype and "network_dtype" in config:
+        config["network_dtype"] = task.dtype
     return dict(config)
 
 
@@ -87,11 +95,22 @@ def shared_sources() -> str:
     return digest.hexdigest()
 
 
+def _weights(models: list[str]) -> bytes:
+    """Hash of what lies beside shipped networks, and in folders, among ``models``."""
+    digest = hashlib.sha256()
+    for model in models:
+        places = [place for place in (Path(__file__).with_name("checkpoints") / model, Path(model)) if place.is_dir()]
+        for file in sorted(path for place in places[:1] for path in place.glob("*") if path.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.digest()
+
+
 def fingerprint(experiment: Experiment, config: Config) -> str:
-    """Hash of all that a result depends on: configuration, device, sources of the experiment and of the package."""
+    """Hash of all that a result depends on: configuration, device, weights, sources of experiment and package."""
     source = Path(str(sys.modules[experiment.compute.__module__].__file__)).read_bytes()
     text = json.dumps(config, sort_keys=True)
-    return hashlib.sha256(b"\0".join([text.encode(), source, shared_sources().encode()])).hexdigest()
+    parts = [text.encode(), source, shared_sources().encode(), _weights(config.get("models", []))]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 # -- what is there --------------------------------------------------------------------------------

@@ -57,7 +57,8 @@ def test_the_study_is_whole():
     paper = "fig2_fitting_error fig3_discretization fig4_extrapolation fig5_ablation fig6_comparison table2_variants"
     appendix = "time_grids blackbox_tolerance vesde likelihood sde end_time"
     beyond = "rectified_flow guidance teleportation budget_of_errors paper_claims score_diagnostics"
-    wanted = {"field_audit", *core.split(), *paper.split(), *beyond.split()}
+    networks = "network_work_precision network_samples network_law network_errors network_floors gpu_validation"
+    wanted = {"field_audit", *core.split(), *paper.split(), *beyond.split(), *networks.split()}
     assert set(EXPERIMENTS) == wanted | {f"appendix_{name}" for name in appendix.split()}
 
 

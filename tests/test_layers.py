@@ -40,6 +40,8 @@ LAYERS = [
         "likelihood",
         "learned",
         "reference",
+        "reference_cache",
+        "certificate",
         "extraction",
         "audit",
         "steppers",
@@ -50,7 +52,16 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITNESS = {"symbolic", "closed_forms", "trees", "equations"}  # the package computes nothing from formulas
 NUMPY_ONLY = LAYERS[0]
-USES_TORCH = {"reference", "extraction", "audit", "budget", "diagnostics", "likelihood", "learned"}  # when they run
+USES_TORCH = {
+    "reference",
+    "certificate",
+    "extraction",
+    "audit",
+    "budget",
+    "diagnostics",
+    "likelihood",
+    "learned",
+}  # when they run
 
 
 def module_name(path):

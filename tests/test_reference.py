@@ -1,4 +1,5 @@
-"""The DOPRI5 reference against exact flows: the true error stays below ten times the estimate."""
+"""The DOPRI5 reference against exact flows: the true error stays below ten times the estimate, and certified it is
+below the tolerance of the certificate."""
 
 from __future__ import annotations
 
@@ -29,6 +30,9 @@ def test_agrees_with_the_exact_flow_to_ten_times_its_estimate(mix, process, pred
     truth = mix.flow(process, x, start, end)
     assert np.abs(found.x - truth).max() <= 10 * found.error_estimate + 1e-11
     assert found.error_estimate < 1e-4 * (1 + np.abs(truth).max())
+    assert np.abs(found.x - truth).max() <= found.tolerance or not found.certified
+    if not found.certified:  # DOPRI5's tolerances are of its steps, not of its result; then the second method tells
+        assert np.isclose(found.agreement, np.abs(found.x - truth).max(), rtol=0.5, atol=0), found.message
     assert isinstance(found.x, np.ndarray)
 
 
@@ -95,8 +99,8 @@ def spike(x, t):
         ({"t_end": 0.0}, "t_end=0.0: λ is infinite"),
         ({"t_start": 2.0}, "t_start=2.0 is outside"),
         ({"process": da.EDM(), "t_end": np.nextafter(80.0, 0)}, "have the same λ in float64"),
-        ({"rtol": 0.0}, "rtol=0.0 must be positive"),
-        ({"atol": np.nan}, "atol=nan must be positive"),
+        ({"rtol": 0.0}, "rtol=0.0 must be a positive"),
+        ({"atol": np.nan}, "atol=nan must be a positive"),
         ({"prediction": "e"}, "prediction='e' is unknown"),
         ({"x_T": torch.ones(3, dtype=torch.int64)}, "x_T has dtype torch.int64"),
         ({"x_T": np.ones((0, 3))}, r"x_T has shape \(0, 3\); allowed: at least one entry"),
@@ -106,7 +110,16 @@ def spike(x, t):
         ({"model": lambda x, t: None}, "model returned None at call 1"),
         ({"model": lambda x, t: x[:1]}, r"model returned shape \(1,\) at call 1"),
         ({"rtol": 1e-14}, "rtol=1e-14 cannot be met in float64; allowed: at least 2.2e-13"),
-        ({"model": spike, "rtol": 1e-9, "atol": 1e-9}, "cannot be met in float64: underflow in dt"),
+        ({"model": spike, "rtol": 1e-9, "atol": 1e-9, "certify": False}, "cannot be met by DOPRI5: underflow in dt"),
+        ({"model": spike, "most_calls": 2000}, "rtol=1.0e-03, atol=1.0e-03 cannot be met by DOPRI5: most_calls=2000"),
+        ({"tolerance": 0.0}, "tolerance=0.0 must be a positive"),
+        ({"certify": 1}, "certify=1 must be True or False"),
+        ({"progress": None}, "progress=None must be True or False"),
+        ({"batch": 0}, "batch=0 must be an integer >= 1"),
+        ({"most_calls": 0.5}, "most_calls=0.5 must be an integer >= 1"),
+        ({"cache": "somewhere"}, "key=None must be a string"),
+        ({"cache": "somewhere", "key": ""}, "key='' must be a string"),
+        ({"cache": [], "key": "mine"}, r"cache=\[\] must be a folder or several"),
     ],
 )
 def test_bad_input(options, message):

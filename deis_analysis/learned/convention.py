@@ -5,7 +5,7 @@ A network of diffusers is called as ``net(input, n)``. Ours are told
 .. math:: n = \text{offset} + \text{scale} \cdot c_t , \qquad c_t ∈ \{t, λ_t\} , \qquad
     \text{input} = x \;\text{or}\; x / \sqrt{α_t^2 + σ_t^2} ,
 
-with n a real number, never rounded.
+with n a real number, rounded only where `ImageModel` is asked to.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from deis_analysis.learned.dsm import TIMES, zero_mean
+from deis_analysis.learned.times import ROUNDINGS, answer_at
 from deis_analysis.process import PREDICTIONS, Array, Process
 from deis_analysis.schedules import EDM, VE, VPDiscrete
 from deis_analysis.validate import boolean, choose, finite, instance
@@ -52,7 +53,8 @@ class Convention:
         boolean("normalised", self.normalised)
 
     def network_time(self, process: Process, t: Any) -> Array:
-        """What the network is told at times t, shape of ``t``."""
+        """What the network is told at times t, shape of ``t``; ValueError outside the range of the process."""
+        process.alpha(t)  # refuses such times
         return self.offset + self.scale * (process.lam(t) if self.clock == "lam" else np.asarray(t, dtype=np.float64))
 
     def input_scale(self, process: Process, t: Any) -> Array:
@@ -82,30 +84,69 @@ class ImageModel(torch.nn.Module):
     """A network of diffusers under its convention, as `deis_analysis.run` calls a model.
 
     Called as ``model(x, t)``, x a (batch, channels, height, width) tensor of any floating dtype, t a float or (batch,)
-    times; the network computes in the dtype of its weights, the answer has the dtype of x. Differentiable in x.
+    times; the network computes in the dtype of its weights (of x, if it has none), the answer has the dtype of x.
+    Differentiable in x.
 
     Args:
         net: called as ``net(input, network_time, return_dict=False)[0]``.
+        times: how network times that are not integers are treated, one of `times.ROUNDINGS`.
+        shape: (channels, height, width) that x must have, None to leave that to the network.
+        batch: the number of samples that x must have, None for any.
+
+    Attributes:
+        digest: what names the model in a cache (see `Network.digest`), None where nothing does.
 
     Raises:
-        ValueError: ``process`` reverts to a mean, t outside the range of the process.
+        ValueError: ``process`` reverts to a mean, an unknown ``times``; when called: t outside the range of the
+            process, x of another shape.
     """
 
-    def __init__(self, net: torch.nn.Module, process: Process, convention: Convention) -> None:
+    digest: str | None = None
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        process: Process,
+        convention: Convention,
+        times: str = "fractional",
+        *,
+        shape: tuple[int, int, int] | None = None,
+        batch: int | None = None,
+    ) -> None:
         super().__init__()
         self.net, self.process = instance("net", net, torch.nn.Module), zero_mean(process)
         self.convention = instance("convention", convention, Convention)
+        self.times = choose("times", times, ROUNDINGS)
+        self.shape, self.batch = shape, batch
+
+    def with_times(self, times: str) -> ImageModel:
+        """The same network asked at times that are treated in another way; its digest is None."""
+        return ImageModel(self.net, self.process, self.convention, times, shape=self.shape, batch=self.batch)
 
     def forward(self, x: torch.Tensor, t: Any) -> torch.Tensor:
         """The prediction at (x, t)."""
-        dtype = next(self.net.parameters()).dtype
+        self._check(x)
+        dtype = next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
         times = t.detach().cpu().numpy() if isinstance(t, torch.Tensor) else np.asarray(t, dtype=np.float64)
-        told = torch.as_tensor(self.convention.network_time(self.process, times), device=x.device)
-        if dtype != torch.float64:  # half precision would round times near 100 to sixteenths
-            told = told.float()
+        told = self.convention.network_time(self.process, times)
+        if told.shape not in ((), (1,), (len(x),)):
+            raise ValueError(f"t has shape {told.shape}; allowed: one time, or one for each of {len(x)} samples")
         if self.convention.normalised:
             scale = torch.as_tensor(self.convention.input_scale(self.process, times), device=x.device, dtype=x.dtype)
             x_in = x / scale.reshape(-1, 1, 1, 1)
         else:
             x_in = x
-        return self.net(x_in.to(dtype), told.expand(len(x)), return_dict=False)[0].to(x.dtype)
+
+        def ask(seen: torch.Tensor, n: Array) -> torch.Tensor:
+            # half precision would round times near 100 to sixteenths
+            exact = torch.as_tensor(n, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+            return self.net(seen, exact.to(x.device).expand(len(seen)), return_dict=False)[0]
+
+        return answer_at(ask, x_in.to(dtype), told, self.times).to(x.dtype)
+
+    def _check(self, x: torch.Tensor) -> None:
+        if self.shape is not None and tuple(x.shape[1:]) != self.shape:
+            allowed = ", ".join(map(str, self.shape))
+            raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (batch, {allowed}), channels first")
+        if self.batch is not None and len(x) != self.batch:
+            raise ValueError(f"x has {len(x)} samples; allowed: {self.batch}, one for each of labels")

@@ -1,0 +1,469 @@
+"""Certified references: two methods agree, or it is said why not; a file answers the question that it was kept for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exact import discrete_levels
+from scipy.integrate import quad
+
+import deis_analysis as da
+from deis_analysis import certificate, reference_cache
+from deis_analysis.learned import Convention, ImageModel, process_from
+
+VP = da.VPLinear()
+MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
+X = np.linspace(-2, 2, 5)
+CHECKPOINTS = Path(__file__).parents[1] / "experiments" / "checkpoints"
+
+
+def steps_of(found, process=VP, t_start=1.0, t_end=1e-3):
+    """Steps of the second method's finest run: its runs are on N, 2N, 4N ... steps of at most 1/4 in λ."""
+    first = math.ceil(float(process.lam(t_end) - process.lam(t_start)) / 0.25)
+    runs = math.log2(found.second_nfe / (4 * first) + 1)
+    assert runs == round(runs)
+    return first * 2 ** (round(runs) - 1)
+
+
+# -- what a certificate says ----------------------------------------------------------------------
+def test_the_agreement_is_that_with_rho_runge_kutta_on_a_grid_uniform_in_log_rho():
+    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-6, 1e-6)
+    table = da.build("rhork_4rk", VP, da.grid(VP, steps_of(found), "logrho", 1.0, 1e-3))
+    second = da.run(table, MIX.eps(VP), X)
+    assert np.isclose(found.agreement, np.abs(found.x - second).max(), rtol=1e-6, atol=1e-14)
+    assert found.certified
+    assert found.tolerance == pytest.approx(10 * (1e-6 + 1e-6 * np.abs(found.x).max()), rel=1e-12)
+    assert found.message.startswith(f"certified to {found.tolerance:.1e}: DOPRI5")
+    assert np.abs(found.x - MIX.flow(VP, X, 1.0, 1e-3)).max() < found.tolerance
+
+
+def test_the_second_method_is_refined_until_its_own_error_fits_too():
+    """One refinement less would not do: a + c/15 of the last run only is within the tolerance."""
+    tolerance = 1e-9
+    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-11, 1e-11, tolerance=tolerance)
+    steps = steps_of(found)
+    runs = [
+        da.run(da.build("rhork_4rk", VP, da.grid(VP, n, "logrho", 1.0, 1e-3)), MIX.eps(VP), X)
+        for n in (steps // 4, steps // 2, steps)
+    ]
+    bounds = [np.abs(b - found.x).max() + np.abs(b - a).max() / 15 for a, b in itertools.pairwise(runs)]
+    assert bounds[1] <= tolerance < bounds[0]
+    assert found.certified
+    assert np.abs(found.x - MIX.flow(VP, X, 1.0, 1e-3)).max() <= bounds[1]
+
+
+def test_a_first_method_that_is_too_coarse_is_told_from_a_model_that_is_not_smooth():
+    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-3, 1e-3, tolerance=1e-9)
+    error = np.abs(found.x - MIX.flow(VP, X, 1.0, 1e-3)).max()
+    assert not found.certified
+    assert found.agreement == pytest.approx(error, rel=0.01)  # the second is that much better
+    assert error > 1e-6
+    assert "ask for smaller rtol and atol" in found.message
+    assert "smooth" not in found.message
+
+
+REVERTING = da.MeanReverting(VP, 1.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("process", "prediction"),
+    [
+        (VP, "eps"), (VP, "x0"), (VP, "v"), (VP, "score"), (da.VPCosine(), "v"), (da.SubVP(), "score"),
+        (da.VE(), "eps"), (da.EDM(), "x0"), (da.RectifiedFlow(), "v"), (REVERTING, "eps"), (REVERTING, "x0"),
+        (REVERTING, "v"), (da.VPDiscrete(discrete_levels(50)), "eps"),
+    ],
+    ids=lambda p: p if isinstance(p, str) else type(p).__name__,
+)  # fmt: skip
+def test_every_process_and_prediction_is_certified(process, prediction):
+    start, end = process.sampling_range
+    end = max(end, 1e-2 * start)
+    middle = float(process.time_from_lam(0.5 * (process.lam(start) + process.lam(end))))
+    x = MIX.sample(4, 0, process, start)
+    model, tolerance = MIX.model(process, prediction), 1e-6 * np.abs(x).max()  # of the largest state: VE starts at 50
+    path = da.reference_path(
+        model, process, x, [start, middle, end], 1e-8, 1e-8, prediction=prediction, tolerance=tolerance
+    )
+    errors = [np.abs(path(t) - MIX.flow(process, x, start, t)).max() for t in (middle, end)]
+    assert path.certified, path.message
+    assert max(errors) <= path.tolerance == tolerance
+    assert path.nfe > path.second_nfe > 0
+
+
+def test_without_a_certificate_there_is_no_second_method():
+    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, certify=False)
+    assert not found.certified
+    assert math.isnan(found.agreement)
+    assert found.second_nfe == 0
+    assert "certify=False" in found.message
+    both = da.reference_solution(MIX.eps(VP), VP, X, 1e-3)
+    assert np.array_equal(both.x, found.x)
+    assert both.nfe == found.nfe + both.second_nfe
+
+
+@pytest.mark.parametrize("wrong", ["second", "first"])
+def test_a_wrong_method_is_noticed(monkeypatch, wrong):
+    """A relative error of 1e-5 in the coefficients of one of them: they differ by about that."""
+    if wrong == "second":
+
+        def build(name, process, ts):
+            table = da.build(name, process, ts)
+            return da.Tableau(table.times, table.states, table.outputs * (1 + 1e-5), grid_nodes=table.grid_nodes)
+
+        monkeypatch.setattr(certificate, "build", build)
+    else:
+        eps = certificate.Flow._eps
+        monkeypatch.setattr(certificate.Flow, "_eps", lambda self, x, t: (1 + 1e-5) * eps(self, x, t))
+    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3)
+    assert not found.certified
+    assert 1e-6 < found.agreement < 1e-3
+    assert "ask for smaller rtol" in found.message  # all that two methods can tell
+
+
+# -- models that are not smooth -------------------------------------------------------------------
+def jump(x, t):
+    """ε = 1 above t = 0.3, 0 below: x/α falls by ρ(1) − ρ(0.3)."""
+    return np.ones_like(x) * (t > 0.3)
+
+
+def test_a_jump_in_time_is_not_certified_and_the_floor_is_that_of_the_step_across_it():
+    found = da.reference_solution(jump, VP, X, 0.1, 1e-7, 1e-7, most_calls=5000)
+    exact = float(VP.alpha(0.1)) * (X / float(VP.alpha(1.0)) - float(VP.rho(1.0) - VP.rho(0.3)))
+    error = np.abs(found.x - exact).max()
+    steps = steps_of(found, t_end=0.1)
+    ts = da.grid(VP, steps, "logrho", 1.0, 0.1)
+    i = int(np.searchsorted(-ts, -0.3)) - 1  # the step that the jump is in, of which RK4 takes a wrong share
+    high, low = (float(VP.rho(t)) for t in ts[i : i + 2])
+    share = (high - float(VP.rho(0.3))) / (high - low)
+    taken = 1 / 6 + (2 / 3 if share > 0.5 else 0.0)
+    floor = float(VP.alpha(0.1)) * (high - low) * abs(taken - share)
+    assert abs(found.agreement - floor) <= 1.001 * error < 0.01 * floor
+    assert not found.certified
+    assert f"differ by up to {floor:.1e}" in found.message
+
+
+def test_tolerances_that_underflow_are_loosened_and_reported(monkeypatch):
+    asked, integrate = [], certificate.odeint
+
+    def odeint(*args, rtol, atol, **kwargs):
+        asked.append((rtol, atol))
+        assert rtol > 5e-8, "underflow in dt 1e-17"
+        return integrate(*args, rtol=rtol, atol=atol, **kwargs)
+
+    monkeypatch.setattr(certificate, "odeint", odeint)
+    with pytest.raises(ValueError, match=r"rtol=1.0e-08, atol=1.0e-04 cannot be met by DOPRI5: underflow in dt 1e-17"):
+        da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-8, 1e-4, certify=False)
+    asked.clear()
+    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-8, 1e-4, tolerance=1.0)
+    assert np.allclose(np.log10(asked), [(-9, -5), (-8, -4), (-7, -4), (-6, -3)])
+    assert np.allclose((found.rtol, found.atol), (1e-7, 1e-4))
+    assert not found.certified  # even to a tolerance of 1: it is not what was asked for
+    assert "rtol=1.0e-08, atol=1.0e-04 cannot be met by DOPRI5: underflow in dt 1e-17" in found.message
+    assert f"differ by up to {found.agreement:.1e}" in found.message
+    assert found.agreement == pytest.approx(np.abs(found.x - MIX.flow(VP, X, 1.0, 1e-3)).max(), rel=0.2)
+
+
+def test_too_few_calls():
+    with pytest.raises(ValueError, match="most_calls=30 are used up at λ="):
+        da.reference_solution(MIX.eps(VP), VP, X, 1e-3, most_calls=30, certify=False)
+    loose = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-9, 1e-9, most_calls=200)
+    assert not loose.certified
+    assert loose.rtol > 1e-9
+    assert "most_calls=200 are used up" in loose.message
+    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-6, 1e-6, most_calls=600, tolerance=1e-12)
+    assert not found.certified
+    few = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-3, 1e-3, most_calls=145)
+    assert few.second_nfe == 0
+    assert math.isnan(few.agreement)
+    assert "needs more than most_calls=145" in few.message
+
+
+def test_a_model_that_is_no_function():
+    generator = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"asked twice at t=1\.0, answered differently by .*eval\(\)"):
+        da.reference_solution(lambda x, t: x + generator.standard_normal(x.shape), VP, X, 1e-3, most_calls=2000)
+
+
+def test_an_assertion_of_the_model_is_its_own():
+    def model(x, t):
+        raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine"):
+        da.reference_solution(model, VP, X, 1e-3)
+
+
+def test_breakpoints_of_a_process_are_stepped_onto(monkeypatch):
+    """A network that is told t on a process whose t is only piecewise smooth in λ: there a step ends."""
+    process = da.VPDiscrete(discrete_levels(50))
+
+    def told(x, t):
+        return np.sin(t) + 0 * x
+
+    def rate(t):
+        return math.sin(t) * float(process.kappa_rate("eps", t))
+
+    def error(found):
+        stops = [10.0, *range(9, 0, -1), 0.5]
+        parts = [quad(rate, b, a, epsabs=1e-13, epsrel=1e-13)[0] for a, b in itertools.pairwise(stops)]
+        exact = float(process.alpha(0.5)) * (X / float(process.alpha(10.0)) - sum(parts))
+        return np.abs(found.x - exact).max()
+
+    options = {"t_start": 10.0, "rtol": 1e-10, "atol": 1e-10, "most_calls": 4000}
+    found = da.reference_solution(told, process, X, 0.5, **options)
+    assert found.certified, found.message
+    assert error(found) < found.tolerance < 1e-8
+    monkeypatch.setattr(certificate, "all_levels", lambda process, times: times)
+    without = da.reference_solution(told, process, X, 0.5, **options)
+    assert not without.certified
+    assert without.agreement > 10 * found.tolerance
+
+
+# -- networks -------------------------------------------------------------------------------------
+class Net(torch.nn.Module):
+    """A smooth network on images of its own: one convolution, tanh, and the time added."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.last(torch.tanh(self.first(x) + t)) + 0.5 * x
+
+
+def test_a_network_in_float64_and_its_floor_in_float32():
+    x, net = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), Net()
+    found32 = da.reference_solution(net, VP, x, 0.4, model_dtype=torch.float32, tolerance=1e-8)
+    found64 = da.reference_solution(net.double(), VP, x, 0.4, 1e-10, 1e-10, tolerance=1e-8)
+    assert found64.certified
+    assert found64.x.shape == x.shape
+    assert found64.x.dtype == torch.float64
+    assert not found64.x.requires_grad
+    assert not found32.certified
+    difference = float((found32.x - found64.x).abs().max())
+    assert found64.tolerance < found32.agreement < 1e-4
+    assert found32.agreement / 30 < difference < 30 * found32.agreement  # the floor is that of float32
+    assert "the model answers in float32" in found32.message
+
+
+class Float64Time(torch.nn.Module):
+    """The sinusoidal embedding of diffusers, which computes it in float32."""
+
+    def __init__(self, of):
+        super().__init__()
+        half = of.num_channels // 2
+        self.frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / (half - of.downscale_freq_shift))
+        self.flip = of.flip_sin_to_cos
+
+    def forward(self, t):
+        angles = t.double()[:, None] * self.frequencies
+        parts = (angles.cos(), angles.sin()) if self.flip else (angles.sin(), angles.cos())
+        return torch.cat(parts, dim=-1)
+
+
+def test_the_digits_network_is_certified():
+    diffusers = pytest.importorskip("diffusers")
+    folder = CHECKPOINTS / "digits8"
+    card = json.loads((folder / "card.json").read_text())
+    net = diffusers.UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).double().eval()
+    net.time_proj = Float64Time(net.time_proj)
+    process, convention = process_from(card["process"]), Convention(**card["convention"])
+    model = ImageModel(net, process, convention)
+    x = torch.as_tensor(np.random.default_rng(0).standard_normal((2, 1, 8, 8)))
+    found = da.reference_solution(model, process, x, 0.18, 1e-10, 1e-10, t_start=0.2, tolerance=1e-8)
+    assert found.certified, found.message
+    assert found.agreement < 1e-8
+
+
+# -- in parts -------------------------------------------------------------------------------------
+def test_a_batch_in_parts_has_the_same_answer():
+    sizes = []
+
+    def model(x, t):
+        sizes.append(len(x))
+        return MIX.eps(VP)(x, t)
+
+    whole = da.reference_path(MIX.eps(VP), VP, X, [1.0, 0.2, 0.01], 1e-6, 1e-6)
+    parts = da.reference_path(model, VP, X, [1.0, 0.2, 0.01], 1e-6, 1e-6, batch=2)
+    assert set(sizes) == {1, 2}
+    assert len(sizes) == parts.nfe
+    assert parts.certified
+    assert parts.message.endswith("(the worst of 3 parts of the batch)")
+    for one, other in zip(whole.states, parts.states, strict=True):
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() < parts.tolerance
+    each = [da.reference_path(MIX.eps(VP), VP, X[i : i + 2], [1.0, 0.2, 0.01], 1e-6, 1e-6) for i in (0, 2, 4)]
+    assert parts.nfe == sum(p.nfe for p in each)
+    assert parts.second_nfe == sum(p.second_nfe for p in each)
+    assert parts.agreement == max(p.agreement for p in each)
+    assert parts.error_estimate == max(p.error_estimate for p in each)
+
+
+def test_one_bad_part_spoils_the_certificate():
+    def model(x, t):
+        return np.where(np.abs(x[:1]) > 1e4, 0.0, MIX.eps(VP)(x, t)) if len(x) == 2 else jump(x, t)
+
+    found = da.reference_solution(model, VP, X, 0.1, 1e-6, 1e-6, batch=2, most_calls=2000)
+    last = da.reference_solution(jump, VP, X[4:], 0.1, 1e-6, 1e-6, most_calls=2000)
+    assert not found.certified
+    assert found.agreement == last.agreement
+    assert found.message == f"{last.message} (the worst of 3 parts of the batch)"
+
+
+def test_parts_that_do_not_fit_are_halved():
+    asked = []
+
+    def model(x, t):
+        asked.append(len(x))
+        if len(x) > 2:
+            raise torch.cuda.OutOfMemoryError("too large")
+        return MIX.eps(VP)(x, t)
+
+    found = da.reference_solution(model, VP, torch.as_tensor(X), 1e-3, 1e-6, 1e-6)
+    assert found.certified
+    assert found.nfe == len(asked)
+    assert asked[0] == 5
+    assert asked[1] == 3
+    assert set(asked[2:]) == {2, 1}
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        da.reference_solution(lambda x, t: model(torch.ones(3), t), VP, torch.as_tensor(X), 1e-3)
+
+
+# -- kept on disk ---------------------------------------------------------------------------------
+class Counted:
+    """The model of the mixture, counting its calls."""
+
+    digest = "abc"
+
+    def __init__(self, process=VP):
+        self.process, self.calls = process, 0
+
+    def __call__(self, x, t):
+        self.calls += 1
+        return MIX.eps(self.process)(x, t)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_a_reference_found_on_disk_costs_no_call(tmp_path, kind):
+    model, x = Counted(), kind(X)
+    options = {"rtol": 1e-6, "atol": 1e-6, "cache": [tmp_path / "new" / "er", tmp_path / "other"]}
+    first = da.reference_solution(model, VP, x, 1e-3, **options)
+    assert model.calls == first.nfe > 0
+    (file,) = (tmp_path / "new" / "er").iterdir()
+    again = da.reference_solution(model, VP, x, 1e-3, **options)
+    assert model.calls == first.nfe
+    assert type(again.x) is type(first.x)
+    assert np.array_equal(again.x, first.x)
+    for name in first.__dict__.keys() - {"x"}:
+        assert getattr(again, name) == getattr(first, name)
+        assert type(getattr(again, name)) is type(getattr(first, name))
+    (tmp_path / "other").mkdir()
+    file.rename(tmp_path / "other" / file.name)  # a folder further back is looked in too
+    path = da.reference_path(model, VP, x, [1e-3, 1.0], **options, batch=3, key="abc")
+    assert model.calls == first.nfe
+    assert np.array_equal(path(1e-3), first.x)
+    assert not list((tmp_path / "new" / "er").iterdir())
+    assert da.reference_solution(model, VP, x, 1e-3, 1e-6, 1e-6, cache=str(tmp_path / "other")).nfe == model.calls
+
+
+class Custom(da.VPLinear):
+    """Another class with the same parameters."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "abd"}, {"process": da.VPLinear(0.1, 19.0)}, {"process": Custom()}, {"prediction": "x0"},
+        {"process": da.MeanReverting(VP, 0.0)}, {"x_T": np.nextafter(X, 3)}, {"x_T": X.astype(np.float32)},
+        {"x_T": X[:, None]}, {"t_end": 1.1e-3}, {"t_start": 0.99}, {"rtol": 2e-6}, {"atol": 2e-6}, {"tolerance": 1e-4},
+        {"certify": False}, {"model_dtype": torch.float32}, {"most_calls": 40_000},
+    ],
+    ids=lambda c: "_".join(c),
+)  # fmt: skip
+def test_another_question_is_another_file(tmp_path, change):
+    plain = {"process": VP, "x_T": X, "t_end": 1e-3, "rtol": 1e-4, "atol": 1e-4, "key": "abc", "cache": tmp_path}
+    model = Counted()
+    da.reference_solution(model, **plain)
+    before = model.calls
+    da.reference_solution(model, **plain)
+    assert model.calls == before
+    da.reference_solution(model, **(plain | change))
+    assert model.calls > before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_processes_are_told_apart_by_their_parameters():
+    levels = discrete_levels(50)
+    others = [
+        VP, da.SubVP(), da.VPLinear(0.2), da.VPCosine(), da.VPDiscrete(levels), da.VPDiscrete(levels[:-1]), da.EDM(),
+        da.VPDiscrete(levels * (1 - 1e-12)), da.MeanReverting(VP, 1.0), da.MeanReverting(VP, [1.0, 2.0]), da.VE(),
+        da.MeanReverting(VP, [1.0, 2.5]), da.MeanReverting(da.SubVP(), 1.0), da.MeanReverting(VP, 1.0, 2.0),
+    ]  # fmt: skip
+    names = {reference_cache.fingerprint({"process": p}) for p in others}
+    assert len(names) == len(others)
+    assert reference_cache.fingerprint({"process": da.VPLinear()}) in names
+    assert reference_cache.fingerprint({"process": da.MeanReverting(VP, torch.tensor([1.0, 2.0]))}) in names
+
+    class Secret(da.VPLinear):
+        def __init__(self):
+            super().__init__()
+            object.__setattr__(self, "beta_min", lambda t: t)
+
+    with pytest.raises(ValueError, match=r"cache: <function .* cannot be hashed; allowed: numbers, strings"):
+        reference_cache.fingerprint({"process": Secret()})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "flipped", "another shape", "no field", "nan"])
+def test_a_damaged_file_is_computed_anew(tmp_path, damage):
+    model, options = Counted(), {"rtol": 1e-6, "atol": 1e-6, "cache": tmp_path}
+    first = da.reference_solution(model, VP, X, 1e-3, **options)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    fields = dict(np.load(file))
+    match damage:
+        case "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        case "empty":
+            file.write_bytes(b"")
+        case "garbage":
+            file.write_bytes(b"not a reference")
+        case "flipped":
+            at = content.index(fields["states"].tobytes()) + 45
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        case "another shape":
+            np.savez(file, **(fields | {"states": fields["states"][:, :2]}))
+        case "no field":
+            del fields["message"]
+            np.savez(file, **fields)
+        case "nan":
+            np.savez(file, **(fields | {"states": fields["states"] * np.nan}))
+    again = da.reference_solution(model, VP, X, 1e-3, **options)
+    assert model.calls == 2 * first.nfe
+    assert np.array_equal(again.x, first.x)
+    da.reference_solution(model, VP, X, 1e-3, **options)
+    assert model.calls == 2 * first.nfe
+    assert [f.suffix for f in tmp_path.iterdir()] == [".npz"]
+
+
+@pytest.mark.parametrize("where", ["savez", "replace"])
+def test_a_write_that_is_cut_off_leaves_no_file(tmp_path, monkeypatch, where):
+    def cut(file, *args, **kwargs):
+        if where == "savez":
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_cache.np if where == "savez" else reference_cache.os, where, cut)
+        with pytest.raises(KeyboardInterrupt):
+            da.reference_solution(Counted(), VP, X, 1e-3, 1e-6, 1e-6, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_shown(capsys):
+    da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-6, 1e-6, progress=True)
+    assert "rhork_4rk" in capsys.readouterr().out

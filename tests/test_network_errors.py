@@ -1,0 +1,354 @@
+"""What networks are off by: are the numbers those of models whose errors are known, and do the sentences turn?"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from quick_runs import quick
+
+import deis_analysis as da
+from deis_analysis import learned
+from experiments import models, problems
+from experiments import network_errors as errors
+from experiments import network_floors as floors
+from experiments.image_data import ImageSet, read_images
+
+VP = da.VPLinear()
+CONFIG = {**errors.CONFIG, **errors.QUICK, "data_root": None}
+
+
+@pytest.fixture(scope="module")
+def errors_found():
+    return quick(errors, data_root=None)
+
+
+@pytest.fixture(scope="module")
+def floors_found():
+    return quick(floors)
+
+
+def images_of(points: np.ndarray) -> ImageSet:
+    """Two-pixel images of (n, 2) points, all to train on, and the same held out."""
+    x = points.astype(np.float32).reshape(-1, 1, 1, 2)
+    return ImageSet("points", x, x, "none", "made here")
+
+
+def points(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, 2)).astype(np.float32)
+
+
+# -- fitting error --------------------------------------------------------------------------------
+def test_exact_denoiser_as_network_has_no_fitting_error():
+    images = read_images("digits")
+    data = torch.as_tensor(images.train.reshape(len(images.train), -1))
+    ideal, again = da.ideal_denoiser(data, VP), da.ideal_denoiser(data.double(), VP)
+    for row in errors.fitting_rows(again, ideal, VP, images, CONFIG):
+        assert row["fit"] < 1e-20 * row["size"]
+        assert row["loss"] == pytest.approx(row["ideal_loss"], abs=1e-12)
+
+
+@pytest.mark.parametrize("process", [VP, da.RectifiedFlow(), da.VE()], ids=["vp", "flow", "ve"])
+def test_a_scale_error_is_measured_as_it_is(process):
+    images = images_of(points(40))
+    ideal = da.ideal_denoiser(torch.as_tensor(images.train.reshape(-1, 2)), process)
+    rows = errors.fitting_rows(lambda x, t: 1.01 * ideal(x, t), ideal, process, images, CONFIG)
+    assert [row["rho"] for row in rows] == 2 * CONFIG["levels"]
+    for row in rows:
+        assert process.rho(row["t"]) == pytest.approx(row["rho"], rel=1e-9)
+        assert row["fit"] == pytest.approx(1e-4 * row["size"], rel=1e-9)
+        assert row["relative"] == pytest.approx(0.01, rel=1e-9)
+        assert row["score"] == pytest.approx(math.sqrt(row["fit"]) / float(process.sigma(row["t"])), rel=1e-12)
+        assert row["fit_low"] <= row["fit"] <= row["fit_high"]
+
+
+def test_loss_is_fitting_error_plus_the_least_loss():
+    """E|ε_θ − ε|² = E|ε_θ − ε*|² + E|ε* − ε|² where x₀ is drawn from the data, because ε* = E[ε | x_t]."""
+    images = images_of(np.tile(points(50), (400, 1)))  # 400 draws of each of 50 points
+    ideal = da.ideal_denoiser(torch.as_tensor(images.train.reshape(-1, 2)[:50]), VP)
+    config = {**CONFIG, "samples": 20000, "batch": 20000, "levels": [0.3, 1.0]}
+    for row in errors.fitting_rows(lambda x, t: torch.tanh(x), ideal, VP, images, config):
+        assert row["loss"] == pytest.approx(row["fit"] + row["ideal_loss"], rel=0.03)  # 1/sqrt(20000) times some
+        assert min(row["fit"], row["ideal_loss"]) > 0.1 * row["loss"]  # neither part is nothing
+
+
+def test_held_out_images_are_not_the_training_images(errors_found):
+    """Close to the data the ideal denoiser knows the noise of its own images, and only of these; a network does not."""
+    frame, _ = errors_found
+    low = frame[(frame.part == "fitting") & (frame.rho == 0.05)].set_index("images")
+    assert low.ideal_loss["train"] < 1e-12
+    assert low.ideal_loss["held_out"] > 10 * low.loss["held_out"]
+    assert low.loss["held_out"] < 1.5 * low.loss["train"]
+
+
+def test_numbers_are_those_of_the_network_itself(errors_found):
+    frame, config = errors_found
+    net = learned.load("digits8")
+    images = read_images("digits")
+    pick = np.random.default_rng(0).permutation(len(images.held_out))[: config["samples"]]
+    x0 = images.held_out[pick].astype(np.float64).reshape(-1, 64)
+    z = problems.noise(len(x0), 64, 0)
+    t = float(VP.time_from_rho(0.4))
+    x = VP.alpha(t) * x0 + VP.sigma(t) * z
+    with torch.no_grad():
+        found = net.model(torch.tensor(x).reshape(-1, 1, 8, 8), t).reshape(-1, 64).numpy()
+    train = images.train.astype(np.float64).reshape(-1, 64)
+    logits = -((x[:, None, :] - VP.alpha(t) * train) ** 2).sum(-1) / (2 * VP.sigma(t) ** 2)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    best = (x - VP.alpha(t) * (weights / weights.sum(axis=1, keepdims=True)) @ train) / VP.sigma(t)
+    row = frame[(frame.images == "held_out") & (frame.rho == 0.4)].iloc[0]
+    assert row.fit == pytest.approx(np.mean((found - best) ** 2), rel=1e-5)  # float32 network, batches of other sizes
+    assert row.loss == pytest.approx(np.mean((found - z) ** 2), rel=1e-5)
+    assert row.ideal_loss == pytest.approx(np.mean((best - z) ** 2), rel=1e-9)
+
+
+def test_other_images_than_those_trained_on_are_refused():
+    net = learned.load("digits8")
+    assert len(errors.training_images(net, CONFIG).train) == net.card["data"]["images"]
+    card = {**net.card, "data": {**net.card["data"], "sha256": hashlib.sha256(b"others").hexdigest()}}
+    with pytest.raises(ValueError, match="not the images that 'digits8' was trained on"):
+        errors.training_images(dataclasses.replace(net, card=card), CONFIG)
+
+
+@pytest.mark.parametrize("card", [None, {"data": {"name": "mnist", "sha256": "0"}}, {"data": {"name": "my own"}}])
+def test_without_training_images_only_their_rows_are_missing(card, monkeypatch):
+    net = dataclasses.replace(learned.load("digits8"), card=card)
+    monkeypatch.setattr(models, "image_network", lambda *_: net)
+    monkeypatch.setattr(errors, "derivative_rows", lambda _, clean, config: seen.append(clean) or measures)
+    seen: list[torch.Tensor] = []
+    measures = [
+        {"part": "derivative", "measure": m, "rho": 1.0, "value": 0.1, "low": 0.1, "high": 0.1}
+        for m in ("asymmetry", "residual")
+    ]
+    frame, config = quick(errors, data_root=None)
+    assert set(frame.part) == {"reference", "path", "derivative"}
+    assert set(frame.field.dropna()) == {"network"}
+    assert "no training images at hand" in errors.verdict(frame, config)
+    assert errors.draw(frame, config).texts
+    assert seen[0].shape == (config["path_samples"], 64)  # its own samples instead
+    assert 0.3 < float(seen[0].abs().mean()) < 1.2  # images in [-1, 1], mostly at the two ends
+
+
+# -- change along the flow ------------------------------------------------------------------------
+def test_changes_of_a_known_prediction():
+    """ε = t is exact from degree 1 on; frozen it is off by t − τ, and the frozen score −ε/σ by σ_τ (t/σ_t − τ/σ_τ)."""
+    config = {**CONFIG, "points": 2, "degrees": [0, 1]}
+    ts = da.grid(VP, 5, "t2")
+    eps = {t: np.full((3, 2), t) for t in problems.step_points(ts, 2)}
+    for row in errors.changes(eps, VP, ts, config):
+        t, tau = float(ts[row["step"]]), row["t"]
+        frozen = t - tau
+        if row["quantity"] == "s":
+            frozen = t * float(VP.sigma(tau) / VP.sigma(t)) - tau
+        elif row["degree"] == 1 and row["step"] > 0:
+            frozen = 0.0
+        assert row["delta"] == pytest.approx(abs(frozen), abs=1e-12)
+        assert row["delta_score"] == pytest.approx(row["delta"] / float(VP.sigma(tau)), rel=1e-12)
+
+
+def test_path_of_the_network_ends_at_its_samples(errors_found):
+    net = learned.load("digits8")
+    config = {**CONFIG, "path_samples": 2, "rtol": 1e-5}
+    rows, ends = errors.path_rows(net, None, config)
+    x_T = torch.tensor(problems.noise(2, 64, 0))
+    table = da.build("rhork_4rk", VP, da.grid(VP, 60, "logrho")).in_terms_of(VP, "eps")
+    exact = da.run(table, models.flat(net, VP), x_T) / float(VP.alpha(1e-3))
+    estimate = next(row["estimate"] for row in rows if row["part"] == "reference")
+    assert float((ends - exact).abs().max()) < estimate < 0.01
+
+
+# -- is it a score? -------------------------------------------------------------------------------
+S = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, -0.2], [0.0, -0.2, 0.5]], dtype=torch.float64)
+TURN = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("full", "slack"), [(100, 1e-12), (2, 0.1)], ids=["exact", "probes"])
+@pytest.mark.parametrize("curl", [0.0, 0.01, 0.7])
+def test_a_known_curl_is_measured(curl, full, slack):
+    """J = −(S + κK): ‖J − Jᵀ‖ = 2√2 κ."""
+    matrix = S + curl * TURN
+    config = {**CONFIG, "full_jacobian": full, "jacobian_probes": 400}
+    value, low, high = errors.asymmetry(lambda x, t: -x @ matrix.T, torch.randn(4, 3).double(), 0.3, config)
+    assert value == pytest.approx(2 * math.sqrt(2) * curl / float((matrix**2).sum() ** 0.5), rel=slack, abs=1e-12)
+    assert low <= value * (1 + 1e-9)
+    assert value <= high * (1 + 1e-9) + 1e-15
+
+
+def gaussian_score(variance: float, scale: float = 1.0):
+    """scale times the score of N(0, variance) data."""
+    return lambda x, t: -scale * x / (float(VP.alpha(t)) ** 2 * variance + float(VP.sigma(t)) ** 2)
+
+
+@pytest.mark.parametrize("full", [100, 2], ids=["exact", "probes"])
+def test_residual_of_a_scaled_gaussian_score(full):
+    """s = −c x/q: ∂s/∂t = c q̇/q² x, the other side c (g² c/q² + 2f/q) x, q̇ = 2fq + g²; equal for c = 1."""
+    t, x = 0.3, torch.tensor(problems.noise(5, 3, 0))
+    config = {**CONFIG, "full_jacobian": full, "divergence_probes": 2}
+    assert errors.residual(gaussian_score(0.4), VP, x, t, config)[0] < 1e-8
+    q = float(VP.alpha(t)) ** 2 * 0.4 + float(VP.sigma(t)) ** 2
+    f, g2 = float(VP.drift(t)), float(VP.diffusion_squared(t))
+    for c in (0.5, 1.01):
+        left, right = c * (2 * f * q + g2) / q**2, c * (g2 * c / q**2 + 2 * f / q)
+        value, low, high = errors.residual(gaussian_score(0.4, c), VP, x, t, config)
+        assert value == pytest.approx(abs(left - right) / (abs(left) + abs(right)), rel=1e-6)
+        assert low == pytest.approx(high, rel=1e-6)  # a ratio of two lines through 0 is the same at all points
+
+
+@pytest.mark.parametrize("process", [VP, da.RectifiedFlow(), da.VE()], ids=["vp", "flow", "ve"])
+def test_reverse_mode_is_the_package_residual(process):
+    t = float(process.time_from_rho(0.7))
+    x = torch.tensor(problems.noise(4, 3, 1))
+
+    def score(y, u):
+        return torch.sin(y @ S) * (1 + u) + y[:, [1, 2, 0]] ** 2
+
+    rate, _ = da.diagnostics.time_derivative(score, process, x, t)
+    found = errors.exact_residual(score, process, x, t, rate)
+    assert torch.allclose(found, da.fokker_planck_residual(score, process, x, t), rtol=1e-10, atol=1e-10)
+
+
+def test_noise_of_random_directions_is_no_residual():
+    """A true score: one estimate is as far from 0 as its directions are noisy, the product of two only by chance."""
+    score = da.diagnostics.as_score(da.ideal_denoiser(torch.as_tensor(points(20)).double(), VP, std=0.3), VP)
+    x, t = torch.tensor(problems.noise(4000, 2, 2)), 0.1
+    config = {**CONFIG, "full_jacobian": 1, "divergence_probes": 1}
+    rate, _ = da.diagnostics.time_derivative(score, VP, x, t)
+    one = da.fokker_planck_residual(score, VP, x, t, probes=1, seed=CONFIG["seed"])
+    relative = float(one.square().mean() ** 0.5 / (rate.square().mean() ** 0.5 + (rate - one).square().mean() ** 0.5))
+    assert relative > 0.05
+    assert errors.residual(score, VP, x, t, config)[0] < 0.7 * relative  # with one seed twice it is that
+    assert errors.residual(score, VP, x[:50], t, {**config, "full_jacobian": 2})[0] < 1e-7
+
+
+def test_random_directions_agree_with_all_of_them():
+    x = torch.tensor(problems.noise(200, 3, 2))
+
+    def score(y, u):
+        return torch.sin(2 * y @ S) * (1 + u)
+
+    exact = errors.residual(score, VP, x, 0.3, {**CONFIG, "full_jacobian": 100})[0]
+    value, low, high = errors.residual(score, VP, x, 0.3, {**CONFIG, "full_jacobian": 2, "divergence_probes": 2})
+    assert value == pytest.approx(exact, rel=0.05)
+    assert low < value < high
+
+
+def test_networks_are_differentiable_twice_inside_and_unchanged():
+    net = learned.load("digits8", dtype=torch.float64)
+    eps, x = errors.eps_of(net), torch.tensor(problems.noise(1, 64, 0))
+    before, v = eps(x, 0.5), torch.tensor(problems.noise(1, 64, 1))
+    with errors.differentiable():
+        assert torch.allclose(eps(x, 0.5), before, rtol=0, atol=1e-12)
+        along = torch.func.jvp(lambda y: eps(y, 0.5), (x,), (v,))[1]
+    difference = (eps(x + 1e-5 * v, 0.5) - eps(x - 1e-5 * v, 0.5)) / 2e-5
+    assert torch.allclose(along, difference, rtol=0, atol=1e-7)
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+# -- the sentence of network_errors ---------------------------------------------------------------
+def test_errors_verdict_turns_with_the_data(errors_found):
+    frame, config = errors_found
+    levels = len(config["levels"])
+    held = frame.images == "held_out"
+    good, bad = frame.copy(), frame.copy()
+    good.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [0.25, 0.2, 0.3]
+    bad.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [4.0, 3.0, 5.0]
+    assert f"below the ideal denoiser's at {levels} and above at 0 of {levels} levels (least 0.25 times)" in (
+        errors.verdict(good, config)
+    )
+    assert f"below the ideal denoiser's at 0 and above at {levels} of {levels}" in errors.verdict(bad, config)
+    unclear = frame.copy()
+    unclear.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [0.9, 0.8, 1.2]
+    assert f"below the ideal denoiser's at 0 and above at 0 of {levels}" in errors.verdict(unclear, config)
+    turned = frame.copy()
+    turned.loc[turned.measure == "residual", "value"] = 0.77
+    turned.loc[turned.measure == "asymmetry", "value"] = 0.33
+    turned.loc[(turned.images == "train") & (turned.rho == 0.05), "fit"] = 123.0
+    said = errors.verdict(turned, config)
+    assert said.endswith("asymmetry up to 0.33, residual up to 0.77.")
+    assert "up to 123 on training images" in said
+    path = (turned.part == "path") & (turned.field == "network") & (turned.quantity == "eps")
+    turned.loc[path & (turned.degree == 3), "delta"] = 0.5
+    turned.loc[path & (turned.degree == 0), "delta"] = 0.25
+    assert "Δ_ε 0.25 frozen and 0.50 at degree 3" in errors.verdict(turned, config)
+
+
+def test_errors_figure_is_drawn(errors_found):
+    figure = errors.draw(*errors_found)
+    assert len(figure.axes) == 4
+    assert all(ax.lines for ax in figure.axes)
+
+
+# -- floors ---------------------------------------------------------------------------------------
+def test_floor_of_single_precision_is_rounding(floors_found):
+    frame, _ = floors_found
+    rows = frame[frame.variant == "float32"]
+    assert rows[rows.part == "sample"].gap.between(1e-9, 1e-4).all()
+    asked = rows[rows.part == "prediction"]
+    assert asked.gap.between(1e-10, 1e-4).all()
+    assert asked.gap.max() > 1e-8  # an ulp of 1 is 6e-8
+    half = frame[(frame.variant == "bfloat16") & (frame.part == "prediction")]
+    assert half.gap.max() > 1e3 * asked.gap.max()  # 2^16 times coarser
+
+
+def test_exact_network_has_no_gap(floors_found):
+    frame, _ = floors_found
+    own = frame[(frame.variant == "exact") & (frame.part == "sample")]
+    assert (own.gap == 0).all()
+    assert (own.error > 0).all()
+
+
+def test_gap_and_error_by_hand(floors_found):
+    frame, config = floors_found
+    exact, rounded = (learned.load("digits8", dtype=torch.float64, times=times) for times in ("fractional", "nearest"))
+    x_T = torch.tensor(problems.noise(config["samples"], 64, config["seed"]))
+    table = da.build("tab3", VP, da.grid(VP, 20, "t2", 1.0, 1e-3)).in_terms_of(VP, "eps")
+    flat = [lambda x, t, net=net: net.model(x.reshape(-1, 1, 8, 8), t).reshape(x.shape) for net in (exact, rounded)]
+    found = [da.run(table, model, x_T) for model in flat]
+    asked = []
+    told = da.run(table, lambda x, t: asked.append(t) or flat[0](x, round(100 * t) / 100), x_T)  # 100 t is told
+    assert len(asked) == 20
+    row = frame[(frame.model == "digits8") & (frame.variant == "nearest") & (frame.calls == 20)].iloc[0]
+    assert row.gap == pytest.approx(float(((found[0] - found[1]) ** 2).mean() ** 0.5), rel=1e-7)
+    assert row.gap == pytest.approx(float(((found[0] - told) ** 2).mean() ** 0.5), rel=1e-6)
+    fine = da.build("rhork_4rk", VP, da.grid(VP, 60, "logrho", 1.0, 1e-3)).in_terms_of(VP, "eps")
+    truth = da.run(fine, flat[0], x_T)
+    assert row.error == pytest.approx(float(((found[1] - truth) ** 2).mean() ** 0.5), rel=0.05)
+
+
+def test_floors_verdict_turns_with_the_data(floors_found):
+    frame, config = floors_found
+    assert "float32 never" in floors.verdict(frame, config)
+    turned = frame.copy()
+    turned.loc[(turned.variant == "float32") & (turned.calls == 20), "gap"] = 9.0
+    said = floors.verdict(turned, config)
+    assert "float32 from 20 (digits8), 20 (digits8_flow)" in said
+    assert "on digits8 float32 9" in said
+    turned.loc[turned.part == "sample", "gap"] = 0.0
+    assert said.count("never") < floors.verdict(turned, config).count("never") == len(config["variants"])
+    turned.loc[(turned.variant == "exact") & (turned.model == "digits8") & (turned.calls == 20), "error"] = 7.0
+    assert "(tab3's own error 7)" in floors.verdict(turned, config)
+
+
+def test_floors_figure_and_bad_input(floors_found):
+    frame, config = floors_found
+    assert len(floors.draw(frame, config).axes) == 2 * len(config["models"])
+    with pytest.raises(ValueError, match="'float8' is unknown; allowed: exact, float32"):
+        floors.load("digits8", "float8", config)
+    net = floors.load("digits8", "exact", config)
+    with pytest.raises(ValueError, match="'rhork_2heun' makes 40 calls in 20 steps"):
+        floors.sampled(net, floors.start(net, config), {**config, "solver": "rhork_2heun", "calls": [20]})
+
+
+def test_frames_are_tidy(errors_found, floors_found):
+    for frame, config in (errors_found, floors_found):
+        assert set(frame.model) == set(config["models"])
+        assert frame.part.notna().all()
+        assert np.isfinite(
+            frame.select_dtypes("number").to_numpy()[frame.select_dtypes("number").notna().to_numpy()]
+        ).all()
+        assert isinstance(frame, pd.DataFrame)

@@ -1,0 +1,236 @@
+"""The study of image networks: their errors are those of the networks themselves, rankings and pictures follow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from quick_runs import quick
+
+import deis_analysis as da
+from deis_analysis import learned
+from experiments import gpu_validation, models, network_samples, network_work_precision, runner
+from experiments.__main__ import main
+
+SMALL = {**models.BASE, **models.BASE_QUICK, "samples": 6, "network_rtol": 1e-6}
+SHIPPED = models.CHECKPOINTS / "digits8"
+
+
+def call(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    """References are computed here, not taken from an earlier run; those that ship are left aside."""
+    patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("references")
+    patch.setattr(models, "reference_folders", lambda net: [folder])
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def found():
+    return quick(network_work_precision, draws=100)
+
+
+# -- a network as a model of the study ------------------------------------------------------------
+@pytest.mark.parametrize(("name", "solver"), [("digits8", "tab3"), ("digits8_flow", "flow_heun")])
+def test_a_solver_on_flat_states_is_that_solver_on_the_network_itself(name, solver):
+    study, net = models.on_its_own_process(name, SMALL), learned.load(name)
+    ts = da.grid(net.process, 6, "t2")
+    table = da.build(solver, net.process, ts).in_terms_of(net.process, net.prediction)
+    with torch.no_grad():
+        own = da.run(table, net.model, study.x_T.reshape(-1, *net.shape))
+    assert study.process == net.process
+    assert torch.allclose(study.solve(solver, ts), own.reshape(6, -1), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["digits8", "digits8_flow"])
+def test_the_certified_flow_is_that_of_the_network_in_double_precision(name):
+    study, net = models.on_its_own_process(name, SMALL), learned.load(name).to(dtype=torch.float64)
+    path = study.certified()
+    table = da.build("rhork_4rk", net.process, da.grid(net.process, 100, "logrho"))  # another method, the network's own
+    table = table.in_terms_of(net.process, net.prediction)  # prediction, and 4-D states
+    with torch.no_grad():
+        other = da.run(table, net.model, study.x_T.reshape(-1, *net.shape))
+    assert path.certified
+    assert torch.allclose(path.states[-1], other.reshape(6, -1), rtol=0, atol=5e-5)
+
+
+def test_one_network_on_another_process_ends_at_the_same_images():
+    own = models.on_its_own_process("digits8_flow", SMALL)
+    end = da.VPLinear()
+    rho = [float(own.process.rho(t)) for t in own.process.sampling_range]
+    config = {**SMALL, "t_start": float(end.time_from_rho(min(rho[0], 150.0))), "t_end": float(end.time_from_rho(0.02))}
+    vp = models.study("digits8_flow", config)
+    start, stop = (float(own.process.time_from_rho(end.rho(config[key]))) for key in ("t_start", "t_end"))
+    flow = models.study("digits8_flow", {**config, "t_start": start, "t_end": stop}, own.process)
+    scale = float(own.process.alpha(start) / end.alpha(config["t_start"]))
+    flow = models.dataclasses.replace(flow, x_T=vp.x_T * scale)  # the same y = x/α
+    ends = vp.reference(config["t_end"])[0] / float(end.alpha(config["t_end"]))
+    assert torch.allclose(ends, flow.reference(stop)[0] / float(own.process.alpha(stop)), rtol=0, atol=1e-4)
+
+
+def test_starts_of_a_network_are_the_first_of_many():
+    few, more = (models.study("digits8", {**SMALL, "samples": n}).x_T for n in (3, 6))
+    assert torch.equal(few, more[:3])
+    assert len(models.study("digits8", {**SMALL, "samples": 100, "network_samples": 5}).x_T) == 5
+
+
+def test_own_samples_have_the_law_of_the_network(monkeypatch):
+    monkeypatch.setattr(models, "_OWN_SAMPLES", 6)
+    monkeypatch.setattr(models, "_OWN_SEED", 0)
+    study = models.on_its_own_process("digits8", SMALL)
+    own = models.own_samples.func(study.network, "", study.process, 1.0, 1e-3, "cpu")  # of the starts of the study
+    assert np.allclose(own, study.certified().states[-1], rtol=0, atol=1e-3)
+
+
+def test_only_image_networks_are_certified_as_such():
+    with pytest.raises(ValueError, match="model='mixture' is no image network"):
+        models.study("mixture", SMALL).certified()
+    with pytest.raises(ValueError, match="model='cat' is unknown; allowed: mixture"):
+        models.study("cat", SMALL)
+
+
+# -- rankings -------------------------------------------------------------------------------------
+@given(st.permutations(["ddim", "tab1", "tab2", "tab3"]), st.integers(0, 2**31))
+def test_well_separated_errors_are_ranked_without_doubt(order, seed):
+    rng = np.random.default_rng(seed)
+    tried = {
+        name: {"t2": 10.0**i * rng.uniform(1, 2, 40), "t1": 10.0**i * np.full(40, 3.0)} for i, name in enumerate(order)
+    }
+    rows = network_work_precision.ranked(tried, {"seed": 0, "draws": 200})
+    assert [row["solver"] for row in rows] == list(order)
+    assert [(row["rank"], row["rank_low"], row["rank_high"]) for row in rows] == [(i, i, i) for i in (1, 2, 3, 4)]
+    assert {row["grid"] for row in rows} == {"t2"}
+    for i, row in enumerate(rows):
+        assert row["rms"] == pytest.approx(np.sqrt(tried[order[i]]["t2"].mean()))
+        assert row["low"] < row["rms"] < row["high"]
+        assert row["ratio_low"] > 1 or i == 0
+
+
+def test_equal_errors_share_their_ranks():
+    rng = np.random.default_rng(0)
+    tried = {name: {"t2": rng.exponential(1.0, 200)} for name in ("ddim", "tab1", "tab2")}
+    for row in network_work_precision.ranked(tried, {"seed": 0, "draws": 1000}):
+        assert row["rank_low"] < row["rank_high"]
+        assert row["ratio_low"] <= 1.0 < row["ratio_high"] or row["rank"] == 1
+
+
+def test_the_ranking_is_that_of_the_errors(found):
+    frame, config = found
+    for name in config["models"]:
+        for calls in config["ranked_at"]:
+            rows = network_work_precision.ranking(frame, name, calls)
+            errors = frame[(frame.part == "error") & (frame.model == name) & (frame.calls == calls)]
+            least = errors.groupby("solver").rms.min().sort_values()
+            assert list(rows.index) == list(least.index)
+            assert np.allclose(rows.rms, least)
+            assert (errors.nfe <= calls).all()
+    assert frame[frame.part == "reference"].certified.astype(bool).all()
+
+
+def test_sentence_and_table_name_the_winner(found):
+    frame, config = found
+    sentence = network_work_precision.verdict(frame, config)
+    assert len(sentence.split()) <= 90
+    assert "certified for 2 of 2" in sentence
+    first = network_work_precision.ranking(frame, "digits8", 10).index[0]
+    assert f"`{first}`" in network_work_precision.table(frame, "digits8", (10,)).splitlines()[2]
+    assert f", {first}" in sentence
+
+
+# -- pictures -------------------------------------------------------------------------------------
+@given(st.integers(1, 3).filter(lambda c: c != 2), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**31))
+def test_pictures_keep_their_grey_levels(channels, height, width, seed):
+    levels = np.random.default_rng(seed).integers(0, 256, (channels, height, width))
+    row = type(
+        "Row", (), {"pixels": network_samples.hexed(levels / 127.5 - 1.0), "channels": channels, "height": height}
+    )
+    assert np.array_equal(network_samples.image_of(row), levels.transpose(1, 2, 0).squeeze())
+    assert network_samples.hexed(np.array([-3.0, 3.0])) == "00ff"
+
+
+def test_samples_shown_are_those_of_the_solvers():
+    frame, config = quick(network_samples, models=["digits8"], samples=4, shown=2, calls=[5, 10])
+    study = models.on_its_own_process("digits8", {**config, "samples": 4})
+    exact = study.certified().states[-1]
+    ts = da.grid(study.process, 10, "t2")
+    rows = frame[(frame.solver == "tab3") & (frame.calls == 10)]
+    assert np.allclose(rows["mean"], (study.solve("tab3", ts) - exact).abs().mean(dim=1)[:2], atol=1e-4)
+    assert set(frame.solver) == {"certified", *config["solvers"]}
+    assert frame[frame.solver == "certified"]["mean"].eq(0).all()
+    assert (frame.nfe <= frame.calls).where(frame.solver != "certified", True).all()
+
+
+# -- validation of a device -----------------------------------------------------------------------
+def test_the_validation_runs_small_on_the_cpu():
+    frame, config = quick(gpu_validation)
+    parts = frame.groupby("part").size()
+    assert set(parts.index) == {"certificate", "truth", "work", "speed", "floor"}
+    assert bool(frame[frame.part == "certificate"].certified.iloc[0])
+    work = frame[frame.part == "work"]
+    assert (work.samples == config["many"]).all()
+    assert ((work.low < work.rms) & (work.rms < work.high)).all()
+    truth = frame[frame.part == "truth"].iloc[0]
+    assert truth.rms < 0.1 * work.rms.min()
+    floors = frame[frame.part == "floor"].set_index("dtype").rms
+    assert 1e-8 < floors["float32"] < 1e-4 < floors["bfloat16"] < 1.0
+    speed = frame[frame.part == "speed"]
+    assert (speed.images_per_second > 0).all()
+    assert (speed.overhead > 0.5).all()
+    assert "images/s" in gpu_validation.verdict(frame, config)
+    gpu_validation.draw(frame, config)
+
+
+def test_many_samples_are_those_of_one_batch():
+    study = models.on_its_own_process("digits8", SMALL)
+    table = da.build("tab3", study.process, da.grid(study.process, 5, "t2"))
+    whole, parts = (gpu_validation.in_batches(study, table, study.x_T.numpy(), n) for n in (6, 4))
+    assert whole.shape == (6, 64)
+    assert torch.allclose(whole, parts, atol=1e-4)
+
+
+# -- the commands ---------------------------------------------------------------------------------
+def test_certify_keeps_what_the_study_then_takes(tmp_path, monkeypatch):
+    result = call("certify", "--model", "digits8", "--samples", 3, "--rtol", "1e-6", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "digits8: 3 samples" in result.output
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(models, "reference_folders", lambda net: [tmp_path])
+    monkeypatch.setattr(models, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
+    study = models.on_its_own_process("digits8", {**models.BASE, "samples": 3, "network_rtol": 1e-6})
+    assert study.certified().certified
+
+
+def test_a_folder_of_the_user_is_a_model(tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "my net")
+    result = call("run", "network_samples", "--quick", "--model", tmp_path / "my net", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (record,) = (tmp_path / "out").glob("network_samples-*.json")
+    assert json.loads(record.read_text())["config"]["models"] == [str(tmp_path / "my net")]
+    assert " " not in record.name
+
+
+def test_results_of_a_gpu_have_their_own_names(tmp_path):
+    assert runner.Task("a", tmp_path, device="cuda", models=("digits8",)).files == "a-cuda-digits8"
+    assert runner.Task("a", tmp_path, device="cuda:1").files == "a-cuda1"
+    assert runner.Task("a", tmp_path).files == "a"
+
+
+def test_a_network_that_cannot_be_loaded_fails_with_the_reason(tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "broken")
+    weights = tmp_path / "broken" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = call("run", "network_samples", "--quick", "--model", tmp_path / "broken", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "ValueError" in result.output
+    result = call("certify", "--model", "nothing-like-it")
+    assert result.exit_code == 2
