@@ -49,7 +49,7 @@ BASE: Config = {
     "std": 0.0,
     "floor": 1e-4,
     "network_samples": 32,
-    "network_rtol": 1e-5,
+    "network_rtol": 1e-6,
     "network_dtype": "float32",
     "allow_pickle": False,
     "device": "cpu",
@@ -232,7 +232,14 @@ def reference_folders(net: Network) -> list[Path]:
 
 
 def network_path(
-    net: Network, process: Process, x_T: Any, times: Iterable[float], rtol: float, folders: list[Path] | None = None
+    net: Network,
+    process: Process,
+    x_T: Any,
+    times: Iterable[float],
+    rtol: float,
+    folders: list[Path] | None = None,
+    tolerance: float | None = None,
+    progress: bool = False,
 ) -> ReferencePath:
     """The certified flow of (n, d) states under the network in float64; kept in the first of `reference_folders`."""
     import torch
@@ -241,7 +248,10 @@ def network_path(
 
     exact = net.to(dtype=torch.float64)
     where = reference_folders(net) if folders is None else folders
-    return reference_path(flat(exact, process), process, x_T, times, rtol, rtol, cache=where, key=exact.digest)
+    return reference_path(
+        flat(exact, process), process, x_T, times, rtol, rtol,
+        tolerance=tolerance, cache=where, key=exact.digest, progress=progress,
+    )  # fmt: skip
 
 
 @CACHE.cache(ignore=["net"])

@@ -19,7 +19,6 @@ QUESTION = "What do samples of the shipped networks look like at 5, 10 and 20 ca
 CONFIG: Config = {
     **models.BASE,
     "models": ["digits8", "digits8_flow", "mnist28"],
-    "network_samples": 64,
     "solvers": {"ddim": "rho7", "tab3": "t2", "rhoab3": "rho7", "dpmpp_2m": "logrho", "unipc3_bh2_x0": "logrho",
                 "edm_heun": "rho7"},
     "calls": [5, 10, 20],

@@ -19,7 +19,6 @@ QUESTION = "Which sampler is most accurate on the shipped networks at 5, 10 and 
 CONFIG: Config = {
     **models.BASE,
     "models": ["digits8", "digits8_flow", "mnist28"],
-    "network_samples": 64,
     "customary": {
         "ddim": "rho7",
         "ipndm4": "rho7",
@@ -50,7 +49,7 @@ CONFIG: Config = {
 QUICK: Config = {**models.BASE_QUICK, "models": ["digits8", "digits8_flow"], "samples": 16, "calls": [5, 10],
                  "ranked_at": [5, 10], "draws": 200}  # fmt: skip
 THOROUGH: Config = {"also": ["t1", "t2", "t3", "rho7", "logrho"], "calls": [5, 6, 7, 8, 10, 12, 14, 17, 20, 30, 40],
-                    "network_samples": 256, "samples": 256}  # fmt: skip
+                    "network_samples": 256}  # fmt: skip
 
 
 # -- all numbers ----------------------------------------------------------------------------------
