@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,7 @@ _FORMAT = 1  # to be raised where the same question gets another answer
 
 
 def files(cache: Cache, key: str | None, model: Any, question: Mapping[str, Any]) -> list[Path]:
-    """Where the answer to ``question`` may be, in each of the folders; the first is made if it is not there.
+    """Where the answer to ``question`` may be, in each of the folders.
 
     Raises:
         ValueError: a cache without a key, a question that cannot be hashed, no folder.
@@ -36,7 +38,6 @@ def files(cache: Cache, key: str | None, model: Any, question: Mapping[str, Any]
     if not folders:
         raise ValueError("cache=[] must be a folder or several")
     name = fingerprint({**question, "key": key})
-    folders[0].mkdir(parents=True, exist_ok=True)
     return [folder / f"{name}.npz" for folder in folders]
 
 
@@ -84,13 +85,17 @@ def load(path: Path, names: set[str], shape: tuple[int, ...]) -> dict[str, Any] 
 
 
 def store(path: Path, values: Mapping[str, Any]) -> None:
-    """Write numbers, strings and arrays; the file is there only as a whole."""
+    """Write numbers, strings and arrays; the file is there only as a whole. What cannot be written is a warning."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             np.savez(file, **values)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # what was computed is worth more than the file
+        warnings.warn(f"the reference is not kept: {error}")
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

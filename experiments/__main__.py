@@ -130,6 +130,11 @@ def run(
         if others and not everything:
             raise click.UsageError(f"--model: {', '.join(others)} cannot be run on a chosen model")
         chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
+    if dtype:
+        others = [name for name, experiment in chosen.items() if "network_dtype" not in experiment.CONFIG]
+        if others and not everything:
+            raise click.UsageError(f"--dtype: {', '.join(others)} cannot be run in a chosen dtype")
+        chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
     if device != "cpu":
         _check_device(device)
     console = Console(highlight=False, soft_wrap=True)

@@ -6,7 +6,6 @@ small, which shows that it runs.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,13 +22,16 @@ from experiments.problems import noise, steps_for
 
 if TYPE_CHECKING:
     from deis_analysis.learned import Network
+    from deis_analysis.reference import ReferencePath
 
 NAME = "gpu_validation"
 QUESTION = "Certificate, path errors, images per second, and the overhead of `run`: what does this device give?"
 CONFIG: Config = {
     **models.BASE,
     "models": ["digits8"],
-    "network_samples": 64,
+    "network_samples": 4,
+    "network_rtol": 1e-5,
+    "network_tolerance": 1e-3,
     "many": 512,
     "batch": 256,
     "solvers": {"ddim": "rho7", "tab3": "t2", "rhoab3": "rho7", "dpmpp_2m": "logrho", "unipc3_bh2_x0": "logrho",
@@ -45,13 +47,16 @@ CONFIG: Config = {
         "throughput": "tab3, t2 grid, timed_calls calls, after one run to warm up; median of repeats",
         "overhead": "seconds of run over those of as many bare calls of the same network, alternating; medians",
         "compiled": "torch.compile; graphs: torch.compile(mode='reduce-overhead'), CUDA graphs; on CUDA only",
+        "float32": "without TF32",
+        "bare": "the network as a model: with its time, and casts, but without a table",
         "floors": "the sample of tab3 at 20 calls with the network in this dtype against the network in float64",
     },
 }  # fmt: skip
 QUICK: Config = {**models.BASE_QUICK, "samples": 8, "many": 32, "batch": 16, "calls": [5, 10], "timed_batches": [16],
                  "repeats": 1}  # fmt: skip
-THOROUGH: Config = {"models": ["mnist28"], "samples": 256, "network_samples": 256, "many": 50_000, "batch": 2048,
-                    "timed": ["float32", "bf16"], "timed_batches": [1, 16, 64, 256, 1024, 2048],
+THOROUGH: Config = {"models": ["mnist28"], "samples": 256, "network_samples": 256, "network_rtol": 1e-6,
+                    "network_tolerance": 1e-4, "truth_steps": 100, "many": 50_000, "batch": 2048,
+                    "timed": ["float32", "bfloat16"], "timed_batches": [1, 16, 64, 256, 1024, 2048],
                     "repeats": 5}  # fmt: skip
 _FLOOR_CALLS = 20
 
@@ -62,7 +67,11 @@ def compute(config: Config, progress: Progress) -> Frame:
     for done, name in enumerate(config["models"]):
         study = models.on_its_own_process(name, config)
         assert study.network is not None
-        parts = (_certificate(study), _work(study, config), _speed(study, config), _floors(study))
+        begin = time.perf_counter()
+        found = models.network_path(study.network, study.process, study.x_T, _ends(study), config, [])
+        took = time.perf_counter() - begin
+        parts = (_certificate(study, found, took), _work(study, found.states[-1], config), _speed(study, config),
+                 _floors(study))  # fmt: skip
         for i, part in enumerate(parts, 1):
             rows += [{"model": name, **row} for row in part]
             progress((done + i / len(parts)) / len(config["models"]))
@@ -70,11 +79,14 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 
 # -- how exact ------------------------------------------------------------------------------------
-def _certificate(study: Study) -> Iterator[dict[str, Any]]:
-    begin = time.perf_counter()
-    found = study.certified()
+def _ends(study: Study) -> tuple[float, float]:
+    config = dict(study.config)
+    return config["t_start"], config["t_end"]
+
+
+def _certificate(study: Study, found: ReferencePath, took: float) -> Iterator[dict[str, Any]]:
     yield {"part": "certificate", "samples": len(study.x_T), "rms": found.error_estimate, "agreement": found.agreement,
-           "nfe": found.nfe, "certified": found.certified, "seconds": time.perf_counter() - begin,
+           "nfe": found.nfe, "certified": found.certified, "seconds": took,
            "title": study.title}  # fmt: skip
 
 
@@ -87,14 +99,14 @@ def in_batches(study: Study, table: da.Tableau, starts: Array, batch: int) -> An
     return torch.cat([da.run(table, study.model, part) for part in parts])
 
 
-def _work(study: Study, config: Config) -> Iterator[dict[str, Any]]:
+def _work(study: Study, exact: Any, config: Config) -> Iterator[dict[str, Any]]:
     """Path errors of many samples; first of all, that of their truth on the certified samples."""
     process = study.process
-    exact = study.certified().states[-1]
     table = da.build("rhork_4rk", process, da.grid(process, config["truth_steps"], "logrho"))
     gap = in_batches(study, table, study.x_T.cpu().numpy(), config["batch"]) - exact
     yield {"part": "truth", "samples": len(exact), "nfe": table.nfe, "rms": float((gap.double() ** 2).mean() ** 0.5)}
-    starts = noise(config["many"], study.x_T.shape[1], config["seed"] + 1) * float(study.x_T.std().clamp(min=1.0))
+    scale = max(1.0, float(process.sigma(_ends(study)[0])))
+    starts = scale * noise(config["many"], study.x_T.shape[1], config["seed"] + 1)
     truth = in_batches(study, table, starts, config["batch"])
     for solver, kind in config["solvers"].items():
         for calls in config["calls"]:
@@ -142,7 +154,19 @@ def _called(net: Network, mode: str) -> Callable[[Any, float], Any]:
     if mode == "eager":
         return net.model
     compiled: Any = torch.compile(net.model.net, mode="reduce-overhead" if mode == "graphs" else "default")
-    return ImageModel(compiled, net.process, net.model.convention)
+
+    class Kept(torch.nn.Module):
+        """Answers that the next replay of a CUDA graph does not overwrite: a table keeps several."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net.model.net
+
+        def forward(self, x: Any, t: Any, return_dict: bool = False) -> tuple[Any, ...]:
+            torch.compiler.cudagraph_mark_step_begin()
+            return (compiled(x, t, return_dict=return_dict)[0].clone(),)
+
+    return ImageModel(Kept() if mode == "graphs" else compiled, net.process, net.model.convention)
 
 
 def _wait(device: Any) -> None:
@@ -164,12 +188,12 @@ def _speed(study: Study, config: Config) -> Iterator[dict[str, Any]]:
     """Images per second of tab3, and how much longer `run` takes than the network calls in it."""
     import torch
 
-    net, device, process = study.network, study.x_T.device, study.process
-    assert net is not None
+    assert study.network is not None
+    device, process = study.x_T.device, study.process
     table = da.build("tab3", process, da.grid(process, config["timed_calls"], "t2"))
-    table = table.in_terms_of(process, net.prediction)
+    table = table.in_terms_of(process, study.network.prediction)
     for dtype in config["timed"]:
-        lower = torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+        net = study.network.to(dtype=getattr(torch, dtype))
         for mode in _modes(device):
             model = _called(net, mode)
             for batch in config["timed_batches"]:
@@ -182,7 +206,7 @@ def _speed(study: Study, config: Config) -> Iterator[dict[str, Any]]:
                     for t in table.times[: table.nfe]:
                         model(x, float(t))
 
-                with torch.no_grad(), lower:
+                with torch.no_grad():
                     sample()
                     bare()
                     pairs = [(_seconds(sample, device), _seconds(bare, device)) for _ in range(config["repeats"])]

@@ -50,11 +50,19 @@ BASE: Config = {
     "floor": 1e-4,
     "network_samples": 32,
     "network_rtol": 1e-6,
+    "network_tolerance": 1e-4,
     "network_dtype": "float32",
     "allow_pickle": False,
     "device": "cpu",
 }  # what `study` reads; an experiment's CONFIG begins with it, and its QUICK with
-BASE_QUICK: Config = {"samples": 64, "rtol": 1e-5, "network_samples": 16, "network_rtol": 1e-4, **QUICK_TRAINING}
+BASE_QUICK: Config = {
+    "samples": 64,
+    "rtol": 1e-5,
+    "network_samples": 16,
+    "network_rtol": 1e-4,
+    "network_tolerance": 1e-2,
+    **QUICK_TRAINING,
+}
 CACHE = Memory(FIGURES / ".cache", verbose=0)
 REFERENCES = "references"  # folder of certified solutions, in the cache and beside a shipped network
 CHECKPOINTS = Path(__file__).with_name("checkpoints")
@@ -95,7 +103,10 @@ class Study:
         return self.samples()
 
     def path(self, times: Iterable[float]) -> tuple[Callable[[float], Any], float]:
-        """(exact state at each of the times as a function of t, its estimated error); ``x_T`` is the first state."""
+        """(exact state at each of the times as a function of t, its estimated error); ``x_T`` is the first state.
+
+        The error of an image network's flow is the largest difference of the two methods that certify it, per value.
+        """
         levels = tuple(sorted({float(t) for t in times} | {float(dict(self.config)["t_start"])}, reverse=True))
         if self.exact is not None and not self.trained:
             mix = self.exact
@@ -104,7 +115,8 @@ class Study:
         if self.network is None:
             found = _certified(self.name, self.process, self.config, levels, shared_sources())
         else:
-            found = network_path(self.network, self.process, self.x_T, levels, dict(self.config)["network_rtol"])
+            found = self._network_path(levels)
+            return (lambda t: found(float(t)).to(self.x_T.device)), found.agreement
         device = self.x_T.device
 
         def state(t: float) -> Any:
@@ -126,8 +138,15 @@ class Study:
         if self.network is None:
             raise ValueError(f"model={self.name!r} is no image network; allowed: {WHAT_NETWORKS}")
         config = dict(self.config)
-        levels = (config["t_start"], config["t_end"])
-        return network_path(self.network, self.process, self.x_T, levels, config["network_rtol"])
+        return self._network_path((config["t_start"], config["t_end"]))
+
+    def _network_path(self, levels: Iterable[float]) -> ReferencePath:
+        """The flow of the network as it is loaded in float32, whatever dtype is sampled in."""
+        assert self.network is not None
+        config, net = dict(self.config), self.network
+        if config["network_dtype"] not in ("float32", "float64"):
+            net = image_network(self.name, config["device"], config["allow_pickle"])
+        return network_path(net, self.process, self.x_T, levels, config)
 
     def first(self, count: int) -> Study:
         """The same study of the first starts only."""
@@ -193,10 +212,13 @@ def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -
 # -- image networks -------------------------------------------------------------------------------
 @cache
 def image_network(name: str, device: str = "cpu", allow_pickle: bool = False, dtype: str = "float32") -> Network:
-    """A network by `deis_analysis.learned.load`, its weights in one of `DTYPES`."""
+    """A network by `deis_analysis.learned.load`, its weights in one of `DTYPES`; on CUDA float32 is not TF32."""
     import torch
 
     from deis_analysis import learned
+
+    if device.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
     return learned.load(name, device=device, allow_pickle=allow_pickle, dtype=getattr(torch, dtype))
 
@@ -236,21 +258,26 @@ def network_path(
     process: Process,
     x_T: Any,
     times: Iterable[float],
-    rtol: float,
+    config: Config,
     folders: list[Path] | None = None,
-    tolerance: float | None = None,
+    batch: int | None = None,
     progress: bool = False,
 ) -> ReferencePath:
-    """The certified flow of (n, d) states under the network in float64; kept in the first of `reference_folders`."""
+    """The certified flow of (n, d) states under the network in float64; kept in the first of `reference_folders`.
+
+    ``network_rtol`` of the configuration is DOPRI5's, ``network_tolerance`` what the second method must confirm, in the
+    largest error of a pixel.
+    """
     import torch
 
     from deis_analysis.reference import reference_path
 
     exact = net.to(dtype=torch.float64)
     where = reference_folders(net) if folders is None else folders
+    rtol = config["network_rtol"]
     return reference_path(
         flat(exact, process), process, x_T, times, rtol, rtol,
-        tolerance=tolerance, cache=where, key=exact.digest, progress=progress,
+        tolerance=config["network_tolerance"], batch=batch, cache=where or None, key=exact.digest, progress=progress,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ CONFIG: Config = {
         "derivatives": "float64 network at noised training images, or its own samples where the former are missing",
         "derivatives in x": "exact up to full_jacobian dimensions; above, the Jacobian by jacobian_probes random "
         "directions, the residual squared as the product of two estimates by divergence_probes directions each",
-        "intervals": "95 %, bootstrap over the samples",
+        "intervals": "bootstrap over the samples, 2.5 to 97.5 %; of so few derivative samples it is too narrow",
     },
 }
 QUICK: Config = {"models": ["digits8"], "levels": [0.05, 0.4, 2.0], "samples": 64, "steps": 5, "points": 1,
@@ -390,7 +390,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"(c) root mean square of ε extrapolated over a step minus ε, {config['steps']} steps, {config['grid']} grid, "
         f"{config['path_samples']} flows of the network (solid) and of ε* (dotted); frozen score in units of ε. "
         f"(d) ‖J − Jᵀ‖/‖J‖, and the Fokker–Planck residual over the size of its equation's two sides, of the float64 "
-        f"network at {config['derivative_samples']} samples; both are 0 for a true score. Bands: 95 %, over samples."
+        f"network at {config['derivative_samples']} samples; both are 0 for a true score. Bands: "
+        "bootstrap over these few samples."
     )
     fig = style.new_figure(15.0, 1.5 + 3.3 * len(found), headline, note)
     margins = style.body(fig, bottom=0.6, left=0.8, right=0.2, extra_top=0.4)

@@ -24,7 +24,7 @@ QUESTION = (
 )
 CONFIG: Config = {
     "models": ["digits8", "mnist28"],
-    "solvers": ["ddim", "tab3", "dpmpp_2m", "unipc2_bh2_x0"],
+    "solvers": ["ddim", "tab3", "unipc2_bh2_x0"],
     "calls": [5, 10, 20],
     "grid": "t2",
     "samples": {"digits8": 256, "digits8_flow": 256, "mnist28": 128},

@@ -49,8 +49,9 @@ class Task:
 
     @property
     def files(self) -> str:
-        """What its files are called: those of chosen models, and of a GPU, stand beside those of the default ones."""
-        place = () if self.device == "cpu" else (self.device.replace(":", ""),)
+        """What its files are called: those of a GPU, a dtype, chosen models stand beside those of the default ones."""
+        place = [] if self.device == "cpu" else [self.device.replace(":", "")]
+        place += [] if self.dtype is None else [self.dtype]
         return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", model).strip("_.") for model in self.models)))
 
 
@@ -78,7 +79,9 @@ def configuration(experiment: Experiment, task: Task) -> Config:
         config["models"] = list(task.models)
         if task.allow_pickle:
             config["allow_pickle"] = True
-    if task.dtype and "network_dtype" in config:
+    if task.dtype:
+        if "network_dtype" not in config:
+            raise ValueError(f"{task.name} has no network_dtype; allowed: no --dtype")
         config["network_dtype"] = task.dtype
     return dict(config)
 
@@ -96,11 +99,12 @@ def shared_sources() -> str:
 
 
 def _weights(models: list[str]) -> bytes:
-    """Hash of what lies beside shipped networks, and in folders, among ``models``."""
-    digest = hashlib.sha256()
+    """Hash of the files and folders among ``models``, shipped ones too; features are those of the twin, digits8."""
+    digest, shipped = hashlib.sha256(), Path(__file__).with_name("checkpoints")
     for model in models:
-        places = [place for place in (Path(__file__).with_name("checkpoints") / model, Path(model)) if place.is_dir()]
-        for file in sorted(path for place in places[:1] for path in place.glob("*") if path.is_file()):
+        place = next((place for place in (shipped / model, Path(model)) if place.exists()), shipped / model)
+        files = [place] if place.is_file() else [*place.rglob("*"), *(shipped / model.split("_")[0]).glob("features.*")]
+        for file in sorted({path for path in files if path.is_file() and path.suffix != ".npz"}):  # no references
             digest.update(file.name.encode() + file.read_bytes())
     return digest.digest()
 

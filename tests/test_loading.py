@@ -20,7 +20,7 @@ from strategies import processes
 import deis_analysis as da
 from deis_analysis import learned
 from deis_analysis.learned import Convention, ImageModel, loading
-from deis_analysis.learned.diffusers_folder import scheduler_process
+from deis_analysis.learned.diffusers_folder import scheduler_process, wrap_network
 from deis_analysis.learned.guided import Called
 from deis_analysis.learned.times import TimeEmbedding, answer_at
 
@@ -77,22 +77,72 @@ def ddim_folder(folder: Path, net=None, prediction: str = "epsilon") -> Path:
 
 
 # -- networks that ship ---------------------------------------------------------------------------
-@pytest.mark.parametrize(("name", "process", "prediction"), [("digits8", VP, "eps"), ("digits8_flow", FLOW, "v")])
-def test_shipped_networks_are_those_of_their_folders(name, process, prediction):
+@pytest.mark.parametrize(
+    ("name", "process", "prediction", "size"),
+    [("digits8", VP, "eps", 8), ("digits8_flow", FLOW, "v", 8), ("mnist28", VP, "eps", 28)],
+)
+def test_shipped_networks_are_those_of_their_folders(name, process, prediction, size):
     from diffusers import UNet2DModel
 
     begin = time.perf_counter()
     network = learned.load(name)
     assert time.perf_counter() - begin < 5.0
-    assert (network.name, network.process, network.prediction, network.shape) == (name, process, prediction, (1, 8, 8))
+    assert (network.name, network.process, network.prediction) == (name, process, prediction)
+    assert network.shape == (1, size, size)
     folder = SHIPPED / name
     assert network.card == json.loads((folder / "card.json").read_text())
-    net, x = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval(), noise(3, 1, 8, 8)
+    net, x = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval(), noise(3, 1, size, size)
     with torch.no_grad():
         wanted = net(x, torch.tensor([70.0, 70.0, 70.0])).sample  # its card: 100 t
     assert torch.equal(network.model(x, 0.7), wanted)
     assert network.digest == learned.load(folder).digest == learned.load(str(folder)).digest
     assert name in learned.shipped()
+
+
+def test_options_that_are_the_default_are_not_in_the_digest():
+    """New versions of diffusers write new options; references are kept under the digest."""
+    plain, other = (json.loads(wrap_network(unet(**more), "net", None, 1.0, None).architecture)
+                    for more in ({"dropout": 0.0}, {"dropout": 0.1}))  # fmt: skip
+    assert plain[0] == other[0] == "UNet2DModel"
+    assert other[1] == plain[1] | {"dropout": 0.1}
+    assert not {"dropout", "act_fn", "norm_eps"} & set(plain[1])
+    assert {"in_channels", "sample_size"} <= set(plain[1])
+    given = {"process": VP, "convention": Convention("eps")}
+    assert learned.load(unet(), **given).digest != learned.load(unet(dropout=0.1), **given).digest
+
+
+def cut(path: Path, share: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_checkpoints_cut_off_anywhere_are_refused(tmp_path, legacy, share):
+    path = tmp_path / "net.pt"
+    torch.save(unet().state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    cut(path, share)
+    with pytest.raises(ValueError, match=r"spec='net\.pt' (cannot be read|holds)"):
+        learned.load(path, factory=unet, process=VP, convention=Convention("eps"), shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize("content", [{"model": {}, "ema": {"shadow_params": 3}}, {1: torch.ones(1)}, {"model": {2: 3}}])
+def test_checkpoints_of_something_else_are_refused(tmp_path, content):
+    state = {k: (unet().state_dict() if k == "model" and not v else v) for k, v in content.items()}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"spec='net\.pt'"):
+        learned.load(tmp_path / "net.pt", factory=unet, process=VP, convention=Convention("eps"), shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("sample_size", "x"), ("time_embedding_type", "qq"), ("block_out_channels", [8, "x"])]
+)
+def test_configs_that_make_no_network_are_refused(tmp_path, key, value):
+    folder = ddim_folder(tmp_path / "net")
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="spec='net'"):
+        learned.load(folder)
 
 
 # -- the same images as diffusers' own loop -------------------------------------------------------

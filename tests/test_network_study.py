@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from quick_runs import quick
+from scipy.integrate import solve_ivp
 
 import deis_analysis as da
 from deis_analysis import learned
 from experiments import gpu_validation, models, network_samples, network_work_precision, runner
 from experiments.__main__ import main
 
-SMALL = {**models.BASE, **models.BASE_QUICK, "samples": 6, "network_rtol": 1e-6}
+SMALL = {**models.BASE, **models.BASE_QUICK, "samples": 4, "network_rtol": 1e-5}
 SHIPPED = models.CHECKPOINTS / "digits8"
 
 
@@ -37,7 +40,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found():
-    return quick(network_work_precision, draws=100)
+    return quick(network_work_precision, draws=100, samples=4)
 
 
 # -- a network as a model of the study ------------------------------------------------------------
@@ -49,7 +52,7 @@ def test_a_solver_on_flat_states_is_that_solver_on_the_network_itself(name, solv
     with torch.no_grad():
         own = da.run(table, net.model, study.x_T.reshape(-1, *net.shape))
     assert study.process == net.process
-    assert torch.allclose(study.solve(solver, ts), own.reshape(6, -1), rtol=0, atol=2e-5)
+    assert torch.allclose(study.solve(solver, ts), own.reshape(4, -1), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["digits8", "digits8_flow"])
@@ -61,7 +64,7 @@ def test_the_certified_flow_is_that_of_the_network_in_double_precision(name):
     with torch.no_grad():
         other = da.run(table, net.model, study.x_T.reshape(-1, *net.shape))
     assert path.certified
-    assert torch.allclose(path.states[-1], other.reshape(6, -1), rtol=0, atol=5e-5)
+    assert torch.allclose(path.states[-1], other.reshape(4, -1), rtol=0, atol=path.tolerance)
 
 
 def test_one_network_on_another_process_ends_at_the_same_images():
@@ -75,7 +78,7 @@ def test_one_network_on_another_process_ends_at_the_same_images():
     scale = float(own.process.alpha(start) / end.alpha(config["t_start"]))
     flow = models.dataclasses.replace(flow, x_T=vp.x_T * scale)  # the same y = x/α
     ends = vp.reference(config["t_end"])[0] / float(end.alpha(config["t_end"]))
-    assert torch.allclose(ends, flow.reference(stop)[0] / float(own.process.alpha(stop)), rtol=0, atol=1e-4)
+    assert torch.allclose(ends, flow.reference(stop)[0] / float(own.process.alpha(stop)), rtol=0, atol=1e-3)
 
 
 def test_starts_of_a_network_are_the_first_of_many():
@@ -85,11 +88,11 @@ def test_starts_of_a_network_are_the_first_of_many():
 
 
 def test_own_samples_have_the_law_of_the_network(monkeypatch):
-    monkeypatch.setattr(models, "_OWN_SAMPLES", 6)
+    monkeypatch.setattr(models, "_OWN_SAMPLES", 4)
     monkeypatch.setattr(models, "_OWN_SEED", 0)
     study = models.on_its_own_process("digits8", SMALL)
     own = models.own_samples.func(study.network, "", study.process, 1.0, 1e-3, "cpu")  # of the starts of the study
-    assert np.allclose(own, study.certified().states[-1], rtol=0, atol=1e-3)
+    assert 0 < ((own - study.certified().states[-1].numpy()) ** 2).mean() ** 0.5 < 5e-3  # so much 100 calls leave
 
 
 def test_only_image_networks_are_certified_as_such():
@@ -97,6 +100,46 @@ def test_only_image_networks_are_certified_as_such():
         models.study("mixture", SMALL).certified()
     with pytest.raises(ValueError, match="model='cat' is unknown; allowed: mixture"):
         models.study("cat", SMALL)
+
+
+def test_shipped_references_of_digits8_agree_to_1e_8_on_64_samples(monkeypatch):
+    """DOPRI5 and ρ4RK, 64 samples; and on one of them a third method, DOP853 in another variable."""
+    shipped = [models.CHECKPOINTS / "digits8" / models.REFERENCES]
+    changes = {"samples": 64, "network_samples": 64, "network_rtol": 2e-10, "network_tolerance": 1e-8}
+    config = {**network_work_precision.CONFIG, **changes}
+    study = models.on_its_own_process("digits8", config)
+    net, process = study.network.to(dtype=torch.float64), study.process
+    monkeypatch.setattr(models, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
+    found = models.network_path(study.network, process, study.x_T, (1.0, 1e-3), config, shipped)
+    assert found.certified
+    assert found.agreement <= 1e-8
+    assert found.states[-1].shape == (64, 64)
+
+    def slope(log_rho, y):  # d(x/α)/d log ρ = ρ ε
+        t = float(np.clip(process.time_from_rho(np.exp(log_rho)), 1e-3, 1.0))
+        x = torch.tensor(float(process.alpha(t)) * y).reshape(1, *net.shape)
+        with torch.no_grad():
+            return np.exp(log_rho) * net.model(x, t).numpy().ravel()
+
+    ends = np.log([float(process.rho(t)) for t in (1.0, 1e-3)])
+    start = study.x_T[0].numpy() / float(process.alpha(1.0))
+    other = solve_ivp(slope, ends, start, "DOP853", rtol=1e-9, atol=1e-9).y[:, -1] * float(process.alpha(1e-3))
+    assert np.abs(other - found.states[-1][0].numpy()).max() < 1e-6
+
+
+def test_references_ship_for_all_networks(monkeypatch):
+    monkeypatch.setattr(models, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
+    for name in network_work_precision.CONFIG["models"]:
+        study = models.on_its_own_process(name, network_work_precision.CONFIG)
+        folder = models.CHECKPOINTS / name / models.REFERENCES
+        monkeypatch.setattr(models, "reference_folders", lambda net, folder=folder: [folder])
+        assert study.certified().certified
+
+
+def test_the_readme_says_which_solver_to_use_on_mnist28():
+    frame = pd.read_csv(runner.FIGURES / "network_work_precision.csv")
+    table = network_work_precision.table(frame, "mnist28", tuple(network_work_precision.CONFIG["ranked_at"]))
+    assert table in (runner.FIGURES.parent / "README.md").read_text()
 
 
 # -- rankings -------------------------------------------------------------------------------------
@@ -193,21 +236,87 @@ def test_the_validation_runs_small_on_the_cpu():
 def test_many_samples_are_those_of_one_batch():
     study = models.on_its_own_process("digits8", SMALL)
     table = da.build("tab3", study.process, da.grid(study.process, 5, "t2"))
-    whole, parts = (gpu_validation.in_batches(study, table, study.x_T.numpy(), n) for n in (6, 4))
-    assert whole.shape == (6, 64)
+    whole, parts = (gpu_validation.in_batches(study, table, study.x_T.numpy(), n) for n in (4, 3))
+    assert whole.shape == (4, 64)
     assert torch.allclose(whole, parts, atol=1e-4)
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+    net, asked = models.image_network("digits8"), []
+    process, x, whole = net.process, torch.randn(7, 64), models.flat(net, net.process)
+
+    def small(part, t):
+        asked.append(len(part))
+        if len(part) > 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return net.model(part, t)
+
+    monkeypatch.setattr(type(net), "carried_to", lambda *_: small)
+    eps = models.flat(net, process)
+    assert torch.allclose(eps(x, 0.5), whole(x, 0.5), atol=1e-5)
+    assert asked == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    eps(x, 0.5)
+    assert max(asked[9:]) == 1
+    monkeypatch.setattr(type(net), "carried_to", lambda *_: lambda part, t: small(part.repeat(3, 1, 1, 1), t))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        models.flat(net, process)(x, 0.5)
 
 
 # -- the commands ---------------------------------------------------------------------------------
 def test_certify_keeps_what_the_study_then_takes(tmp_path, monkeypatch):
-    result = call("certify", "--model", "digits8", "--samples", 3, "--rtol", "1e-6", "--out", tmp_path)
+    result = call(
+        "certify", "--model", "digits8", "--samples", 3, "--rtol", "1e-4", "--tolerance", "1e-2", "--out", tmp_path
+    )
     assert result.exit_code == 0, result.output
     assert "digits8: 3 samples" in result.output
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(models, "reference_folders", lambda net: [tmp_path])
     monkeypatch.setattr(models, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
-    study = models.on_its_own_process("digits8", {**models.BASE, "samples": 3, "network_rtol": 1e-6})
+    study = models.on_its_own_process(
+        "digits8", {**models.BASE, "samples": 3, "network_rtol": 1e-4, "network_tolerance": 1e-2}
+    )
     assert study.certified().certified
+
+
+def test_what_is_not_certified_does_not_ship(tmp_path, monkeypatch):
+    def path(net, process, x_T, levels, config, folders, batch, progress):
+        (folders[0] / "found.npz").write_bytes(b"")
+        return SimpleNamespace(certified=False, nfe=1, message="not certified")
+
+    monkeypatch.setattr(models, "network_path", path)
+    result = call("certify", "--model", "digits8", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "not certified" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_are_stale_when_weights_change(tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "net" / "unet")
+    config = {"models": [str(tmp_path / "net")]}
+    before = runner.fingerprint(network_samples, config)
+    assert before == runner.fingerprint(network_samples, config)
+    with (tmp_path / "net" / "unet" / "diffusion_pytorch_model.safetensors").open("ab") as file:
+        file.write(b"0")
+    assert before != runner.fingerprint(network_samples, config)
+    single = tmp_path / "net.pkl"
+    single.write_bytes(b"0")
+    before = runner.fingerprint(network_samples, {"models": [str(single)]})
+    single.write_bytes(b"1")
+    assert before != runner.fingerprint(network_samples, {"models": [str(single)]})
+
+
+def test_dtype_is_for_what_has_one(tmp_path):
+    result = call("run", "network_law", "--dtype", "bfloat16", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "network_law cannot be run in a chosen dtype" in result.output
+    task = runner.Task("network_samples", tmp_path, dtype="bfloat16", models=("digits8",))
+    assert task.files == "network_samples-bfloat16-digits8"
+    assert runner.configuration(network_samples, task)["network_dtype"] == "bfloat16"
+    study = models.on_its_own_process("digits8", {**SMALL, "network_dtype": "bfloat16"})
+    assert torch.equal(study.certified().states[-1], models.on_its_own_process("digits8", SMALL).certified().states[-1])
+    ts = da.grid(study.process, 5, "t2")
+    gap = study.solve("tab3", ts) - models.on_its_own_process("digits8", SMALL).solve("tab3", ts)
+    assert 1e-4 < float(gap.abs().max()) < 1.0
 
 
 def test_a_folder_of_the_user_is_a_model(tmp_path):

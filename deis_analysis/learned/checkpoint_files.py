@@ -100,14 +100,13 @@ def read_weights(path: Path, factory: Callable[[], Any] | None) -> torch.nn.Modu
 
 
 def _stored(path: Path) -> Mapping[str, Any]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # of three formats, by whatever is in the file
         raise ValueError(f"spec={path.name!r} cannot be read ({in_one_line(error)})") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"spec={path.name!r} holds a {type(state).__name__}; allowed: a state dict, or one in 'model'")
@@ -115,10 +114,10 @@ def _stored(path: Path) -> Mapping[str, Any]:
 
 
 def _put(net: torch.nn.Module, weights: Mapping[str, Any], name: str) -> None:
-    tensors = {k.removeprefix("module."): v for k, v in weights.items() if isinstance(v, torch.Tensor)}
+    tensors = {str(k).removeprefix("module."): v for k, v in weights.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         raise ValueError(
-            f"spec={name!r} holds {sorted(weights)[:5]}; allowed: a state dict, or one in 'model' or 'ema'"
+            f"spec={name!r} holds {sorted(map(str, weights))[:5]}; allowed: a state dict, or one in 'model' or 'ema'"
         )
     try:
         net.load_state_dict(tensors)
@@ -130,6 +129,8 @@ def _put(net: torch.nn.Module, weights: Mapping[str, Any], name: str) -> None:
 
 def _put_average(net: torch.nn.Module, shadow: Any, name: str) -> None:
     trained = [p for p in net.parameters() if p.requires_grad]
+    if not isinstance(shadow, (list, tuple)) or not all(isinstance(s, torch.Tensor) for s in shadow):
+        raise ValueError(f"spec={name!r}: its shadow_params are {type(shadow).__name__}; allowed: a list of tensors")
     if [tuple(s.shape) for s in shadow] != [tuple(p.shape) for p in trained]:
         raise ValueError(f"spec={name!r}: its {len(shadow)} averages are not of the shapes of the {len(trained)} "
                          "parameters that factory's module trains")  # fmt: skip

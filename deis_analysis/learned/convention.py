@@ -127,7 +127,7 @@ class ImageModel(torch.nn.Module):
         """The prediction at (x, t)."""
         self._check(x)
         dtype = next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
-        times = t.detach().cpu().numpy() if isinstance(t, torch.Tensor) else np.asarray(t, dtype=np.float64)
+        times = t.detach().cpu().double().numpy() if isinstance(t, torch.Tensor) else np.asarray(t, dtype=np.float64)
         told = self.convention.network_time(self.process, times)
         if told.shape not in ((), (1,), (len(x),)):
             raise ValueError(f"t has shape {told.shape}; allowed: one time, or one for each of {len(x)} samples")

@@ -16,6 +16,7 @@ DDIM, DPM-Solver, UniPC, Euler …)
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Mapping
@@ -104,7 +105,6 @@ def in_one_line(error: BaseException) -> str:
 # -- the network ----------------------------------------------------------------------------------
 def _network(place: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
     import diffusers
-    from safetensors import SafetensorError
 
     kind = read_json(place / "config.json", name).get("_class_name")
     if kind not in NETWORKS:
@@ -117,7 +117,7 @@ def _network(place: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
         net, info = getattr(diffusers, kind).from_pretrained(
             place, low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True, torch_dtype=dtype
         )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+    except Exception as error:  # of diffusers, by whatever is in the folder
         raise ValueError(f"spec={name!r}: the weights cannot be read ({in_one_line(error)})") from error
     wrong = {k: info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[k]}
     if wrong:
@@ -130,6 +130,9 @@ def wrap_network(net: Any, name: str, labels: Any, guidance: float, shape: Any) 
     """A network of diffusers under its labels, shape and learned variance by its config."""
     config = net.config
     channels, size = config["in_channels"], config["sample_size"]
+    sizes = [size] if isinstance(size, int) else size
+    if size is not None and not (isinstance(sizes, (list, tuple)) and all(isinstance(n, int) for n in sizes)):
+        raise ValueError(f"spec={name!r}: sample_size={size!r} of its config; allowed: an integer, or two")
     answered = config["out_channels"] or channels
     if answered not in (channels, 2 * channels):
         raise ValueError(f"spec={name!r}: {channels} channels in and {answered} out; allowed: as many, or twice (the "
@@ -142,7 +145,7 @@ def wrap_network(net: Any, name: str, labels: Any, guidance: float, shape: Any) 
         raise ValueError(f"shape={shape!r}: the network has {channels} channels")
     given, codes, null = _labels(net, labels, guidance)
     integers = config.get("time_embedding_type") == "learned"
-    architecture = json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, sort_keys=True)
+    architecture = _architecture(net)
     if given is not None or answered != channels or integers:
         net = Called(
             net,
@@ -154,6 +157,14 @@ def wrap_network(net: Any, name: str, labels: Any, guidance: float, shape: Any) 
             options={"return_dict": False},
         )
     return Found(net, name, shape=shape, guidance=given, architecture=architecture, integers=integers)
+
+
+def _architecture(net: Any) -> str:
+    """Class and config as text, without what is the default: new versions of diffusers add options."""
+    options = inspect.signature(type(net).__init__).parameters
+    given = {k: v for k, v in dict(net.config).items() if k in options}
+    told = {k: v for k, v in given.items() if json.dumps(v, default=str) != json.dumps(options[k].default, default=str)}
+    return json.dumps([type(net).__name__, told], sort_keys=True, default=str)
 
 
 def _labels(net: Any, labels: Any, guidance: float) -> tuple[Guidance | None, Any, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from deis_analysis.learned.checkpoint_files import PICKLES, WEIGHTS, read_pickle, read_weights
 from deis_analysis.learned.convention import Convention
-from deis_analysis.learned.diffusers_folder import Found, in_one_line, read_folder, wrap_network
+from deis_analysis.learned.diffusers_folder import NETWORKS, Found, in_one_line, read_folder, wrap_network
 from deis_analysis.learned.folder import CARD
 from deis_analysis.learned.guided import Called, read_guidance
 from deis_analysis.learned.network import DTYPES, Network, assembled, placed
@@ -191,7 +191,7 @@ def _downloaded(spec: str) -> Path:
 
 def _given(net: Any, name: str, labels: Any, guidance: float, shape: tuple[int, int, int] | None) -> Found:
     """A module or function of the user's."""
-    if hasattr(net, "config") and type(net).__module__.startswith("diffusers."):
+    if type(net).__name__ in NETWORKS and type(net).__module__.startswith("diffusers."):
         return wrap_network(net, name, labels, guidance, shape)
     read_guidance(labels, guidance, 0)
     return Found(Called(net), name)

@@ -66,7 +66,7 @@ class MLP(torch.nn.Module):
         if x.ndim == 0 or x.shape[-1] != self.dimension:
             raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., {self.dimension})")
         weights = next(self.parameters())
-        times = t.detach().cpu().numpy() if isinstance(t, torch.Tensor) else t
+        times = t.detach().cpu().double().numpy() if isinstance(t, torch.Tensor) else t
         scale, told = (torch.as_tensor(a, dtype=weights.dtype, device=x.device) for a in self._time(times))
         told = told.expand(*x.shape[:-1], told.shape[-1])
         return self.layers(torch.cat([x.to(weights.dtype) / scale, told], dim=-1)).to(x.dtype)

@@ -102,7 +102,7 @@ class Carried:
     def __call__(self, x: torch.Tensor, t: Any) -> torch.Tensor:
         """The prediction at (x, t)."""
         own, other = self.model.process, self.process
-        times = t.detach().cpu().numpy() if isinstance(t, torch.Tensor) else np.asarray(t, dtype=np.float64)
+        times = t.detach().cpu().double().numpy() if isinstance(t, torch.Tensor) else np.asarray(t, dtype=np.float64)
         try:
             own_times = own.time_from_rho(other.rho(times))
         except ValueError as error:
