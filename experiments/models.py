@@ -50,7 +50,7 @@ BASE: Config = {
     "floor": 1e-4,
     "network_samples": 32,
     "network_rtol": 1e-6,
-    "network_tolerance": 1e-4,
+    "network_tolerance": 3e-4,
     "network_dtype": "float32",
     "allow_pickle": False,
     "device": "cpu",

@@ -117,12 +117,12 @@ def draw(frame: Frame, config: Config) -> Figure:
         "samples shown. Each sampler on its customary grid; top rows: certified flow of the same network."
     )
     count = 1 + len(config["solvers"])
-    block = 0.62 * count + 0.75
+    block = 0.62 * count + 0.9
     fig = style.new_figure(13.5, 1.1 + block * len(names), headline, note)
     top = style.body(fig, extra_top=0.1)["top"] * fig.get_size_inches()[1]
     for i, name in enumerate(names):
         high = fig.get_size_inches()[1]
-        ax = fig.add_axes((0.09, (top - (i + 1) * block + 0.2) / high, 0.9, (block - 0.45) / high))
+        ax = fig.add_axes((0.09, (top - (i + 1) * block + 0.2) / high, 0.9, (block - 0.25) / high))
         _block(ax, frame[frame.model == name], found[name], config)
     return fig
 
@@ -148,6 +148,7 @@ def _block(ax: Any, frame: Frame, found: Any, config: Config) -> None:
     for r, solver in enumerate(rows):
         colour = style.BLACK if solver == CERTIFIED else style.family(solver)[0]
         ax.text(-0.3 * size, (r + 0.5) * (size + gap), solver, ha="right", va="center", fontsize=9.5, color=colour)
-    ax.set(xlim=(-gap, len(config["calls"]) * (width + apart)), ylim=(len(rows) * (size + gap), -gap), aspect="equal")
-    ax.set_title(str(frame.title.iloc[0]), fontsize=10.5, loc="left", pad=14)
+    ax.text(-gap, -1.1 * size, str(frame.title.iloc[0]), va="bottom", fontsize=10.5)
+    ax.set(xlim=(-gap, len(config["calls"]) * (width + apart)), ylim=(len(rows) * (size + gap), -1.9 * size))
+    ax.set_aspect("equal")
     ax.set_axis_off()

@@ -53,6 +53,9 @@ THOROUGH: Config = {"also": ["t1", "t2", "t3", "rho7", "logrho"], "calls": [5, 6
                     "network_samples": 256}  # fmt: skip
 
 
+_TICKS = tuple(m * 10.0**e for e in range(-5, 2) for m in (1, 3))
+
+
 # -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, solver, grid, calls), "rank" (on the better grid, ranked) and "reference"."""
@@ -179,11 +182,14 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"of customary and {', '.join(config['also'])} grid; thick: band of the error; number: rank and its 95 % band."
     )
     count = len(config["models"])
-    fig = style.new_figure(15.5, 1.5 + 4.0 * count, headline, note)
+    fig = style.new_figure(17.5, 1.5 + 4.0 * count, headline, note)
     columns = 1 + len(config["ranked_at"])
     margins = style.body(fig, bottom=0.55, left=0.75, right=0.2, extra_top=0.35)
     axes = fig.subplots(count, columns, squeeze=False, gridspec_kw={
-        **margins, "wspace": 0.75, "hspace": 0.32, "width_ratios": [1.25] + [1.0] * (columns - 1)})  # fmt: skip
+        **margins, "wspace": 0.8, "hspace": 0.28, "width_ratios": [1.15] + [1.0] * (columns - 1)})  # fmt: skip
+    for ax in axes[:, 0]:  # room for the names of its curves
+        place = ax.get_position()
+        ax.set_position((place.x0, place.y0, 0.8 * place.width, place.height))
     for row, name in zip(axes, config["models"], strict=True):
         rows = frame[(frame.part == "error") & (frame.model == name) & (frame.customary == True)]  # noqa: E712
         _curves(row[0], rows, config)
@@ -204,7 +210,7 @@ def _curves(ax: Any, rows: Frame, config: Config) -> None:
     ax.set(xscale="log", yscale="log", ylabel="RMS error per pixel")
     style.plain_log_ticks(ax.xaxis, config["calls"])
     ax.set_xlim(rows.nfe.min() * 0.93, rows.nfe.max() * 1.04)
-    style.end_labels(ax, ends, 8.5)
+    style.end_labels(ax, ends, 8)
 
 
 def _ranks(ax: Any, rows: Frame, calls: int) -> None:
@@ -216,6 +222,8 @@ def _ranks(ax: Any, rows: Frame, calls: int) -> None:
                     xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="center",
                     color="#555555")  # fmt: skip
     ax.set(xscale="log", title=f"{calls} calls", ylim=(len(rows) - 0.5, -0.5))
-    ax.set_xlim(rows.low.min() * 0.8, rows.high.max() * 2.4)
+    low, high = float(rows.low.min()), float(rows.high.max())
+    ax.set_xlim(low * 0.8, high * (high / low) ** 0.35)  # room for the ranks
+    style.plain_log_ticks(ax.xaxis, [v for v in _TICKS if low * 0.8 <= v <= high])
     ax.set_yticks(range(len(rows)), [f"{solver} ({at.grid})" for solver, at in rows.iterrows()], fontsize=8.5)
     ax.grid(axis="y", visible=False)
