@@ -251,7 +251,7 @@ def test_analytic_ddim_has_the_moments_of_the_data():
     """Isotropic Gaussian data of variance v: Γ = σ²/(α² v + σ²); 64,000 numbers give ρ²(1 − Γ) within 0.6 %, one σ."""
     study = models.study("gaussian", {**models.BASE, "samples": 2})
     like = da.GaussianMixture([1.0], np.zeros((1, 64)), 0.25 * np.eye(64)[None])
-    study = dataclasses.replace(study, model=like.eps(PROCESS), data=like.sample(1000, seed=5))
+    study = dataclasses.replace(study, model=like.eps(PROCESS), samples=lambda: like.sample(1000, seed=5))
     config = {**fig6_comparison.CONFIG, "moment_samples": 1000}
     ts = da.grid(PROCESS, 6, "t1", 1.0, 1e-3)
     gamma, alpha, rho = fig6_comparison.moments(study, ts, config), PROCESS.alpha(ts[:-1]), PROCESS.rho(ts[:-1])
