@@ -164,7 +164,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     estimate = frame[frame.part == "reference"].rms.max()
     note = (
         f"Δp = mean |x − x*| over samples and dimensions, from the same x_T; uniform t grid, {style.setting(config)}; "
-        f"{config['samples']} samples; x* accurate to {style.as_text(estimate, 1)}. Δs = root mean square distance of "
+        f"{models.how_many(config)}; x* accurate to {style.as_text(estimate, 1)}. Δs = root mean square distance of "
         f"the frozen prediction from the true score while a step of N = {config['path_steps']} lasts, along the exact "
         f"solution, {config['path_samples']} samples. n/m (n/m): at n of {len(config['steps'])} N by mean, at m "
         "beyond its 95 % interval (the same by RMS)."

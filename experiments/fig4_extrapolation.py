@@ -250,7 +250,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"exact path while each step lasts, {kind} grid, {config['path_samples']} samples; the first steps have fewer "
         f"nodes; gain = path average of r = {min(config['degrees'])} over that of r = {max(config['degrees'])} (95 % "
         f"interval), red: steps at whose end r = {max(config['degrees'])} is farther off. (c) "
-        f"mean |x − x*|, {config['samples']} samples, {_grids(config)}; reference accurate to "
+        f"mean |x − x*|, {models.how_many(config)}, {_grids(config)}; reference accurate to "
         f"{style.as_text(frame.estimate.max(), 1)}."
     )
     columns, paths = len(found), config["path_steps"]

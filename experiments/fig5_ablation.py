@@ -261,7 +261,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{method} {_range(values)}" for method, values in factors.items()
     )
     note = (
-        f"{style.setting(config)}; {config['used']} samples, 95 % bands. Ladder on the {config['grid']} grid, its "
+        f"{style.setting(config)}; {models.how_many(config)}, 95 % bands. Ladder on the {config['grid']} grid, its "
         f"last step on the best of {', '.join(config['grids'])} at each number of calls; polynomial: tAB "
         f"of degree 3. RK45: scipy, on dx/dt, batch as one state; {EM}: {config['grid']} grid; {ADAPTIVE}: "
         "Jolicoeur-Martineau et al. 2021. Noise leaves no path to compare. Middle: squared energy "

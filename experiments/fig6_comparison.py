@@ -241,7 +241,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         + (", ".join(f"{name} {count}" for name, count in counts.items()) if len(counts) else "none")
     )
     note = (
-        f"{style.setting(config)}; {config['used']} samples, 95 % bands. Curves: each sampler on its customary grid, "
+        f"{style.setting(config)}; {models.how_many(config)}, 95 % bands. Curves: each sampler on its customary grid, "
         "with at most so many calls. Law: squared energy distance to the data less the exact flow's. Table: RMS path "
         f"error × 1000, customary grid | best of {', '.join(config['grids'])}; bold: least; *: distinct from the next "
         "best; grey: FID as published on another model (diff-sampler: CIFAR-10, EDM's network), with the rank "

@@ -209,6 +209,14 @@ def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -
     return Study(name, title, process, flat(net, process), x_T, own, None, True, settings, net)
 
 
+def how_many(config: Config) -> str:
+    """How many samples a study's figure is made of, in words: there are fewer of image networks."""
+    used = min(config["samples"], config.get("used", config["samples"]))
+    if all(name in MODELS for name in config["models"]):
+        return f"{used} samples"
+    return f"{used} samples ({min(used, config['network_samples'])} of image networks)"
+
+
 # -- image networks -------------------------------------------------------------------------------
 @cache
 def image_network(name: str, device: str = "cpu", allow_pickle: bool = False, dtype: str = "float32") -> Network:

@@ -188,7 +188,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"beyond chance (p < 0.05) in {sum(v < 0.05 for v in p)} of {len(p)} rows"
     )
     note = (
-        f"Ours: RMS path error × 1000, {style.setting(config)}, {config['used']} samples, each cell on its best of "
+        f"Ours: RMS path error × 1000, {style.setting(config)}, {models.how_many(config)}, each cell on its best of "
         f"{', '.join(config['grids'])} (small: which). +k: surplus calls, as in the paper. Shade: factor to the row's "
         "least (bold). Right: Spearman correlation with the published row, by path error [95 % over samples] and by "
         "excess energy distance to the data (where laws differ by less than the noise of sampling it means nothing), "
