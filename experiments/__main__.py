@@ -16,7 +16,7 @@ from rich.table import Table
 from experiments import Experiment, discover
 from experiments.certify import certify_command
 from experiments.models import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
-from experiments.runner import FIGURES, Outcome, Task, finished, redraw, run_here, run_parallel
+from experiments.runner import FIGURES, Outcome, Task, finished, last_seconds, redraw, run_here, run_parallel
 from experiments.train import train_command
 from experiments.train_features import train_features_command
 
@@ -147,6 +147,8 @@ def run(
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
         else:
             todo.append(task)
+    if everything:  # the longest first, so that no process is left with one at the end
+        todo.sort(key=last_seconds, reverse=True)
     trim_cache()
     sys.exit(_run_tasks(todo, jobs, console))
 

@@ -266,6 +266,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"of degree 3. RK45: scipy, on dx/dt, batch as one state; {EM}: {config['grid']} grid; {ADAPTIVE}: "
         "Jolicoeur-Martineau et al. 2021. Noise leaves no path to compare. Middle: squared energy "
         "distance to the data less that of the exact flow from the same starts (bands: last step, with noise)."
+        + models.whose_law(config)
     )
     width = 1.6 + 4.3 * len(f)
     fig = style.new_figure(width, 11.6, headline, note)

@@ -246,6 +246,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"error × 1000, customary grid | best of {', '.join(config['grids'])}; bold: least; *: distinct from the next "
         "best; grey: FID as published on another model (diff-sampler: CIFAR-10, EDM's network), with the rank "
         "correlation of our customary column. A-DDIM (analytic_ddim) draws noise: law only. f_pndm needs 13 calls."
+        + models.whose_law(config)
     )
     fig = style.new_figure(16.5, 1.7 + 4.4 * len(names), headline, note)
     margins = style.body(fig, bottom=0.55, left=0.75, right=0.15, extra_top=0.4)

@@ -18,7 +18,7 @@ import deis_analysis as da
 from deis_analysis.process import Array
 from experiments import Config, Frame, Progress, models, style
 from experiments.models import Study
-from experiments.problems import bootstrap_ratio, noise, steps_for
+from experiments.problems import bootstrap_ratio, noise, start_scale, steps_for
 
 if TYPE_CHECKING:
     from deis_analysis.learned import Network
@@ -105,7 +105,7 @@ def _work(study: Study, exact: Any, config: Config) -> Iterator[dict[str, Any]]:
     table = da.build("rhork_4rk", process, da.grid(process, config["truth_steps"], "logrho"))
     gap = in_batches(study, table, study.x_T.cpu().numpy(), config["batch"]) - exact
     yield {"part": "truth", "samples": len(exact), "nfe": table.nfe, "rms": float((gap.double() ** 2).mean() ** 0.5)}
-    scale = max(1.0, float(process.sigma(_ends(study)[0])))
+    scale = start_scale(process, _ends(study)[0])
     starts = scale * noise(config["many"], study.x_T.shape[1], config["seed"] + 1)
     truth = in_batches(study, table, starts, config["batch"])
     for solver, kind in config["solvers"].items():

@@ -68,7 +68,8 @@ def _scaled(images: Array, most: float = 255.0) -> Array:
     return np.ascontiguousarray(values[:, None] if values.ndim == 3 else values.transpose(0, 3, 1, 2))
 
 
-def _split(name: str, images: Array, licence: str) -> ImageSet:
+def split(name: str, images: Array, licence: str) -> ImageSet:
+    """Every 10th image held out, if there are at least 100; none otherwise."""
     if len(images) < _FEWEST:
         return ImageSet(name, images, images[:0], licence, f"all {len(images)} images; none held out")
     out = np.arange(len(images)) % _EVERY == _EVERY - 1
@@ -80,27 +81,35 @@ def _digits() -> ImageSet:
     from sklearn.datasets import load_digits
 
     licence = "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits, its test part)"
-    return _split("digits", _scaled(load_digits().images, 16.0), licence)
+    return split("digits", _scaled(load_digits().images, 16.0), licence)
 
 
 def _mnist(root: Path) -> ImageSet:
-    packed = root / "mnist.npz"
-    if packed.is_file():
-        with np.load(packed) as file:
-            old = "x_train" in file.files  # the names of Keras
-            train, test = (file[f"x_{p}" if old else f"{p}_images"] for p in ("train", "test"))
-    else:
-        train, test = (_idx(root, f"{part}-images-idx3-ubyte") for part in ("train", "t10k"))
+    train, test = mnist_parts(root, "images")
     licence = "CC BY-SA 3.0 (LeCun, Cortes and Burges)"
     return ImageSet("mnist", _scaled(train), _scaled(test), licence, "its training and test images")
+
+
+def mnist_parts(root: Path, what: str) -> tuple[Array, Array]:
+    """(training, test) "images" or "labels" as bytes, from ``mnist.npz`` or the idx files, see `read_images`."""
+    packed = root / "mnist.npz"
+    if packed.is_file():
+        keras = {"images": "x", "labels": "y"}[what]
+        with np.load(packed) as file:
+            old = f"{keras}_train" in file.files
+            train, test = (file[f"{keras}_{part}" if old else f"{part}_{what}"] for part in ("train", "test"))
+    else:
+        kind = {"images": "idx3", "labels": "idx1"}[what]
+        train, test = (_idx(root, f"{part}-{what}-{kind}-ubyte") for part in ("train", "t10k"))
+    return train, test
 
 
 def _idx(root: Path, name: str) -> Array:
     for path, unpack in ((root / name, bytes), (root / f"{name}.gz", gzip.decompress)):
         if path.is_file():
             raw = unpack(path.read_bytes())
-            count, height, width = np.frombuffer(raw, ">i4", 3, offset=4)
-            return np.frombuffer(raw, np.uint8, offset=16).reshape(count, height, width)
+            shape = np.frombuffer(raw, ">i4", raw[3], offset=4)  # the 4th byte is the number of dimensions
+            return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
     raise ValueError(f"--data-root: neither mnist.npz nor {name}[.gz] is there")
 
 
@@ -153,4 +162,4 @@ def _folder(folder: Path) -> ImageSet:
                 f"{sizes[0][0]} x {sizes[0][1]}; allowed: images of one size"
             )
     pixels = np.stack([_pixels(path, "L" if grey else "RGB") for path in paths])
-    return _split(folder.name, _scaled(pixels), "unknown")
+    return split(folder.name, _scaled(pixels), "unknown")

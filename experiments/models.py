@@ -189,7 +189,7 @@ def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -
     import torch
 
     config = dict(settings)
-    scale = max(1.0, float(process.sigma(config["t_start"])))  # N(0, 1) on VP and flows, N(0, σ²) on VE
+    scale = problems.start_scale(process, config["t_start"])
 
     def starts(n: int, dimension: int) -> Any:
         return torch.tensor(scale * problems.noise(n, dimension, config["seed"]), device=config["device"])
@@ -215,6 +215,12 @@ def how_many(config: Config) -> str:
     if all(name in MODELS for name in config["models"]):
         return f"{used} samples"
     return f"{used} samples ({min(used, config['network_samples'])} of image networks)"
+
+
+def whose_law(config: Config) -> str:
+    """What the law of image networks is compared with, in words; empty where there are none."""
+    own = any(name not in MODELS for name in config["models"])
+    return " Of image networks 'the data' are samples of their own flow." if own else ""
 
 
 # -- image networks -------------------------------------------------------------------------------
@@ -294,7 +300,7 @@ def own_samples(net: Network, digest: str, process: Process, t_start: float, t_e
     """(256, d) samples of a network's own law at ``t_end``, by ρ4RK with 100 calls; ``digest``: the network's."""
     import torch
 
-    z = problems.noise(_OWN_SAMPLES, math.prod(net.shape), _OWN_SEED) * max(1.0, float(process.sigma(t_start)))
+    z = problems.noise(_OWN_SAMPLES, math.prod(net.shape), _OWN_SEED) * problems.start_scale(process, t_start)
     table = da.build("rhork_4rk", process, da.grid(process, _OWN_STEPS, "logrho", t_start, t_end))
     return np.asarray(da.run(table, flat(net, process), torch.tensor(z, device=device)).cpu())
 

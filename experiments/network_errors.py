@@ -18,7 +18,7 @@ import deis_analysis as da
 from deis_analysis.process import Array, Process
 from experiments import Config, Frame, Progress, models, style
 from experiments.image_data import ImageSet, read_images
-from experiments.problems import bootstrap_ratio, noise, step_points
+from experiments.problems import bootstrap_ratio, noise, start_scale, step_points
 
 if TYPE_CHECKING:
     from deis_analysis.learned import Network
@@ -178,7 +178,7 @@ def path_rows(net: Network, ideal: Model | None, config: Config) -> tuple[list[d
     process = net.process
     ts = da.grid(process, config["steps"], config["grid"])
     z = noise(config["path_samples"], math.prod(net.shape), config["seed"])
-    x_T = torch.as_tensor(max(1.0, float(process.sigma(ts[0]))) * z, device=config["device"])
+    x_T = torch.as_tensor(start_scale(process, float(ts[0])) * z, device=config["device"])
     rows, ends = [], None
     for field, model in (("network", eps_of(net)), ("ideal", ideal)):
         if model is None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process import Array
 from experiments import Config, Frame, Progress, models, style
-from experiments.problems import bootstrap_ratio, noise
+from experiments.problems import bootstrap_ratio, noise, start_scale
 
 if TYPE_CHECKING:
     from deis_analysis.learned import Network
@@ -95,7 +95,7 @@ def start(net: Network, config: Config) -> Any:
     """(n, d) float64 starts at the upper end of the process's sampling range."""
     import torch
 
-    scale = max(1.0, float(net.process.sigma(net.process.sampling_range[0])))
+    scale = start_scale(net.process, net.process.sampling_range[0])
     z = noise(config["samples"], math.prod(net.shape), config["seed"])
     return torch.tensor(scale * z, device=config["device"])
 

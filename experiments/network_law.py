@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from experiments import Config, Frame, Progress, style
 from experiments.features import Features, Floor, Frechet, difference, floor, frechet, precision_recall
-from experiments.problems import steps_for
+from experiments.problems import start_scale, steps_for
 
 if TYPE_CHECKING:
     from deis_analysis.learned import Network
@@ -134,7 +134,7 @@ def noise(net: Network, n: int, seed: int) -> Any:
     """(n, c, h, w) float32 starts at the process's first sampling time, the same on all devices."""
     import torch
 
-    scale = max(1.0, float(net.process.sigma(net.process.sampling_range[0])))
+    scale = start_scale(net.process, net.process.sampling_range[0])
     return scale * torch.randn(n, *net.shape, generator=torch.Generator().manual_seed(seed))
 
 

@@ -54,6 +54,11 @@ def noise(n: int, dimension: int, seed: int) -> Array:
     return np.random.default_rng(seed).standard_normal((n, dimension))
 
 
+def start_scale(process: Process, t_start: float) -> float:
+    """Standard deviation of starts: 1 on variance-preserving processes and flows, σ where the noise is larger."""
+    return max(1.0, float(process.sigma(t_start)))
+
+
 @dataclass(frozen=True)
 class DigitsProblem:
     """The ideal denoiser of the digits on a device, starts, and a reference at ``t_end``.

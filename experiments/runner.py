@@ -123,6 +123,14 @@ def result_files(name: str, folder: Path) -> list[Path]:
     return [folder / f"{name}.{suffix}" for suffix in SUFFIXES]
 
 
+def last_seconds(task: Task) -> float:
+    """How long the experiment took when its result in ``figures/`` was made, 0 if that is not known."""
+    try:
+        return float(json.loads((FIGURES / f"{task.name}.json").read_text(encoding="utf-8"))["wall_time_s"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
 def _marker(name: str, folder: Path) -> Path:
     return folder / ".done" / f"{name}.json"
 

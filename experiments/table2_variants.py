@@ -193,7 +193,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         "least (bold). Right: Spearman correlation with the published row, by path error [95 % over samples] and by "
         "excess energy distance to the data (where laws differ by less than the noise of sampling it means nothing), "
         "with permutation p, grey from 0.05. Published: FID on another model, Zhang & Chen 2023, table 2; column tAB3 "
-        "as quoted by later papers, the others as recalled."
+        "as quoted by later papers, the others as recalled." + models.whose_law(config)
     )
     rows = [len([c for c in PUBLISHED if c in config["calls"]]), *([len(config["calls"])] * len(found))]
     height = 1.75 + 0.43 * sum(rows) + 0.75 * len(rows)

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import deis_analysis as da
 from deis_analysis.cli import ProcessType
 from deis_analysis.process import Process
+from experiments.problems import start_scale
 
 if TYPE_CHECKING:
     from deis_analysis.learned import ImageModel, Plan, Training
@@ -119,7 +120,7 @@ def draw_samples(model: ImageModel, shape: tuple[int, int, int], seed: int = 0, 
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that all devices start alike
     noise = torch.randn(_SAMPLES, *shape, generator=generator).to(device)
     with torch.no_grad():
-        return da.run(table, model, noise * max(1.0, float(process.sigma(start))))
+        return da.run(table, model, noise * start_scale(process, start))
 
 
 def save_picture(samples: Any, path: Path) -> None:

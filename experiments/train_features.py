@@ -6,7 +6,6 @@ It writes ``features.safetensors``, weights and the features of training and tes
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
@@ -38,32 +37,19 @@ def read_labels(data: str, root: Path | None = None) -> tuple[Array, Array]:
     Raises:
         ValueError: unknown data, no ``root`` for MNIST, missing files.
     """
-    from experiments.image_data import _split
+    from experiments.image_data import mnist_parts, split
 
     if data == "digits":
         from sklearn.datasets import load_digits
 
-        parts = _split("labels", load_digits().target, "")
+        parts = split("labels", load_digits().target, "")
         return parts.train.astype(np.int64), parts.held_out.astype(np.int64)
     if data != "mnist":
         raise ValueError(f"data={data!r} has no labels here; allowed: {', '.join(FOLDERS)}")
     if root is None:
         raise ValueError("--data mnist needs --data-root, the folder where its files lie")
-    packed = root / "mnist.npz"
-    if packed.is_file():
-        with np.load(packed) as file:
-            old = "y_train" in file.files  # the names of Keras
-            train, test = (file[f"y_{p}" if old else f"{p}_labels"] for p in ("train", "test"))
-    else:
-        train, test = (_idx(root, f"{part}-labels-idx1-ubyte") for part in ("train", "t10k"))
+    train, test = mnist_parts(root, "labels")
     return train.astype(np.int64), test.astype(np.int64)
-
-
-def _idx(root: Path, name: str) -> Array:
-    for path, unpack in ((root / name, bytes), (root / f"{name}.gz", gzip.decompress)):
-        if path.is_file():
-            return np.frombuffer(unpack(path.read_bytes()), np.uint8, offset=8)
-    raise ValueError(f"--data-root: neither mnist.npz nor {name}[.gz] is there")
 
 
 def fit(images: Array, labels: Array, epochs: int, seed: int, watch: Callable[[int, float], None]) -> Any:
