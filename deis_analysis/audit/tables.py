@@ -99,21 +99,20 @@ def as_steps(table: Tableau, floor: float = _ZERO) -> Steps:
     states, outputs, before = np.zeros((count, count)), np.zeros((count, count)), [-1]
     noise = np.zeros_like(table.noise)
     for k in range(1, count):
-        best: tuple[tuple[int, int], int, float, Array, Array] | None = None
         scale = max(np.abs(rows[k]).max(), _ZERO)
-        for j in range(k - 1, max(k - 1 - _REACH, -1), -1):
-            if start[j] == 0:
-                continue
-            ratio = start[k] / start[j]
-            rest, noisy = rows[k] - ratio * rows[j], table.noise[k] - ratio * table.noise[j]
-            size = scale + abs(ratio) * np.abs(rows[j]).max()
-            rest = np.where(np.abs(rest) > floor * size, rest, 0.0)
-            terms = int(np.count_nonzero(rest) + np.count_nonzero(np.abs(noisy) > floor * max(1.0, abs(ratio))))
-            if best is None or (terms, _form(table.times, rest, k, j)) <= best[0]:  # of equals the earliest
-                best = ((terms, _form(table.times, rest, k, j)), j, ratio, rest, noisy)
-        if best is None:
+        nodes = np.arange(k - 1, max(k - 1 - _REACH, -1), -1)
+        nodes = nodes[start[nodes] != 0]
+        if nodes.size == 0:
             return Steps(table, (-1, *range(count - 1)))
-        _, j, ratio, rest, noisy = best
+        ratios = (start[k] / start[nodes])[:, None]
+        rests, noises = rows[k] - ratios * rows[nodes], table.noise[k] - ratios * table.noise[nodes]
+        sizes = scale + np.abs(ratios) * np.abs(rows[nodes]).max(axis=1, keepdims=True)
+        rests = np.where(np.abs(rests) > floor * sizes, rests, 0.0)
+        terms = np.count_nonzero(rests, axis=1)
+        terms += np.count_nonzero(np.abs(noises) > floor * np.maximum(1.0, np.abs(ratios)), axis=1)
+        keys = 4 * terms + _forms(table.times, rests, k, nodes)
+        best = int(np.flatnonzero(keys == keys.min())[-1])  # of equals the earliest node
+        j, ratio, rest, noisy = int(nodes[best]), ratios[best, 0], rests[best], noises[best]
         states[k, j], outputs[k], noise[k] = ratio, rest, noisy
         before.append(j)
     chain = [count - 1]
@@ -123,13 +122,15 @@ def as_steps(table: Tableau, floor: float = _ZERO) -> Steps:
     return Steps(new, tuple(before))
 
 
-def _form(times: Array, rest: Array, k: int, j: int) -> int:
-    """How natural it is that node k starts from node j: 0, with later outputs only, a Runge–Kutta method; 1, with
-    earlier ones only, a multistep method; 2, mixed; 3, from a state at the same time."""
-    if times[k] == times[j] and np.any(rest):
-        return 3
-    used = np.flatnonzero(rest)
-    return 0 if not np.any(used < j) else 1 if not np.any(used > j) else 2
+def _forms(times: Array, rests: Array, k: int, nodes: Array) -> Array:
+    """(J,) how natural it is that node k starts from each of ``nodes`` (J,) with the terms ``rests`` (J, n): 0, with
+    later outputs only, a Runge–Kutta method; 1, with earlier ones only, a multistep method; 2, mixed; 3, from a state
+    at the same time."""
+    used, column = rests != 0, np.arange(rests.shape[1])
+    earlier = np.any(used & (column < nodes[:, None]), axis=1)
+    later = np.any(used & (column > nodes[:, None]), axis=1)
+    again = (times[nodes] == times[k]) & np.any(used, axis=1)
+    return np.where(again, 3, np.where(~earlier, 0, np.where(~later, 1, 2)))
 
 
 def implied_scales(table: Tableau, process: Process, start: float | None = None) -> tuple[Array, Array]:
