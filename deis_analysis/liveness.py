@@ -39,24 +39,37 @@ def make_plan(tableau: Tableau) -> list[Row]:
     last_state = _last_use(tableau.states, np.arange(n))
     last_output = _last_use(tableau.outputs, np.full(n, -1))
     last_state[-1] = n  # the result outlives the loop
-
-    def terms(row: Array) -> tuple[tuple[float, int], ...]:
-        return tuple((float(row[j]), int(j)) for j in np.flatnonzero(row))
-
+    drop_states: list[list[int]] = [[] for _ in range(n + 1)]
+    drop_outputs: list[list[int]] = [[] for _ in range(n + 1)]
+    for j in range(n - 1):
+        if last_state[j] > j:
+            drop_states[last_state[j]].append(j)
+    for j in calls:
+        drop_outputs[last_output[j]].append(j)
+    states, outputs, noises = (_terms(matrix) for matrix in (tableau.states, tableau.outputs, tableau.noise))
     return [
         Row(
             node=k,
             time=float(tableau.times[k]),
-            states=terms(tableau.states[k]),
-            outputs=terms(tableau.outputs[k]),
-            noises=terms(tableau.noise[k]),
+            states=states[k],
+            outputs=outputs[k],
+            noises=noises[k],
             evaluate=k in calls,
-            drop_states=tuple(j for j in range(k) if last_state[j] == k),
-            drop_outputs=tuple(j for j in calls if last_output[j] == k),
+            drop_states=tuple(drop_states[k]),
+            drop_outputs=tuple(drop_outputs[k]),
             drop_after_call=(k,) if last_state[k] == k else (),
         )
         for k in range(n)
     ]
+
+
+def _terms(matrix: Array) -> list[tuple[tuple[float, int], ...]]:
+    """Per row its entries that are not zero, each with its column."""
+    found: list[list[tuple[float, int]]] = [[] for _ in matrix]
+    rows, columns = np.nonzero(matrix)
+    for k, j, value in zip(rows.tolist(), columns.tolist(), matrix[rows, columns].tolist(), strict=True):
+        found[k].append((value, j))
+    return [tuple(terms) for terms in found]
 
 
 def _last_use(matrix: Array, unused: Array) -> list[int]:

@@ -119,6 +119,8 @@ class Process:
 
     # -- public functions of time -----------------------------------------------------------------
     def _check(self, t: Any, name: str = "t") -> Array:
+        if isinstance(t, float) and self.t_min <= t <= self.t_max:
+            return np.float64(t)  # type: ignore[return-value]  # a scalar serves as an array of no dimension
         values = real(name, t) if not isinstance(t, np.ndarray) or t.dtype != np.float64 else t
         slack = _SLACK * max(abs(self.t_min), abs(self.t_max))
         good = (values >= self.t_min - slack) & (values <= self.t_max + slack)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process import MeanReverting, Process
+from deis_analysis.storage import atomic
 from deis_analysis.validate import real
 
 Cache = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
@@ -86,16 +86,8 @@ def load(path: Path, names: set[str], shape: tuple[int, ...]) -> dict[str, Any] 
 
 def store(path: Path, values: Mapping[str, Any]) -> None:
     """Write numbers, strings and arrays; the file is there only as a whole. What cannot be written is a warning."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **values)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:  # what was computed is worth more than the file
         warnings.warn(f"the reference is not kept: {error}")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

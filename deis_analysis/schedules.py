@@ -206,6 +206,12 @@ class VPDiscrete(_VariancePreserving):
     def __repr__(self) -> str:
         return f"VPDiscrete({self.alphas_cumprod.size} levels)"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VPDiscrete) and np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+
+    def __hash__(self) -> int:
+        return hash(self.alphas_cumprod.tobytes())
+
     @property
     def breakpoints(self) -> Array:
         """Times at which a derivative jumps."""

@@ -105,7 +105,7 @@ class Tableau:
             "intervals": _frozen("intervals", np.zeros((0, 2)) if columns == 0 else self.intervals, (columns, 2)),
         }
         for name in ("states", "outputs"):
-            if any(np.any(row[k:]) for k, row in enumerate(arrays[name])):
+            if np.any(np.triu(arrays[name])):
                 raise ValueError(f"{name} must be strictly lower triangular: node k may use nodes before it only")
         if np.any(arrays["noise"][0]):
             raise ValueError("noise must not act on node 0, which is x_T")

@@ -63,12 +63,14 @@ def _panels(process: Process, points: Array) -> Array:
     edges = np.concatenate([points[:-1, None], inside, points[1:, None]], axis=1)
     if process.breakpoints.size == 0:
         return edges
-    rows = []
+    kinks, rows = np.sort(process.breakpoints), []
     for row in edges:
-        kinks = process.breakpoints[(process.breakpoints > row.min()) & (process.breakpoints < row.max())]
-        rows.append(np.unique(np.concatenate([row, kinks]))[:: 1 if row[-1] > row[0] else -1])
-    width = max(row.size for row in rows)
-    return np.array([np.pad(row, (0, width - row.size), mode="edge") for row in rows])
+        first, last = np.searchsorted(kinks, row.min(), side="right"), np.searchsorted(kinks, row.max())
+        rows.append(np.unique(np.concatenate([row, kinks[first:last]]))[:: 1 if row[-1] > row[0] else -1])
+    padded = np.repeat([[row[-1]] for row in rows], max(row.size for row in rows), axis=1)
+    for i, row in enumerate(rows):
+        padded[i, : row.size] = row
+    return padded
 
 
 def _intervals(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import deis_analysis
+from deis_analysis.storage import atomic
 from experiments import SHARED, Config, Experiment, Progress, discover
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
@@ -146,18 +147,6 @@ def finished(experiment: Experiment, task: Task) -> dict[str, Any] | None:
     whole = all(path.is_file() for path in result_files(task.files, task.folder))
     wanted = fingerprint(experiment, configuration(experiment, task))
     return marker if whole and marker.get("fingerprint") == wanted else None
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that takes the place of ``path`` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _clean(folder: Path, pids: set[int]) -> None:

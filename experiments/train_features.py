@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from deis_analysis.process import Array
-from experiments.runner import atomic
+from deis_analysis.storage import atomic
 
 if TYPE_CHECKING:
     from experiments.image_data import ImageSet

@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import deis_analysis as da
+from deis_analysis.storage import atomic
 from experiments import discover, field_audit, runner, solver_atlas, stochastic_law, style, unnamed_corner
 from experiments.__main__ import main
 from experiments.problems import bootstrap_ratio, digits, distinct_solvers, steps_for
@@ -426,7 +427,7 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
     target.write_text("old")
 
     def write() -> None:
-        with runner.atomic(target) as temporary:
+        with atomic(target) as temporary:
             temporary.write_text("half")
             raise OSError("disk full")
 

@@ -15,6 +15,7 @@ ROOT = Path(deis_analysis.__file__).parent
 LAYERS = [
     {
         "validate",
+        "storage",
         "process",
         "schedules",
         "grids",

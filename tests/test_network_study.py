@@ -233,12 +233,33 @@ def test_the_validation_runs_small_on_the_cpu():
     gpu_validation.draw(frame, config)
 
 
+def test_an_overhead_is_stated_only_where_the_repeats_agree_on_it():
+    speed = pd.DataFrame({"overhead": [0.99, 1.1], "low": [0.9, 0.98], "high": [1.2, 1.15]})
+    assert gpu_validation.overhead(speed) == (
+        "run costs nothing beside its calls that single repeats (within 20 %) would show"
+    )
+    speed.loc[1, "low"] = 1.01
+    assert gpu_validation.overhead(speed) == "run takes 0.99 to 1.10 times the bare calls"
+
+
 def test_many_samples_are_those_of_one_batch():
     study = models.on_its_own_process("digits8", SMALL)
     table = da.build("tab3", study.process, da.grid(study.process, 5, "t2"))
     whole, parts = (gpu_validation.in_batches(study, table, study.x_T.numpy(), n) for n in (4, 3))
     assert whole.shape == (4, 64)
     assert torch.allclose(whole, parts, atol=1e-4)
+
+
+def test_parts_of_a_float64_batch_on_a_cpu_are_the_batch(monkeypatch):
+    net = models.image_network("digits8", dtype="float64")
+    x = torch.randn(7, 64, dtype=torch.float64)
+    whole, sizes = models.flat(net, net.process)(x, 0.5), []
+    watch = net.model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    monkeypatch.setattr(models, "_CACHED_PIXELS", 3 * 64 + 5)
+    parts = models.flat(net, net.process)(x, 0.5)
+    watch.remove()
+    assert sizes == [3, 3, 1]
+    assert torch.allclose(parts, whole, atol=1e-13, rtol=0)
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch):

@@ -287,3 +287,12 @@ VP = da.VPLinear()
 def test_bad_input_names_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_discrete_processes_are_equal_where_their_levels_are():
+    levels = np.linspace(0.99, 0.01, 10)
+    one, same, other = da.VPDiscrete(levels), da.VPDiscrete(levels.copy()), da.VPDiscrete(levels * 0.999)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != "VPDiscrete(10 levels)"

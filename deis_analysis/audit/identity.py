@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -18,6 +18,7 @@ from deis_analysis.schedules import VE, VPLinear
 from deis_analysis.solvers import SOLVERS, Solver
 from deis_analysis.tableau import Tableau
 
+Builder = Callable[[Process, Array], Tableau]
 EQUAL, FLOAT32 = 1e-8, 2e-5  # relative distances
 _SAME_ROW = 1e-11  # absolute distance below which two rows of the registry are one table
 _SURE = 1e-6  # no two different rows are as near as this at 20 calls
@@ -44,7 +45,7 @@ def nearest_row(case: Case) -> Nearest | None:
     told, implied = case.table.times, _levels(case)
     ladders = [told] if np.array_equal(told, implied) else [told, implied]
     found: list[Nearest] = []
-    for name, row, build in _candidates(case.table.stochastic):
+    for name, row, build in _candidates(tuple(SOLVERS), case.table.stochastic):
         for levels in ladders:
             for mode in MODES:
                 pair = _compare(case, row, build, levels, mode)
@@ -78,21 +79,23 @@ def _levels(case: Case) -> Array:
     return times
 
 
-def _candidates(stochastic: bool) -> Iterator[tuple[str, Solver, Callable[[Process, Array], Tableau]]]:
-    for name in _distinct(tuple(SOLVERS)):
+@lru_cache(maxsize=8)
+def _candidates(names: tuple[str, ...], stochastic: bool) -> tuple[tuple[str, Solver, Builder], ...]:
+    """The rows that a sampler may be, each with what builds it: names, rows, and variants of their ends."""
+    found: list[tuple[str, Solver, Builder]] = []
+    for name in _distinct(names):
         row = SOLVERS[name]
         if row.stochastic != stochastic:
             continue
-        yield name, row, row.build
+        found.append((name, row, row.build))
         function = row.build.func if isinstance(row.build, partial) else row.build
         if row.starting_steps and "lower_order_final" in inspect.signature(function).parameters:
             lowered: Callable[..., Tableau] = row.build
-            yield f"{name} with lower_order_final", row, partial(lowered, lower_order_final=True)
+            found.append((f"{name} with lower_order_final", row, partial(lowered, lower_order_final=True)))
+    return tuple(found)
 
 
-def _compare(
-    case: Case, row: Solver, build: Callable[[Process, Array], Tableau], levels: Array, mode: str
-) -> tuple[float, int] | None:
+def _compare(case: Case, row: Solver, build: Builder, levels: Array, mode: str) -> tuple[float, int] | None:
     """(relative distance, calls compared) of the row on these levels; None if the numbers of calls do not fit."""
     calls, complete = case.reading.calls, mode != "but the last"
     target = calls if complete else calls - 1
@@ -130,15 +133,20 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=2048)
-def _pattern(build: Callable[[Process, Array], Tableau], steps: int) -> tuple[int, list[int]]:
+def _pattern(build: Builder, steps: int) -> tuple[int, list[int]]:
     """(number of calls, first call at each time of the grid) of a row in ``steps`` steps: the same on any process."""
     dummy = _built(build, VPLinear(), grid(VPLinear(), steps))
     return dummy.nfe, _calls_at_grid_times(dummy, steps)
 
 
-def _built(build: Callable[[Process, Array], Tableau], process: Process, ts: Array) -> Tableau:
+def _built(build: Builder, process: Process, ts: Array) -> Tableau:
+    return _built_at(build, process, ts.tobytes())
+
+
+@lru_cache(maxsize=4096)  # samplers of one package share their levels
+def _built_at(build: Builder, process: Process, levels: bytes) -> Tableau:
     with np.errstate(all="ignore"):  # not every row is finite where another sampler may end, at σ = 0
-        return build(process, ts)
+        return build(process, np.frombuffer(levels))
 
 
 def _calls_at_grid_times(table: Tableau, steps: int) -> list[int]:

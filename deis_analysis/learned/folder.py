@@ -6,7 +6,6 @@ import copy
 import inspect
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from deis_analysis.learned.convention import NETWORK_TIMES, Convention
 from deis_analysis.process import Array, Process
 from deis_analysis.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPDiscrete, VPLinear
+from deis_analysis.storage import atomic
 from deis_analysis.validate import choose
 
 PROCESSES = {cls.__name__: cls for cls in (VPLinear, VPCosine, VPDiscrete, SubVP, VE, EDM, RectifiedFlow)}
@@ -105,6 +105,5 @@ def save_folder(
             "dtype": "float16" if half else str(dtype).removeprefix("torch."),
         },
     }
-    temporary = folder / f".{CARD}.tmp"
-    temporary.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, folder / CARD)
+    with atomic(folder / CARD) as temporary:
+        temporary.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

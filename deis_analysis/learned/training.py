@@ -19,7 +19,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -34,6 +33,7 @@ from deis_analysis.learned.dsm import TIMES, TRAINED, sampling_times, zero_mean
 from deis_analysis.learned.folder import describe_process
 from deis_analysis.process import Array, Process
 from deis_analysis.schedules import EDM, VE, RectifiedFlow
+from deis_analysis.storage import atomic
 from deis_analysis.validate import boolean, choose, instance, nonnegative, positive, positive_int
 
 PRECISIONS = ("float32", "bf16")
@@ -219,16 +219,13 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "losses": self._losses[: self.step].clone(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            torch.save(state, temporary)
 
     def resume(self, path: Path) -> None:
         """Go on from ``path``; ValueError if it cannot be read, or was written under another plan or other images."""
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a save that was killed
+            leftover.unlink(missing_ok=True)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)  # Adam counts its steps on the CPU
             plan, digest = state["plan"], state["images"]
