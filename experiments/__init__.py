@@ -28,6 +28,7 @@ SHARED = (
     "problems",
     "models",
     "judging",
+    "score_defects",
     "toy_network",
     "image_data",
     "train",

@@ -14,7 +14,7 @@ from quick_runs import quick
 
 import deis_analysis as da
 from deis_analysis import learned
-from experiments import models, problems
+from experiments import models, problems, score_defects
 from experiments import network_errors as errors
 from experiments import network_floors as floors
 from experiments.image_data import ImageSet, read_images
@@ -173,7 +173,7 @@ def test_a_known_curl_is_measured(curl, full, slack):
     """J = −(S + κK): ‖J − Jᵀ‖ = 2√2 κ."""
     matrix = S + curl * TURN
     config = {**CONFIG, "full_jacobian": full, "jacobian_probes": 400}
-    value, low, high = errors.asymmetry(lambda x, t: -x @ matrix.T, torch.randn(4, 3).double(), 0.3, config)
+    value, low, high = score_defects.asymmetry(lambda x, t: -x @ matrix.T, torch.randn(4, 3).double(), 0.3, config)
     assert value == pytest.approx(2 * math.sqrt(2) * curl / float((matrix**2).sum() ** 0.5), rel=slack, abs=1e-12)
     assert low <= value * (1 + 1e-9)
     assert value <= high * (1 + 1e-9) + 1e-15
@@ -189,12 +189,12 @@ def test_residual_of_a_scaled_gaussian_score(full):
     """s = −c x/q: ∂s/∂t = c q̇/q² x, the other side c (g² c/q² + 2f/q) x, q̇ = 2fq + g²; equal for c = 1."""
     t, x = 0.3, torch.tensor(problems.noise(5, 3, 0))
     config = {**CONFIG, "full_jacobian": full, "divergence_probes": 2}
-    assert errors.residual(gaussian_score(0.4), VP, x, t, config)[0] < 1e-8
+    assert score_defects.residual(gaussian_score(0.4), VP, x, t, config)[0] < 1e-8
     q = float(VP.alpha(t)) ** 2 * 0.4 + float(VP.sigma(t)) ** 2
     f, g2 = float(VP.drift(t)), float(VP.diffusion_squared(t))
     for c in (0.5, 1.01):
         left, right = c * (2 * f * q + g2) / q**2, c * (g2 * c / q**2 + 2 * f / q)
-        value, low, high = errors.residual(gaussian_score(0.4, c), VP, x, t, config)
+        value, low, high = score_defects.residual(gaussian_score(0.4, c), VP, x, t, config)
         assert value == pytest.approx(abs(left - right) / (abs(left) + abs(right)), rel=1e-6)
         assert low == pytest.approx(high, rel=1e-6)  # a ratio of two lines through 0 is the same at all points
 
@@ -208,7 +208,7 @@ def test_reverse_mode_is_the_package_residual(process):
         return torch.sin(y @ S) * (1 + u) + y[:, [1, 2, 0]] ** 2
 
     rate, _ = da.diagnostics.time_derivative(score, process, x, t)
-    found = errors.exact_residual(score, process, x, t, rate)
+    found = score_defects.exact_residual(score, process, x, t, rate)
     assert torch.allclose(found, da.fokker_planck_residual(score, process, x, t), rtol=1e-10, atol=1e-10)
 
 
@@ -221,8 +221,8 @@ def test_noise_of_random_directions_is_no_residual():
     one = da.fokker_planck_residual(score, VP, x, t, probes=1, seed=CONFIG["seed"])
     relative = float(one.square().mean() ** 0.5 / (rate.square().mean() ** 0.5 + (rate - one).square().mean() ** 0.5))
     assert relative > 0.05
-    assert errors.residual(score, VP, x, t, config)[0] < 0.7 * relative  # with one seed twice it is that
-    assert errors.residual(score, VP, x[:50], t, {**config, "full_jacobian": 2})[0] < 1e-7
+    assert score_defects.residual(score, VP, x, t, config)[0] < 0.7 * relative  # with one seed twice it is that
+    assert score_defects.residual(score, VP, x[:50], t, {**config, "full_jacobian": 2})[0] < 1e-7
 
 
 def test_random_directions_agree_with_all_of_them():
@@ -231,8 +231,8 @@ def test_random_directions_agree_with_all_of_them():
     def score(y, u):
         return torch.sin(2 * y @ S) * (1 + u)
 
-    exact = errors.residual(score, VP, x, 0.3, {**CONFIG, "full_jacobian": 100})[0]
-    value, low, high = errors.residual(score, VP, x, 0.3, {**CONFIG, "full_jacobian": 2, "divergence_probes": 2})
+    exact = score_defects.residual(score, VP, x, 0.3, {**CONFIG, "full_jacobian": 100})[0]
+    value, low, high = score_defects.residual(score, VP, x, 0.3, {**CONFIG, "full_jacobian": 2, "divergence_probes": 2})
     assert value == pytest.approx(exact, rel=0.05)
     assert low < value < high
 
@@ -241,7 +241,7 @@ def test_networks_are_differentiable_twice_inside_and_unchanged():
     net = learned.load("digits8", dtype=torch.float64)
     eps, x = errors.eps_of(net), torch.tensor(problems.noise(1, 64, 0))
     before, v = eps(x, 0.5), torch.tensor(problems.noise(1, 64, 1))
-    with errors.differentiable():
+    with score_defects.differentiable():
         assert torch.allclose(eps(x, 0.5), before, rtol=0, atol=1e-12)
         along = torch.func.jvp(lambda y: eps(y, 0.5), (x,), (v,))[1]
     difference = (eps(x + 1e-5 * v, 0.5) - eps(x - 1e-5 * v, 0.5)) / 2e-5
