@@ -36,4 +36,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) figures/.done figures/.quick figures/.thorough figures/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) figures/.done figures/.quick figures/.thorough figures/.undrawn figures/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -7,7 +7,8 @@ An experiment is a module of this package with
 * ``verdict(frame, config) -> str``: one sentence, computed from the frame,
 * ``draw(frame, config) -> Figure``: from the frame alone, so that a figure can be redrawn from its CSV,
 * if it likes, ``THOROUGH``: what of ``CONFIG`` changes for a long run; and in ``CONFIG`` a list ``models``, names from
-  `experiments.models`, which ``--model`` replaces, and a ``device``, which ``--device`` replaces.
+  `experiments.models`, which ``--model`` replaces, and a ``device``, which ``--device`` replaces;
+* if its models cannot be image networks, ``IMAGE_NETWORKS = False``.
 
 Adding one is adding a file.  ``python -m experiments list`` shows them, ``run`` runs them.
 """

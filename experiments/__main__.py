@@ -16,7 +16,18 @@ from rich.table import Table
 from experiments import Experiment, discover
 from experiments.certify import certify_command
 from experiments.models import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
-from experiments.runner import FIGURES, Outcome, Task, finished, last_seconds, redraw, run_here, run_parallel
+from experiments.runner import (
+    FIGURES,
+    Outcome,
+    Task,
+    allowed,
+    finished,
+    last_seconds,
+    redraw,
+    run_here,
+    run_parallel,
+    takes,
+)
 from experiments.train import train_command
 from experiments.train_features import train_features_command
 
@@ -126,9 +137,10 @@ def run(
         raise click.UsageError("give --quick or --thorough, not both")
     chosen = discover() if everything else _known(names)
     if models:
-        others = [name for name, experiment in chosen.items() if "models" not in experiment.CONFIG]
+        others = [name for name, experiment in chosen.items() if not takes(experiment, models)]
         if others and not everything:
-            raise click.UsageError(f"--model: {', '.join(others)} cannot be run on a chosen model")
+            told = "; ".join(f"{name} (allowed: {allowed(chosen[name])})" for name in others)
+            raise click.UsageError(f"--model {', '.join(models)} is not for {told}")
         chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
     if dtype:
         others = [name for name, experiment in chosen.items() if "network_dtype" not in experiment.CONFIG]
@@ -196,12 +208,13 @@ def _print(console: Console, outcome: Outcome) -> None:
 
 @main.command("redraw")
 @click.argument("names", nargs=-1, required=True)
+@click.option("--model", "models", multiple=True, type=ModelName(), help="The result of a run with this --model.")
 @out_option
-def redraw_command(names: tuple[str, ...], out: Path | None) -> None:
+def redraw_command(names: tuple[str, ...], models: tuple[str, ...], out: Path | None) -> None:
     """Draw figures and state verdicts again from their CSV files, computing nothing."""
     for name in _known(names):
         try:
-            click.echo(f"{name}: {redraw(Task(name, _folder(out, False)))}")
+            click.echo(f"{name}: {redraw(Task(name, _folder(out, False), models=tuple(dict.fromkeys(models))))}")
         except FileNotFoundError as error:
             raise click.UsageError(str(error)) from error
 

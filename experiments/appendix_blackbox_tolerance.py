@@ -200,7 +200,7 @@ def draw(frame: Frame, config: Config) -> Figure:
             row[0].plot(rows.nfe, rows.rms, **look)
             row[1].plot(rows.tolerance, rows.rms, **look)
             row[2].plot(rows.tolerance, 100 * rows.rejected / (rows.steps + rows.rejected), **look)
-        _finish(row, part, models.MODELS[model][0])
+        _finish(row, part, models.title(model))
     axes[0, 0].legend(loc="upper right", fontsize=9)
     for ax, label in zip(axes[-1], ("model calls (NFE)", *["tolerance (rtol = atol)"] * 2), strict=True):
         ax.set_xlabel(label)

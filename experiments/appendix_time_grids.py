@@ -71,9 +71,10 @@ def compute(config: Config, progress: Progress) -> Frame:
     rows: list[dict[str, Any]] = []
     total, done = len(config["models"]) * len(config["solvers"]), 0
     for name in config["models"]:
-        count = config["exact_samples"] if name in ("mixture", "gaussian") else config["samples"]
-        problem = models.study(name, {**config, "samples": count})
+        samples = config["exact_samples"] if name in ("mixture", "gaussian") else config["samples"]
+        problem = models.study(name, {**config, "samples": samples})
         truth, estimate = problem.reference(config["t_end"])
+        count = len(problem.x_T)
         counts = np.random.default_rng(config["seed"]).multinomial(count, np.full(count, 1 / count), config["draws"])
         for solver in config["solvers"]:
 
@@ -208,7 +209,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     ratios = {"width_ratios": [1.5, 1, 1], "wspace": 0.06, "hspace": 0.24}
     axes = fig.subplots(len(names), 3, squeeze=False, gridspec_kw={**margins, **ratios})
     for row, model in zip(axes, names, strict=True):
-        _table(row[0], found[found.model == model], config, models.MODELS[model][0])
+        _table(row[0], found[found.model == model], config, models.title(model))
         for ax, (family, exponents) in zip(row[1:], config["exponents"].items(), strict=True):
             part = frame[(frame.part == "best") & (frame.model == model) & (frame.family == family)]
             _intervals(ax, part, config, exponents)

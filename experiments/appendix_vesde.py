@@ -236,7 +236,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     for row, model in zip(axes, names, strict=True):
         labels.append((row[0], _envelopes(row[0], frame, config, model, every[model])))
         _ratio_panel(row[1], frame, config, model)
-        title = models.MODELS[model][0]
+        title = models.title(model)
         row[0].set_title(title[0].upper() + title[1:])
     axes[-1, 0].set_xlabel("model calls (NFE)")
     axes[-1, 1].set_xlabel("RMS error over that on VP")

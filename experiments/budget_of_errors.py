@@ -15,6 +15,7 @@ from experiments.models import Study
 
 NAME = "budget_of_errors"
 QUESTION = "Which cause makes the error of a sample: the model, the solver's parts, or the two ends?"
+IMAGE_NETWORKS = False  # it needs to know more of a model than its ε
 CONFIG: Config = {
     **models.BASE,
     "models": ["mixture", "network"],
@@ -163,7 +164,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     """Rows: models. Columns: the causes of each solver against calls; last, the triangle of laws."""
     count, found = len(config["models"]), findings(frame, config)
     most, chosen = max(config["nfe"]), config["law_of"]
-    causes = " and ".join(f"{found[(m, chosen)][most][0]} on the {models.MODELS[m][0]}" for m in config["models"])
+    causes = " and ".join(f"{found[(m, chosen)][most][0]} on the {models.title(m)}" for m in config["models"])
     headline = f"With {chosen} at {most} calls the largest cause of error is {causes}"
     note = (
         f"Root mean square of each cause's part of the error; the parts add up to the error as vectors. "
@@ -184,7 +185,7 @@ def draw(frame: Frame, config: Config) -> Figure:
             ax.set(title=solver, xscale="log", yscale="log", ylim=span)
             _causes(ax, terms[(terms.model == name) & (terms.solver == solver)], config)
         _triangle(row[-1], frame[(frame.part == "law") & (frame.model == name)], config)
-        row[0].set_ylabel(f"{models.MODELS[name][0]}\nRMS of the cause's part")
+        row[0].set_ylabel(f"{models.title(name)}\nRMS of the cause's part")
     for ax in axes[-1]:
         ax.set_xlabel("model calls (NFE)")
     return fig

@@ -162,11 +162,12 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"better than Euler at every N on {_claimed(found, 'better')}"
     )
     estimate = frame[frame.part == "reference"].rms.max()
+    on_path = models.how_many({**config, "samples": config["path_samples"]})
     note = (
         f"Δp = mean |x − x*| over samples and dimensions, from the same x_T; uniform t grid, {style.setting(config)}; "
         f"{models.how_many(config)}; x* accurate to {style.as_text(estimate, 1)}. Δs = root mean square distance of "
         f"the frozen prediction from the true score while a step of N = {config['path_steps']} lasts, along the exact "
-        f"solution, {config['path_samples']} samples. n/m (n/m): at n of {len(config['steps'])} N by mean, at m "
+        f"solution, {on_path}. n/m (n/m): at n of {len(config['steps'])} N by mean, at m "
         "beyond its 95 % interval (the same by RMS)."
     )
     columns = len(found)
@@ -214,7 +215,7 @@ def _errors(ax: Any, frame: Frame, config: Config, name: str, found: dict[str, A
 
 
 def _title(name: str) -> str:
-    title = models.MODELS[name][0]
+    title = models.title(name)
     return title[0].upper() + title[1:]
 
 

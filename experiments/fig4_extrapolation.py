@@ -244,10 +244,11 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{_listed(always(found, kind))}; Δε on the exact path falls with every degree on "
         f"{_listed([n for n, f in found.items() if f['falls']])}"
     )
+    on_path = models.how_many({**config, "samples": config["path_samples"]})
     note = (
         f"{style.setting(config)}. (a) relative change of ε on the exact path over 1/{config['change_steps']} of the "
         f"range; shaded: t < {config['change_above']:g}. (b) Δε = root mean square of extrapolated minus true ε on the "
-        f"exact path while each step lasts, {kind} grid, {config['path_samples']} samples; the first steps have fewer "
+        f"exact path while each step lasts, {kind} grid, {on_path}; the first steps have fewer "
         f"nodes; gain = path average of r = {min(config['degrees'])} over that of r = {max(config['degrees'])} (95 % "
         f"interval), red: steps at whose end r = {max(config['degrees'])} is farther off. (c) "
         f"mean |x − x*|, {models.how_many(config)}, {_grids(config)}; reference accurate to "
@@ -285,7 +286,7 @@ def _change(ax: Any, rows: Frame, name: str, config: Config, f: dict[str, Any]) 
     part = rows[rows.part == "change"]
     ax.plot(part.t, part.change, color=style.BLACK, lw=1.8)
     ax.axvspan(0, config["change_above"], color=style.GREY, alpha=0.15, lw=0)
-    title = models.MODELS[name][0]
+    title = models.title(name)
     ax.set(yscale="log", xlim=(-0.02, 1.0), ylim=(1e-6, 3.0), title=title[0].upper() + title[1:])
     text = f"most {_percent(f['above'])} above t = {config['change_above']:g},\n{_percent(f['below'])} below"
     ax.text(0.98, 0.95, text, transform=ax.transAxes, ha="right", va="top", fontsize=9)

@@ -16,6 +16,7 @@ from experiments.problems import bootstrap_ratio, digits, noise, steps_for, vp_l
 
 NAME = "guidance"
 QUESTION = "Does the ranking of samplers flip with the guidance scale, and does data prediction win at large scales?"
+IMAGE_NETWORKS = False  # it needs to know more of a model than its ε
 CONFIG: Config = {
     **models.BASE,
     "models": ["mixture", "digits"],

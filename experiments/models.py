@@ -196,26 +196,32 @@ def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -
         return torch.tensor(scale * problems.noise(n, dimension, config["seed"]), device=config["device"])
 
     if name in MODELS:
-        title, parts = MODELS[name]
+        known, parts = MODELS[name]
         model, exact, data, trained = parts(process, config)
         x_T = starts(config["samples"], data.shape[1])
-        return Study(name, title, process, model, x_T, lambda: data, exact, trained, settings)
+        return Study(name, known, process, model, x_T, lambda: data, exact, trained, settings)
     net = image_network(name, config["device"], config["allow_pickle"], config["network_dtype"])
     x_T = starts(min(config["samples"], config["network_samples"]), math.prod(net.shape))
 
     def own() -> Array:
         return own_samples(net, net.digest, process, config["t_start"], config["t_end"], config["device"])
 
-    title = f"{net.name}, {'×'.join(map(str, net.shape[1:]))} image network"
-    return Study(name, title, process, flat(net, process), x_T, own, None, True, settings, net)
+    sized = f"{net.name}, {'×'.join(map(str, net.shape[1:]))} image network"
+    return Study(name, sized, process, flat(net, process), x_T, own, None, True, settings, net)
+
+
+def title(name: str) -> str:
+    """The printed name of a model of the study, or of an image network without loading it."""
+    return MODELS[name][0] if name in MODELS else f"image network {Path(name).name}"
 
 
 def how_many(config: Config) -> str:
     """How many samples a study's figure is made of, in words: there are fewer of image networks."""
     used = min(config["samples"], config.get("used", config["samples"]))
-    if all(name in MODELS for name in config["models"]):
+    fewer, known = min(used, config["network_samples"]), [name in MODELS for name in config["models"]]
+    if all(known):
         return f"{used} samples"
-    return f"{used} samples ({min(used, config['network_samples'])} of image networks)"
+    return f"{used} samples ({fewer} of image networks)" if any(known) else f"{fewer} samples"
 
 
 def whose_law(config: Config) -> str:

@@ -143,7 +143,7 @@ def table(frame: Frame, config: Config) -> list[str]:
     """The README's table of claims, line by line."""
     found, names = findings(frame), config["models"]
     lines = [
-        f"| claim of the paper | {' | '.join(models.MODELS[n][0] for n in names)} | figure |",
+        f"| claim of the paper | {' | '.join(models.title(n) for n in names)} | figure |",
         f"|---|{'---|' * len(names)}---|",
     ]
     for claim, (text, place, figure) in CLAIMS.items():
@@ -196,7 +196,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         label = "\n".join(style.textwrap.wrap(f"{text} ({place})", 34))
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10, labelpad=10)
     for ax, name in zip(axes[0], names, strict=True):
-        ax.set_title(models.MODELS[name][0])
+        ax.set_title(models.title(name))
     for ax in axes[-1]:
         ax.set_xlabel("ratio of errors")
     return fig

@@ -91,10 +91,10 @@ def compute(config: Config, progress: Progress) -> Frame:
                 found = _errors(eps, x_T, truth, kind, calls, config)
                 rows += [{"part": "error", "model": name, "grid": kind, "estimate": estimate, **row} for row in found]
             if exact is not None:
-                found = _steps(exact, np.asarray(x_T), np.asarray(truth), kind, config)
+                found = _steps(exact, np.asarray(x_T.cpu()), np.asarray(truth.cpu()), kind, config)
                 rows += [{"model": name, "grid": kind, **row} for row in found]
         if exact is not None:
-            rows += [{"part": "end", "model": name, **row} for row in _ends(exact, np.asarray(x_T), config)]
+            rows += [{"part": "end", "model": name, **row} for row in _ends(exact, np.asarray(x_T.cpu()), config)]
         progress(done / len(config["models"]))
     return pd.DataFrame(rows)
 

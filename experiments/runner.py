@@ -29,7 +29,9 @@ from experiments import SHARED, Config, Experiment, Progress, discover
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 SUFFIXES = ("csv", "png", "svg", "json")
+UNDRAWN = ".undrawn"  # folder, beside the results, of what was computed and could not be drawn
 UNUSED = ("runner", "__main__", "train", "certify", "train_features")  # no result depends on them
+KNOWN = ("mixture", "gaussian", "digits", "network")  # models of the study that are no image networks
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost a busy machine a factor of six
 PRELOADED = ["experiments.__main__", "experiments.style", "torch", "scipy.stats", "sklearn.datasets", "sympy"]
@@ -77,8 +79,8 @@ def configuration(experiment: Experiment, task: Task) -> Config:
     if "device" in config:
         config["device"] = task.device
     if task.models:
-        if "models" not in config:
-            raise ValueError(f"{task.name} is not about models; allowed: no --model")
+        if not takes(experiment, task.models):
+            raise ValueError(f"{task.name} cannot be run on {', '.join(task.models)}; allowed: {allowed(experiment)}")
         config["models"] = list(task.models)
         if task.allow_pickle:
             config["allow_pickle"] = True
@@ -87,6 +89,20 @@ def configuration(experiment: Experiment, task: Task) -> Config:
             raise ValueError(f"{task.name} has no network_dtype; allowed: no --dtype")
         config["network_dtype"] = task.dtype
     return dict(config)
+
+
+def takes(experiment: Experiment, names: tuple[str, ...]) -> bool:
+    """Whether the experiment can be run on these models."""
+    if names and "models" not in experiment.CONFIG:
+        return False
+    return getattr(experiment, "IMAGE_NETWORKS", True) or set(names) <= set(KNOWN)
+
+
+def allowed(experiment: Experiment) -> str:
+    """What `takes` lets pass, for a message."""
+    if "models" not in experiment.CONFIG:
+        return "no --model"
+    return "any model" if getattr(experiment, "IMAGE_NETWORKS", True) else ", ".join(KNOWN)
 
 
 @cache
@@ -183,8 +199,17 @@ def _save_figure(figure: Any, path: Path, kind: str) -> None:
         plt.close(figure)
 
 
+def _write_data(name: str, folder: Path, text: str, record: dict[str, Any]) -> None:
+    csv, _, _, info = result_files(name, folder)
+    for path, content in ((csv, text), (info, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
+        with atomic(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+
+
 def execute(task: Task, progress: Progress) -> Outcome:
     """Compute one experiment and write its files; nothing is touched unless the computation succeeds.
+
+    Where the figure cannot be drawn, CSV and JSON are written to a folder of their own, for `redraw`.
 
     Verdict and figure are made from the CSV as written, so that they can be made from it again.
     """
@@ -194,18 +219,19 @@ def execute(task: Task, progress: Progress) -> Outcome:
 
     experiment = discover()[task.name]
     config = configuration(experiment, task)
+    if task.device.startswith("cuda"):  # float32 is float32, in every experiment
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     mark = fingerprint(experiment, config)
     begin = time.perf_counter()
     text = experiment.compute(config, progress).to_csv(index=False, float_format="%.10g", lineterminator="\n")
     seconds = time.perf_counter() - begin
     frame = pd.read_csv(io.StringIO(text))
-    sentence = experiment.verdict(frame, config)
-    style.plt.style.use(style.SHEET)
-    figure = experiment.draw(frame, config)
-    record = {
+    record: dict[str, Any] = {
         "name": task.name,
         "question": experiment.QUESTION,
-        "verdict": sentence,
+        "verdict": None,
         "config": config,
         "quick": task.quick,
         "thorough": task.thorough,
@@ -215,13 +241,21 @@ def execute(task: Task, progress: Progress) -> Outcome:
         "versions": _versions(),
         "fingerprint": mark,
     }
+    try:
+        sentence = experiment.verdict(frame, config)
+        style.plt.style.use(style.SHEET)
+        figure = experiment.draw(frame, config)
+    except Exception as error:
+        _write_data(task.files, task.folder / UNDRAWN, text, record)
+        error.add_note("what was computed is kept: `redraw` draws it")
+        raise
     _marker(task.files, task.folder).unlink(missing_ok=True)
-    csv, png, svg, info = result_files(task.files, task.folder)
+    _, png, svg, _ = result_files(task.files, task.folder)
     _save_figure(figure, png, "png")
     _save_figure(figure, svg, "svg")
-    for path, content in ((csv, text), (info, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
-        with atomic(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    _write_data(task.files, task.folder, text, record | {"verdict": sentence})
+    for path in result_files(task.files, task.folder / UNDRAWN):
+        path.unlink(missing_ok=True)
     with atomic(_marker(task.files, task.folder)) as temporary:
         done = {"fingerprint": mark, "verdict": sentence, "wall_time_s": round(seconds, 2)}
         temporary.write_text(json.dumps(done, ensure_ascii=False), encoding="utf-8")
@@ -230,13 +264,19 @@ def execute(task: Task, progress: Progress) -> Outcome:
 
 
 def redraw(task: Task) -> str:
-    """Make the figure and the verdict again from the CSV and the recorded configuration; returns the verdict."""
+    """Make the figure and the verdict again from the CSV and the recorded configuration; returns the verdict.
+
+    What was computed last and could not be drawn comes first, and takes the place of the result before.
+    """
     import pandas as pd
 
     from experiments import style
 
     experiment = discover()[task.name]
-    csv, png, svg, info = result_files(task.files, task.folder)
+    undrawn = result_files(task.files, task.folder / UNDRAWN)
+    waits = undrawn[0].is_file() and undrawn[3].is_file()
+    _, png, svg, _ = result_files(task.files, task.folder)
+    csv, _, _, info = undrawn if waits else result_files(task.files, task.folder)
     if not (csv.is_file() and info.is_file()):
         raise FileNotFoundError(f"{csv.name} and {info.name} are not both in {csv.parent}: run {task.name} first")
     record = json.loads(info.read_text(encoding="utf-8"))
@@ -246,8 +286,10 @@ def redraw(task: Task) -> str:
     figure = experiment.draw(frame, record["config"])
     _save_figure(figure, png, "png")
     _save_figure(figure, svg, "svg")
-    with atomic(info) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_data(task.files, task.folder, csv.read_text(encoding="utf-8"), record)
+    if waits:
+        csv.unlink()
+        info.unlink()
     return str(record["verdict"])
 
 
@@ -257,7 +299,8 @@ Report = Callable[[str, float], None]
 
 def _reason(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}){notes}"
 
 
 def run_here(tasks: list[Task], report: Report) -> Iterator[Outcome]:

@@ -14,6 +14,7 @@ from experiments import Config, Frame, Progress, models, style
 
 NAME = "score_diagnostics"
 QUESTION = "How far is a learned score from being a gradient, and from being the score of any diffusion?"
+IMAGE_NETWORKS = False  # it needs to know more of a model than its ε
 CONFIG: Config = {
     **models.BASE,
     "models": ["mixture", "network"],
@@ -126,7 +127,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     found, text = findings(frame), style.as_text
     shown = next((n for n in config["models"] if n == "network"), config["models"][-1])
     headline = (
-        f"{models.MODELS[shown][0][0].upper()}{models.MODELS[shown][0][1:]}: Jacobian asymmetric by up to "
+        f"{models.title(shown)[0].upper()}{models.title(shown)[1:]}: Jacobian asymmetric by up to "
         f"{text(found[(shown, 'asymmetry')][1])}, Fokker–Planck residual "
         f"up to {text(found[(shown, 'residual')][1])} of the size of its two sides"
     )
@@ -150,7 +151,7 @@ def draw(frame: Frame, config: Config) -> Figure:
                 part.value.clip(lower=1e-17),
                 "o-",
                 color=COLOURS.get(name, style.BLACK),
-                label=models.MODELS[name][0],
+                label=models.title(name),
             )
         if not (frame.measure == key).any():
             ax.text(0.5, 0.5, "0 by construction", ha="center", color="#777777", transform=ax.transAxes)

@@ -13,6 +13,7 @@ import json
 import math
 import platform
 import shlex
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = Path(__file__).with_name("checkpoints")
 STATE = "training.pt"
+SO_FAR = "so_far"  # folder of the averaged weights of a training that was stopped
 _CALLS, _SAMPLES, _PICTURES = 20, 64, 5  # of the sampler, of images, of grids in a training
 _APART = ("process", "prediction", "convention", "architecture")  # of a plan, what the card does not list as training
 _MEASURED = 1000  # images at most that a loss of the card is measured on
@@ -193,6 +195,17 @@ def finish(training: Training, images: ImageSet, folder: Path, half: bool, comma
     (folder / STATE).unlink(missing_ok=True)
 
 
+def save_so_far(training: Training, folder: Path, half: bool) -> None:
+    """The averaged weights of an unfinished training, as a folder that `learned.load` reads."""
+    from deis_analysis.learned import save_folder
+
+    plan = training.plan
+    card = {"unfinished": {"step": training.step, "of": plan.steps}, "training": plan.describe(),
+            "loss": {"last_tenth_of_steps": training.loss(max(1, training.step // 10))}}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    save_folder(folder, training.averaged(), plan.process, plan.convention, card, half)
+
+
 # -- the command ----------------------------------------------------------------------------------
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
@@ -211,8 +224,10 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _watched(training: Training, images: ImageSet, folder: Path, console: Console, every: int) -> bool:
-    """Train with a progress bar and pictures; True at the end, False after Ctrl-C."""
+def _watched(
+    training: Training, images: ImageSet, folder: Path, console: Console, every: int, minutes: float | None
+) -> bool:
+    """Train with a progress bar and pictures; True at the end, False after Ctrl-C or so many minutes."""
     from deis_analysis.learned import ImageModel, train_images
 
     plan, begin, first = training.plan, time.perf_counter(), training.step
@@ -237,7 +252,7 @@ def _watched(training: Training, images: ImageSet, folder: Path, console: Consol
             if now.step % max(1, plan.steps // _PICTURES) == 0 and now.step < plan.steps:
                 model = ImageModel(now.averaged(), plan.process, plan.convention)
                 save_picture(draw_samples(model, images.shape, device=now.device), folder / "samples.png")
-            return stop()
+            return stop() or (minutes is not None and time.perf_counter() - begin > 60.0 * minutes)
 
         return train_images(training, folder / STATE, every=every, watch=watch)
 
@@ -282,6 +297,9 @@ def _command(data: str, process: Process, prediction: str, options: dict[str, An
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
 @click.option("--dtype", type=click.Choice(["float32", "bf16"]), help="Default: bf16 on CUDA, float32 on the CPU.")
 @click.option("--every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps per checkpoint.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long, kept as after Ctrl-C."
+)
 @click.option("--resume/--fresh", default=True, help="Go on from the checkpoint in --out (default), or start over.")
 def train_command(
     data: str,
@@ -295,6 +313,7 @@ def train_command(
     device: str,
     dtype: str | None,
     every: int,
+    minutes: float | None,
     resume: bool,
 ) -> None:
     """Train a network on images. Killed or interrupted, the same command goes on where the last checkpoint was."""
@@ -313,7 +332,7 @@ def train_command(
         folder = out or output_folder(data, plan)
         command = _command(data, process, prediction, {**chosen, "dtype": precision, "device": device})
         training = Training(plan, images.train, device)
-        message = train(training, images, folder, every, resume, bool(settings.get("half")), command, console)
+        message = train(training, images, folder, every, resume, bool(settings.get("half")), command, console, minutes)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     console.print(message, markup=False)
@@ -328,6 +347,7 @@ def train(
     half: bool,
     command: str,
     console: Console,
+    minutes: float | None = None,
 ) -> str:
     """Train into ``folder`` and say how it ended; `click.exceptions.Exit` with code 130 after an interruption."""
     plan, state = training.plan, folder / STATE
@@ -344,11 +364,14 @@ def train(
         except ValueError as error:
             raise ValueError(f"{error}; --fresh starts over") from error
         console.print(f"{folder.name}: going on from step {training.step}", markup=False)
-    if not _watched(training, images, folder, console, every):
+    if not _watched(training, images, folder, console, every, minutes):
+        save_so_far(training, folder / SO_FAR, half)
         place = f"step {training.step} of {plan.steps}"
-        console.print(f"interrupted: {folder.name} is kept at {place}; the same command goes on", markup=False)
+        kept = f"{folder.name} is kept at {place}, its averaged weights in {SO_FAR}; the same command goes on"
+        console.print(f"interrupted: {kept}", markup=False)
         raise click.exceptions.Exit(130)
     finish(training, images, folder, half, command)
+    shutil.rmtree(folder / SO_FAR, ignore_errors=True)
     losses = json.loads((folder / "card.json").read_text())["loss"]
     held_out = "" if losses["held_out_images"] is None else f", {losses['held_out_images']:.4f} on held-out images"
     return f"{folder.name}: {plan.steps} steps, loss {losses['training_images']:.4f} on training images{held_out}"

@@ -90,6 +90,18 @@ def test_verdict_follows_from_the_csv(quick, name):
     assert EXPERIMENTS[name].verdict(frame, record["config"]) == record["verdict"]
 
 
+@pytest.mark.parametrize("name", [n for n, e in EXPERIMENTS.items() if runner.takes(e, ("digits8",))])
+def test_image_networks_can_be_judged_and_drawn(quick, name):
+    """A figure's text looks models up by name: those of the quick result, called as the networks are."""
+    frame, record = load(quick, name)
+    told = dict(zip(record["config"]["models"], ("digits8", "digits8_flow", "mnist28", "cifar32"), strict=False))
+    config = {**record["config"], "models": list(told.values())}
+    frame["model"] = frame["model"].replace(told)
+    assert EXPERIMENTS[name].verdict(frame, config).endswith(".")
+    figure = EXPERIMENTS[name].draw(frame, config)
+    style.plt.close(figure)
+
+
 def test_redrawing_gives_the_same_bytes(quick):
     before = (quick / "transfer.svg").read_bytes()
     result = call("redraw", "transfer", "--out", quick)
@@ -420,6 +432,20 @@ def test_failure_leaves_old_files_untouched_and_the_rest_continues(tmp_path, mon
     assert contents(tmp_path, CHEAP) == before
     assert (tmp_path / "weights_accuracy.json").is_file()
     assert not list(tmp_path.glob(".*.tmp"))
+    kept = tmp_path / runner.UNDRAWN / f"{CHEAP}.json"
+    assert kept.is_file() == (step != "compute")
+    if step == "compute":
+        return
+    assert "what was computed is kept: `redraw` draws it" in result.output
+    monkeypatch.undo()
+    marked = json.loads(kept.read_text())
+    assert marked["fingerprint"] == "another"
+    redrawn = call("redraw", CHEAP, "--out", tmp_path)
+    assert redrawn.exit_code == 0, redrawn.output
+    assert not list(kept.parent.iterdir())
+    record = json.loads((tmp_path / f"{CHEAP}.json").read_text())
+    assert record == {**marked, "verdict": record["verdict"]}
+    assert record["verdict"] in redrawn.output
 
 
 def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):

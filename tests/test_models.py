@@ -74,7 +74,8 @@ def test_a_chosen_model_gets_its_own_files(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("transfer", "--model", "digits"), "transfer cannot be run on a chosen model"),
+        (("transfer", "--model", "digits"), "--model digits is not for transfer (allowed: no --model)"),
+        (("guidance", "--model", "digits8"), "is not for guidance (allowed: mixture, gaussian, digits, network)"),
         (("score_diagnostics", "--model", "cat"), "'cat' is not one of mixture, gaussian, digits, network, digits8"),
         (("transfer", "--quick", "--thorough"), "not both"),
     ],
@@ -94,7 +95,10 @@ def test_thorough_changes_only_what_it_names():
 
 
 def test_what_is_not_about_models_takes_none():
-    with pytest.raises(ValueError, match="transfer is not about models"):
+    assert set(models.MODELS) == set(runner.KNOWN)
+    with pytest.raises(ValueError, match="guidance cannot be run on digits8; allowed: mixture, gaussian"):
+        runner.configuration(discover()["guidance"], runner.Task("guidance", runner.FIGURES, models=("digits8",)))
+    with pytest.raises(ValueError, match="transfer cannot be run on digits; allowed: no --model"):
         runner.configuration(discover()["transfer"], runner.Task("transfer", runner.FIGURES, models=("digits",)))
 
 

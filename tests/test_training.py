@@ -569,9 +569,15 @@ def test_interrupted_it_saves_and_says_so(tmp_path, tiny, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     stopped = call(*options)
     assert stopped.exit_code == 130
-    assert "interrupted: out is kept at step 2 of 10; the same command goes on" in stopped.output
+    said = "interrupted: out is kept at step 2 of 10, its averaged weights in so_far; the same command goes on"
+    assert said in stopped.output
     assert signal.getsignal(signal.SIGINT) is before
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["training.pt"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["so_far", "training.pt"]
+    weights = torch.load(tmp_path / "out" / "training.pt", weights_only=True)["average"]["shadow_params"]
+    so_far = da.learned.load(tmp_path / "out" / "so_far")
+    assert so_far.card["unfinished"] == {"step": 2, "of": 10}
+    for found, wanted in zip(so_far.model.net.parameters(), weights, strict=True):
+        assert torch.allclose(found, wanted.float(), atol=1e-6)
     other = call(*options, "--batch", 5)
     assert other.exit_code == 2
     assert "changed: batch=5 was 4; --fresh starts over" in other.output
@@ -579,9 +585,18 @@ def test_interrupted_it_saves_and_says_so(tmp_path, tiny, monkeypatch):
     done = call(*options)
     assert "out: going on from step 2" in done.output
     assert "out: 10 steps" in done.output
+    assert not (tmp_path / "out" / "so_far").exists()
     assert call("--data", tmp_path / "pictures", "--out", tmp_path / "whole").exit_code == 0
     names = ("diffusion_pytorch_model.safetensors", "samples.png", "card.json")
     assert all((tmp_path / "out" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+
+
+def test_it_stops_after_the_minutes_it_is_given(tmp_path, tiny):
+    write_pictures(tmp_path / "pictures")
+    stopped = call("--data", tmp_path / "pictures", "--out", tmp_path / "out", "--minutes", 1e-6)
+    assert stopped.exit_code == 130
+    assert "out is kept at step 1 of 10" in stopped.output
+    assert call("--data", tmp_path / "pictures", "--out", tmp_path / "out", "--minutes", 60).exit_code == 0
 
 
 def test_half_precision_is_measured(tmp_path, tiny, unbroken):
