@@ -34,7 +34,7 @@ CONFIG: Config = {
     "network_samples": 4,
     "network_rtol": 1e-5,
     "network_tolerance": 1e-3,
-    "many": 128,
+    "many": 64,
     "batch": 64,
     "solvers": {"ddim": "rho7", "tab3": "t2", "rhoab3": "rho7", "dpmpp_2m": "logrho", "unipc3_bh2_x0": "logrho",
                 "edm_heun": "rho7"},

@@ -140,15 +140,16 @@ def answer(f: dict[str, Any]) -> str:
 
 
 def table(frame: Frame, config: Config) -> list[str]:
-    """The README's table of claims, line by line."""
+    """The README's table of claims, line by line; with the figures that show them, if these models are theirs."""
     found, names = findings(frame), config["models"]
+    linked = list(names) == CONFIG["models"]
     lines = [
-        f"| claim of the paper | {' | '.join(models.title(n) for n in names)} | figure |",
-        f"|---|{'---|' * len(names)}---|",
+        f"| claim of the paper | {' | '.join(models.title(n) for n in names)} |{' figure |' if linked else ''}",
+        f"|---|{'---|' * (len(names) + linked)}",
     ]
     for claim, (text, place, figure) in CLAIMS.items():
         cells = " | ".join(answer(found[(claim, n)]) for n in names)
-        lines.append(f"| {text} ({place}) | {cells} | [{figure}](figures/{figure}.png) |")
+        lines.append(f"| {text} ({place}) | {cells} |{f' [{figure}](figures/{figure}.png) |' if linked else ''}")
     return lines
 
 
@@ -182,7 +183,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     note = (
         "A point per cell (step count, degree): error of what the claim says is worse over that of what it says is "
         "better, mean pixel difference; right of 1 the claim holds. Bars: 95 % bands over samples, grey where they "
-        f"contain 1. {style.setting(config)}, {config['samples']} samples; ρAB, ρRK and DDIM on their best grid."
+        f"contain 1. {style.setting(config)}, {models.how_many(config)}; ρAB, ρRK and DDIM on their best grid."
     )
     fig = style.new_figure(11.5, 8.6, headline, note)
     margins = style.body(fig, bottom=0.6, left=3.1, right=0.25, extra_top=0.4)
