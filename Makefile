@@ -30,9 +30,10 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, found %s; set PYTHON=python3.x" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,peers]'
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps azula k-diffusion
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet --constraint constraints.txt --no-deps azula k-diffusion
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # what pip would do on one core; a few files are for other Pythons
 	touch $(STAMP)
 
 clean:

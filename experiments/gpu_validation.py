@@ -249,7 +249,7 @@ def overhead(speed: Frame) -> str:
     beyond = speed[(speed.low > 1) | (speed.high < 1)].overhead
     if beyond.empty:
         largest = max(1 - speed.low.min(), speed.high.max() - 1)
-        return f"run costs nothing beside its calls that single repeats (within {100 * largest:.0f} %) would show"
+        return f"what run adds to its calls is within the spread of repeats ({100 * largest:.0f} %)"
     return f"run takes {speed.overhead.min():.2f} to {speed.overhead.max():.2f} times the bare calls"
 
 

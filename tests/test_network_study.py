@@ -235,9 +235,7 @@ def test_the_validation_runs_small_on_the_cpu():
 
 def test_an_overhead_is_stated_only_where_the_repeats_agree_on_it():
     speed = pd.DataFrame({"overhead": [0.99, 1.1], "low": [0.9, 0.98], "high": [1.2, 1.15]})
-    assert gpu_validation.overhead(speed) == (
-        "run costs nothing beside its calls that single repeats (within 20 %) would show"
-    )
+    assert gpu_validation.overhead(speed) == "what run adds to its calls is within the spread of repeats (20 %)"
     speed.loc[1, "low"] = 1.01
     assert gpu_validation.overhead(speed) == "run takes 0.99 to 1.10 times the bare calls"
 
