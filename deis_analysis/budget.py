@@ -32,7 +32,7 @@ from deis_analysis.mixture import GaussianMixture, ProductMixture
 from deis_analysis.orders import walk
 from deis_analysis.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.solvers import SOLVERS
-from deis_analysis.tableau import Model, Tableau, run
+from deis_analysis.tableau import Builder, Model, Tableau, run
 from deis_analysis.validate import choose, finite, function, instance, positive, positive_int
 
 TERMS = (
@@ -49,7 +49,6 @@ TERMS = (
 )
 DISCRETIZATION = ("linear part", "extrapolation", "accumulation", "start-up")
 Source = GaussianMixture | ProductMixture | Model
-Builder = Callable[[Process, Array], Tableau]
 _EXACT = 1e-12  # a defect below this, relative to the state, is rounding
 
 

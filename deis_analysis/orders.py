@@ -13,10 +13,9 @@ from deis_analysis.law import law_error, strong_distance
 from deis_analysis.mixture import GaussianMixture, ProductMixture
 from deis_analysis.process import Array, Process
 from deis_analysis.solvers import SOLVERS
-from deis_analysis.tableau import Model, Tableau
+from deis_analysis.tableau import Builder, Model, Tableau
 from deis_analysis.validate import choose, function, instance, positive_int
 
-Builder = Callable[[Process, Array], Tableau]
 Exact = GaussianMixture | ProductMixture
 _GAUSSIANS = np.array([0.5, -1.0, 0.8]), np.array([0.05, 0.3, 1.2])  # means and variances of the standard problem
 

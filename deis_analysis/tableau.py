@@ -242,6 +242,9 @@ class Tableau:
 
 
 # -- running --------------------------------------------------------------------------------------
+Builder = Callable[[Process, Array], Tableau]  # a sampler: its table on descending times
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """States and model outputs by node, as asked for by ``keep``."""

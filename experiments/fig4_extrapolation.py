@@ -239,10 +239,11 @@ def verdict(frame: Frame, config: Config) -> str:
 def draw(frame: Frame, config: Config) -> Figure:
     """Columns: models. Rows: relative change (a), Δ_ε for each N (b), error of the samples against N (c)."""
     found, kind = findings(frame, config), config["grids"][0]
+    gains = ", ".join(style.as_text(f["samples"][kind][0]) for f in found.values())
     headline = (
-        f"Every higher degree samples better at all N ≤ {config['few']} ({kind} grid) on "
-        f"{_listed(always(found, kind))}; Δε on the exact path falls with every degree on "
-        f"{_listed([n for n, f in found.items() if f['falls']])}"
+        f"At {config['compared_at']} steps ({kind} grid) degree {min(config['degrees'])} has {gains} times degree "
+        f"{max(config['degrees'])}'s error; every higher degree is better at all N ≤ {config['few']} on "
+        f"{_listed(always(found, kind))}"
     )
     on_path = models.how_many({**config, "samples": config["path_samples"]})
     note = (

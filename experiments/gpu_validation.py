@@ -324,5 +324,8 @@ def _speeds(ax: Any, rows: Frame, value: str, label: str) -> None:
     if value == "overhead":
         ax.axhline(1.0, color=style.GREY, lw=1.0)
     else:
-        ax.set_yscale("log")
-        ax.legend(fontsize=8.5)
+        if rows[value].max() > 10 * rows[value].min():
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(0, 1.15 * rows[value].max())
+        ax.legend(fontsize=8.5, loc="lower right")

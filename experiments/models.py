@@ -31,7 +31,7 @@ from joblib import Memory
 import deis_analysis as da
 from deis_analysis.process import Array, Process
 from experiments import Config, problems
-from experiments.runner import FIGURES, shared_sources
+from experiments.runner import FIGURES, shared_sources, without_tf32
 from experiments.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
 
 if TYPE_CHECKING:
@@ -238,9 +238,7 @@ def image_network(name: str, device: str = "cpu", allow_pickle: bool = False, dt
 
     from deis_analysis import learned
 
-    if device.startswith("cuda"):
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
+    without_tf32(device)
     return learned.load(name, device=device, allow_pickle=allow_pickle, dtype=getattr(torch, dtype))
 
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +31,6 @@ FIGURES = Path(__file__).resolve().parent.parent / "figures"
 SUFFIXES = ("csv", "png", "svg", "json")
 UNDRAWN = ".undrawn"  # folder, beside the results, of what was computed and could not be drawn
 UNUSED = ("runner", "__main__", "train", "certify", "train_features")  # no result depends on them
-KNOWN = ("mixture", "gaussian", "digits", "network")  # models of the study that are no image networks
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost a busy machine a factor of six
 PRELOADED = ["experiments.__main__", "experiments.style", "torch", "scipy.stats", "sklearn.datasets", "sympy"]
@@ -91,18 +90,24 @@ def configuration(experiment: Experiment, task: Task) -> Config:
     return dict(config)
 
 
+def _known_models() -> Iterable[str]:
+    from experiments.models import MODELS  # which needs this module
+
+    return MODELS
+
+
 def takes(experiment: Experiment, names: tuple[str, ...]) -> bool:
     """Whether the experiment can be run on these models."""
     if names and "models" not in experiment.CONFIG:
         return False
-    return getattr(experiment, "IMAGE_NETWORKS", True) or set(names) <= set(KNOWN)
+    return getattr(experiment, "IMAGE_NETWORKS", True) or set(names) <= set(_known_models())
 
 
 def allowed(experiment: Experiment) -> str:
     """What `takes` lets pass, for a message."""
     if "models" not in experiment.CONFIG:
         return "no --model"
-    return "any model" if getattr(experiment, "IMAGE_NETWORKS", True) else ", ".join(KNOWN)
+    return "any model" if getattr(experiment, "IMAGE_NETWORKS", True) else ", ".join(_known_models())
 
 
 @cache
@@ -189,6 +194,14 @@ def _device_name(config: Config) -> str:
     return device
 
 
+def without_tf32(device: str) -> None:
+    """On CUDA, let float32 be float32."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def _save_figure(figure: Any, path: Path, kind: str) -> None:
     import matplotlib.pyplot as plt
 
@@ -219,10 +232,7 @@ def execute(task: Task, progress: Progress) -> Outcome:
 
     experiment = discover()[task.name]
     config = configuration(experiment, task)
-    if task.device.startswith("cuda"):  # float32 is float32, in every experiment
-        import torch
-
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    without_tf32(task.device)
     mark = fingerprint(experiment, config)
     begin = time.perf_counter()
     text = experiment.compute(config, progress).to_csv(index=False, float_format="%.10g", lineterminator="\n")

@@ -16,9 +16,8 @@ from deis_analysis.grids import grid
 from deis_analysis.process import Array, Process
 from deis_analysis.schedules import VE, VPLinear
 from deis_analysis.solvers import SOLVERS, Solver
-from deis_analysis.tableau import Tableau
+from deis_analysis.tableau import Builder, Tableau
 
-Builder = Callable[[Process, Array], Tableau]
 EQUAL, FLOAT32 = 1e-8, 2e-5  # relative distances
 _SAME_ROW = 1e-11  # absolute distance below which two rows of the registry are one table
 _SURE = 1e-6  # no two different rows are as near as this at 20 calls

@@ -19,11 +19,10 @@ from deis_analysis.many import along, as_times, run_many
 from deis_analysis.mixture import GaussianMixture, ProductMixture
 from deis_analysis.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.solvers.exponential_rk import runge_kutta
-from deis_analysis.tableau import Model, Tableau
+from deis_analysis.tableau import Builder, Model, Tableau
 from deis_analysis.validate import choose, positive, positive_int
 
 Classifier = Callable[[Any], Any]  # x (n, …) -> (n, K) unnormalised log p(k | x)
-Builder = Callable[[Process, Array], Tableau]
 
 
 def level_grid(process: Process, levels: int = 1000, t_start: float | None = None, t_end: float | None = None) -> Array:
