@@ -39,6 +39,18 @@ def detached(x: Any) -> Any:
     return x.detach() if is_torch(x) else x
 
 
+def _wrapped(x: Any) -> bool:
+    """Whether ``x`` is a torch tensor inside a transform of torch.func, such as vmap or jvp."""
+    return is_torch(x) and bool(sys.modules["torch"]._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+def _unwrapped(x: Any) -> Any:
+    """``x`` without gradient graph and transforms: of vmap's tensor the whole batch, whose entries can be looked at."""
+    while _wrapped(x):
+        x = sys.modules["torch"]._C._functorch.get_unwrapped(x)
+    return detached(x)
+
+
 def wide(x: Any) -> Any:
     """A floating torch tensor detached and in float64, as NumPy has no bfloat16; anything else as it is."""
     return x.detach().double() if is_torch(x) and x.is_floating_point() else x
@@ -83,8 +95,9 @@ def _traced(x: Any) -> bool:
 
 
 def _all_finite(x: Any) -> bool:
+    x = _unwrapped(x)
     with np.errstate(over="ignore"):  # half precision overflows in a sum; then every entry is looked at
-        total = float(detached(x).sum())
+        total = float(x.sum())
     if math.isfinite(total):
         return True
     if is_torch(x):  # a sum may overflow where no entry does
@@ -120,7 +133,7 @@ class guarded:
         if self.at_once and not _all_finite(p):
             raise ValueError(f"model returned NaN or infinity at call {self.calls}, t={t!r}")
         if self.later:
-            self.sums.append((t, detached(p).sum()))
+            self.sums.append((t, _unwrapped(p).sum()))
         return p
 
     def finish(self) -> None:
@@ -148,8 +161,9 @@ def _combine(parts: list[tuple[float, Any]]) -> Any:
 
 def _combine_torch(parts: list[tuple[float, Any]]) -> Any:
     total = parts[0][1] * parts[0][0]
+    in_place = not any(_wrapped(a) for _, a in parts)  # a plain tensor cannot take up what a transform follows
     for c, a in parts[1:]:
-        total.add_(a, alpha=c)
+        total = total.add_(a, alpha=c) if in_place else total.add(a, alpha=c)
     return total
 
 

@@ -61,7 +61,8 @@ class ErrorBudget:
         ideal, result: (n, …) the sample without any error, and the computed one.
         exact_flow: (n, …) exact flow of the model to the same end: what a perfect solver returns.
         solver: its name. nfe: model calls of the run.
-        flow_error: estimated error of the flows that had to be integrated, 0 where all are closed forms.
+        flow_error: largest estimated error of the exact flows: of closed forms by rounding, which is large for states
+            on the boundary between two basins; of integrated ones as `ReferencePath.error_estimate`.
     """
 
     terms: dict[str, Array]
@@ -286,7 +287,7 @@ class _Flows:
             return []
         xp, times = array_namespace(states[0][0]), [t for _, t in states]
         if _closed_form(source):
-            return list(source.flow_many(self.process, xp.stack([x for x, _ in states]), times, [end] * len(states)))
+            return list(self.many(source, xp.stack([x for x, _ in states]), times, [end] * len(states)))
         together: list[Any] = []
         for (x, t), until in zip(states, [*times[1:], end], strict=True):  # each joins the others at its own time
             together.append(x)
@@ -295,12 +296,18 @@ class _Flows:
                 together = [moved[i * len(x) : (i + 1) * len(x)] for i in range(len(together))]
         return together
 
+    def many(self, source: Any, x: Any, starts: list[float], ends: list[float]) -> Any:
+        """`flow_many` of a source with a closed form."""
+        states, errors = source.flow_many(self.process, x, starts, ends, with_error=True)
+        self.error = max(self.error, float(errors.max()))
+        return states
+
     def path(self, source: Any, x: Any, start: float, times: Any) -> Callable[[float], Any]:
         """t ↦ the state at each of ``times``, from ``x`` at ``start``."""
         if _closed_form(source):
             levels = sorted({float(t) for t in times} - {start})
             stack = array_namespace(x).stack([x] * len(levels)) if levels else ()
-            states = source.flow_many(self.process, stack, [start] * len(levels), levels) if levels else ()
+            states = self.many(source, stack, [start] * len(levels), levels) if levels else ()
             known = {start: x, **dict(zip(levels, states, strict=True))}
             return lambda t: known[float(t)]
         from deis_analysis.reference import reference_path

@@ -12,6 +12,7 @@ axis by √((α_s² λ + σ_s²)/(α_t² λ + σ_t²)).  Arrays are NumPy or tor
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,10 +21,25 @@ from array_api_compat import array_namespace
 
 from deis_analysis import backend
 from deis_analysis.process import PREDICTIONS, Array, Process, require_process
+from deis_analysis.quantiles import match_quantiles
 from deis_analysis.validate import choose, positive, positive_int, real
 
 Model = Callable[[Any, float], Any]
 _WEIGHT_SLACK = 1e-9
+_ROUNDING = 4.0 * np.finfo(np.float64).eps
+_RESOLVED = 1e-9  # of the spread of the law: a flow with a larger estimated error warns
+
+
+class UnresolvedFlowWarning(UserWarning):
+    """Rounding of a state decides in which mode of the mixture it ends."""
+
+
+def _finite(x: Any) -> Array:
+    """``x`` as float64; ValueError unless finite."""
+    values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
+    if not np.all(np.isfinite(values)):
+        raise ValueError("x must be finite; it holds NaN or infinity")
+    return values
 
 
 def _logsumexp(xp: Any, a: Any) -> Any:
@@ -35,6 +51,9 @@ class _Mixture:
     """What both kinds of mixture share: predictions from (log density, −score, denoised)."""
 
     dimension: int
+    _log_weights: Array
+    _means: Array
+    _variances: Array
 
     def _terms(self, x: Any, alpha: float, sigma: float, denoise: bool) -> tuple[Any, Any, Any]:
         """(log p, V⁻¹(x − αm) averaged over components, posterior mean of x₀ or None)."""
@@ -78,12 +97,71 @@ class _Mixture:
         """Exact score ∇ log p_t."""
         return self.model(process, "score")
 
+    def flow(self, process: Process, x: Any, t_from: float, t_to: float, *, with_error: bool = False) -> Any:
+        """Exact probability flow of ``x`` from ``t_from`` to ``t_to``; the kind, dtype and shape of ``x``.
+
+        By quantiles in 1-D and for products, see `deis_analysis.quantiles`; along its axes for one Gaussian.  Near a
+        boundary between two basins the rounding of ``x`` decides where it ends: no float64 answer is exact there.
+
+        Args:
+            with_error: return (flow, float64 estimate of its absolute error by rounding, of the shape of ``x``)
+                instead of warning.
+
+        Raises:
+            ValueError: ``x`` that is not finite or too far out; more than one component in more than one dimension,
+                where no closed form is known.
+
+        Warns:
+            UnresolvedFlowWarning: an estimated error above 1e-9 of the spread of the result.
+        """
+        y, error = self._flow(process, self._checked(x), t_from, t_to)
+        return self._told(y, error, process, t_to, with_error)
+
+    def flow_many(self, process: Process, x: Any, t_from: Any, t_to: Any, *, with_error: bool = False) -> Any:
+        """(T, …) states at the times ``t_from`` (T,), each carried to its own of ``t_to`` (T,): one search for all.
+
+        Arguments, errors and warnings as `flow`.
+        """
+        x, starts, ends = self._checked(x), real("t_from", t_from), real("t_to", t_to)
+        if starts.ndim != 1 or starts.shape != ends.shape or starts.shape != tuple(x.shape[:1]):
+            raise ValueError(f"t_from {starts.shape} and t_to {ends.shape} must have the length of x {tuple(x.shape)}")
+        y, error = self._flow_many(process, x, starts, ends)
+        return self._told(y, error, process, ends, with_error)
+
+    def _told(self, y: Any, error: Array, process: Process, t_to: Any, with_error: bool) -> Any:
+        """``y``, with its estimated error or with a warning where that is large."""
+        if with_error:
+            return y, error
+        allowed = _RESOLVED * self._spread(process, np.atleast_1d(t_to))
+        if error.size and not error.max() <= allowed:
+            warnings.warn(
+                f"{np.count_nonzero(error > allowed)} of {error.size} states lie so near a boundary between two basins "
+                f"that rounding decides where they end; estimated error up to {error.max():.1e}",
+                UnresolvedFlowWarning,
+                stacklevel=3,
+            )
+        return y
+
     def log_prob(self, x: Any, process: Process | None = None, t: float | None = None) -> Any:
         """Log density at time ``t`` of ``process``, of the data if both are None; one value per sample."""
         if (process is None) != (t is None):
             raise ValueError(f"process={process!r} and t={t!r} must be given together")
         alpha, sigma, centre = (1.0, 0.0, None) if process is None else levels(process, t)
         return self._terms(centred(self._checked(x), centre), alpha, sigma, False)[0]
+
+    def _flow(self, process: Process, x: Any, t_from: float, t_to: float) -> tuple[Any, Array]:
+        """(flow of the checked ``x``, estimate of its error)."""
+        raise NotImplementedError
+
+    def _flow_many(self, process: Process, x: Any, starts: Array, ends: Array) -> tuple[Any, Array]:
+        """As `_flow`, along the first axis."""
+        raise NotImplementedError
+
+    def _spread(self, process: Process, times: Array) -> float:
+        """Distance of the means plus the largest width of a component, the largest over times."""
+        means = self._means[np.isfinite(self._log_weights)]
+        width = np.sqrt(self._variances.max() + process.sigma(times).max() ** 2)
+        return float(process.alpha(times).max() * np.ptp(means) + width)
 
     def _checked(self, x: Any) -> Any:
         x = backend.of_floating_dtype("x", x if hasattr(x, "dtype") else real("x", x))
@@ -136,14 +214,9 @@ class _Scalar(_Mixture):
         denoised = xp.sum(share * (means + alpha * variances * pulled), axis=-1) if denoise else None
         return log_p, xp.sum(share * pulled, axis=-1), denoised
 
-    def flow(self, process: Process, x: Any, t_from: float, t_to: float) -> Any:
-        """Exact probability flow of ``x`` from ``t_from`` to ``t_to``, by quantiles; the kind and shape of ``x``."""
-        x = self._checked(x)
-        values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
-        if not np.all(np.isfinite(values)):
-            raise ValueError("x must be finite; it holds NaN or infinity")
-        times = np.array([float(t_from)]), np.array([float(t_to)])
-        return backend.like(self._quantile_flow(process, values[None], *times)[0], x)
+    def _flow(self, process: Process, x: Any, t_from: float, t_to: float) -> tuple[Any, Array]:
+        y, error = self._quantile_flow(process, _finite(x)[None], np.array([float(t_from)]), np.array([float(t_to)]))
+        return backend.like(y[0], x), error[0]
 
     def from_prior(self, process: Process, x: Any, t: float, std: float = 1.0) -> Any:
         """The start that optimal transport from N(μ, std² I) to p_t assigns to ``x``, μ the process's mean or 0."""
@@ -153,7 +226,7 @@ class _Scalar(_Mixture):
         if self._means.shape[-1] == 1:
             y = (means + values[..., None] * (scale / std))[..., 0]
         else:
-            y = _match_quantiles(values, self._log_weights, (0.0 * means, std + 0.0 * scale), (means, scale))
+            y, _ = match_quantiles(values, self._log_weights, (0.0 * means, std + 0.0 * scale), (means, scale))
         return backend.like(y if centre is None else y + centre, x)
 
     def _prior_draw(self, process: Process, x: Any, std: float) -> tuple[Any, Array]:
@@ -164,23 +237,21 @@ class _Scalar(_Mixture):
         values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
         return x, values if mean is None else values - np.asarray(mean)
 
-    def flow_many(self, process: Process, x: Any, t_from: Any, t_to: Any) -> Any:
-        """(T, …) states at the times ``t_from`` (T,), each carried to its own of ``t_to`` (T,): one search for all."""
-        x, starts, ends = self._checked(x), real("t_from", t_from), real("t_to", t_to)
-        if starts.ndim != 1 or starts.shape != ends.shape or starts.shape != tuple(x.shape[:1]):
-            raise ValueError(f"t_from {starts.shape} and t_to {ends.shape} must have the length of x {tuple(x.shape)}")
-        values = np.asarray(x.detach().cpu() if backend.is_torch(x) else x, dtype=np.float64)
-        if not np.all(np.isfinite(values)):
-            raise ValueError("x must be finite; it holds NaN or infinity")
-        return backend.like(self._quantile_flow(process, values, starts, ends), x)
+    def _flow_many(self, process: Process, x: Any, starts: Array, ends: Array) -> tuple[Any, Array]:
+        y, error = self._quantile_flow(process, _finite(x), starts, ends)
+        return backend.like(y, x), error
 
-    def _quantile_flow(self, process: Process, x: Array, t_from: Array, t_to: Array) -> Array:
+    def _quantile_flow(self, process: Process, x: Array, t_from: Array, t_to: Array) -> tuple[Array, Array]:
         centre, means, scale = self._law(process, t_from, x.ndim)
         centre_to, means_to, scale_to = self._law(process, t_to, x.ndim)
         x = x - centre
         if self._means.shape[-1] == 1:
-            return (means_to + (x[..., None] - means) * (scale_to / scale))[..., 0] + centre_to
-        return _match_quantiles(x, self._log_weights, (means, scale), (means_to, scale_to)) + centre_to
+            ratio = scale_to / scale
+            y = means_to + (x[..., None] - means) * ratio
+            error = _ROUNDING * (ratio * (np.abs(x[..., None]) + np.abs(means)) + np.abs(y))[..., 0]
+            return y[..., 0] + centre_to, error
+        y, error = match_quantiles(x, self._log_weights, (means, scale), (means_to, scale_to))
+        return y + centre_to, error
 
     def _law(self, process: Process, times: Array, ndim: int) -> tuple[Any, Array, Array]:
         """((1 − α) μ, means, standard deviations) of the components at each time, for states of ``ndim`` axes."""
@@ -193,46 +264,6 @@ class _Scalar(_Mixture):
                 process.mean, (1,) * (ndim - len(shape)) + shape
             )
         return centre, alpha * self._means, np.sqrt(alpha * alpha * self._variances + sigma * sigma)
-
-
-def _match_quantiles(x: Array, log_w: Array, source: Any, target: Any) -> Array:
-    """y with F_target(y) = F_source(x), in the logarithm of whichever tail is smaller, to rounding."""
-    from scipy.optimize.elementwise import find_root
-    from scipy.special import log_ndtr, ndtri_exp
-
-    shape = np.broadcast_shapes(x.shape, log_w.shape[:-1])
-    full = (*shape, log_w.shape[-1])
-    log_w = np.broadcast_to(log_w, full).reshape(-1, full[-1])
-    (m, s), (m_to, s_to) = (tuple(np.broadcast_to(p, full).reshape(-1, full[-1]) for p in q) for q in (source, target))
-    x = np.broadcast_to(x, shape).reshape(-1)
-
-    def tail(y: Array, means: Array, scale: Array, side: Array) -> Array:
-        terms = log_w + log_ndtr(side[..., None] * (y[..., None] - means) / scale)
-        return _logsumexp(np, terms)
-
-    with np.errstate(invalid="ignore"):
-        lower = tail(x, m, s, np.ones_like(x))
-        side = np.where(lower <= np.log(0.5), 1.0, -1.0)
-        level = tail(x, m, s, side)
-    lost = ~(np.isfinite(lower) & np.isfinite(level))
-    if lost.any():
-        raise ValueError(f"x={float(x[np.argmax(lost)])!r} is too far out: the logarithm of its tail is not finite")
-    ends = m_to + s_to * (side * ndtri_exp(np.minimum(level, -1e-300)))[:, None]
-    room = 1e-9 * (np.max(s_to, axis=-1) + np.abs(ends).max(axis=-1))
-    active = np.where(np.isneginf(log_w), np.nan, ends)
-    low, high = np.nanmin(active, axis=-1) - room, np.nanmax(active, axis=-1) + room
-    index = np.arange(x.size)
-
-    def mismatch(y: Array, i: Array) -> Array:
-        terms = log_w[i] + log_ndtr(side[i][..., None] * (y[..., None] - m_to[i]) / s_to[i])
-        return side[i] * (_logsumexp(np, terms) - level[i])
-
-    found = find_root(mismatch, (low, high), args=(index,))
-    if not np.all(found.success):
-        raise ValueError(
-            f"x={float(x[np.argmin(found.success)])!r} is too far out: its tail has no logarithm in float64"
-        )
-    return np.asarray(found.x).reshape(shape)
 
 
 class GaussianMixture(_Scalar):
@@ -315,16 +346,10 @@ class GaussianMixture(_Scalar):
             return x
         return _diffuse(process, t, x, rng)
 
-    def flow(self, process: Process, x: Any, t_from: float, t_to: float) -> Any:
-        """Exact probability flow of ``x`` from ``t_from`` to ``t_to``; the kind, dtype and shape of ``x``.
-
-        Raises:
-            ValueError: more than one component in more than one dimension, where no closed form is known.
-        """
+    def _flow(self, process: Process, x: Any, t_from: float, t_to: float) -> tuple[Any, Array]:
         if self.means.ndim == 1:
-            return super().flow(process, x, t_from, t_to)
+            return super()._flow(process, x, t_from, t_to)
         self._require_one("flow", " (for others use reference_solution)")
-        x = self._checked(x)
         (a, s, centre), (a_to, s_to, centre_to) = levels(process, t_from), levels(process, t_to)
         ratio = np.sqrt((a_to**2 * self._spectrum + s_to**2) / (a**2 * self._spectrum + s**2))
         mean = backend.like(self.means[0], x)
@@ -332,19 +357,20 @@ class GaussianMixture(_Scalar):
             ratio, x
         )
         y = a_to * mean + self._rotate(rotated, x, transpose=True)[..., 0, :]
-        return y if centre_to is None else y + backend.like(centre_to, x)
+        size = ratio.max() * (np.abs(_finite(x)).max(-1, keepdims=True) + np.abs(self.means[0]).max())
+        error = _ROUNDING * self.dimension * (size + np.abs(_finite(y)))
+        return (y if centre_to is None else y + backend.like(centre_to, x)), error
 
     def _require_one(self, what: str, hint: str = "") -> None:
         if self.weights.size > 1:
             allowed = "1-D mixtures, ProductMixture, one Gaussian"
             raise ValueError(f"{self!r} has no closed-form {what}; allowed: {allowed}{hint}")
 
-    def flow_many(self, process: Process, x: Any, t_from: Any, t_to: Any) -> Any:
-        """As `flow`, for (T, …) states with a pair of times each."""
+    def _flow_many(self, process: Process, x: Any, starts: Array, ends: Array) -> tuple[Any, Array]:
         if self.means.ndim == 1:
-            return super().flow_many(process, x, t_from, t_to)
-        pieces = [self.flow(process, y, float(a), float(b)) for y, a, b in zip(x, t_from, t_to, strict=True)]
-        return array_namespace(x).stack(pieces)
+            return super()._flow_many(process, x, starts, ends)
+        pieces = [self._flow(process, y, float(a), float(b)) for y, a, b in zip(x, starts, ends, strict=True)]
+        return array_namespace(x).stack([y for y, _ in pieces]), np.stack([error for _, error in pieces])
 
     def from_prior(self, process: Process, x: Any, t: float, std: float = 1.0) -> Any:
         """The start that optimal transport from N(μ, std² I) to p_t assigns to ``x``, μ the mean of the process or 0.

@@ -28,6 +28,7 @@ function with mpmath at 50 digits.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from typing import Any, ClassVar
@@ -58,6 +59,7 @@ class Process:
     variance_preserving: ClassVar[bool] = False
     mean: Any = None
     _data_time: ClassVar[float | None] = None  # a time outside the range that is allowed too: that of the data, σ = 0
+    _noise_time: ClassVar[float | None] = None  # the time at which α = 0, if there is one; see `_counted_from`
 
     @property
     def breakpoints(self) -> Array:
@@ -95,7 +97,10 @@ class Process:
     def _kappa_score(self, t: Array) -> Array:
         raise NotImplementedError
 
-    def _kappa_x0_rate(self, t: Array) -> Array:
+    def _rho_rate(self, t: Array) -> Array:
+        return self._rho(t) * self._rate(t)
+
+    def _inv_rho_rate(self, t: Array) -> Array:
         return -self._rate(t) / self._rho(t)
 
     def _diffusion_squared(self, t: Array) -> Array:
@@ -116,6 +121,16 @@ class Process:
             return np.ones_like(t)
         rho = self._rho(t)
         return self._rate(t) * rho / (1.0 + rho * rho)
+
+    def _counted_from(self, origin: Array) -> Process:
+        """This process on clocks that read 0 at ``origin``, 0 or ``_noise_time`` per time: for scales and rates only.
+
+        A time near 1 is rounded to 1e-16, hence an α that vanishes at 1 to 1e-16/(1 − t) of itself.  Counted from 1 the
+        same time is a number near 0 and keeps its digits.
+        """
+        process = copy.copy(self)
+        object.__setattr__(process, "_noise_time", self._noise_time - origin)  # on a frozen dataclass too
+        return process
 
     # -- public functions of time -----------------------------------------------------------------
     def _check(self, t: Any, name: str = "t") -> Array:
@@ -222,9 +237,9 @@ class Process:
     def _kappa_rate(self, prediction: str, t: Array) -> Array:
         match prediction:
             case "eps":
-                return self._rho(t) * self._rate(t)
+                return self._rho_rate(t)
             case "x0":
-                return self._kappa_x0_rate(t)
+                return self._inv_rho_rate(t)
             case "v":
                 return self._v_clock_rate(t)
             case _:
@@ -239,11 +254,11 @@ class Process:
             case "t":
                 return np.ones_like(t)
             case "rho":
-                return self._rho(t) * self._rate(t)
+                return self._rho_rate(t)
             case "lam":
                 return -self._rate(t)
             case _:
-                return -self._rate(t) / self._rho(t)
+                return self._inv_rho_rate(t)
 
     def prediction_parts(self, prediction: str, t: Any) -> tuple[Array, Array]:
         """(a, b) with p = a x₀ + b ε."""
@@ -301,14 +316,17 @@ class MeanReverting(Process):
         self.process, self.mean, self.noise_scale = process, mean, float(noise_scale)
         self.t_min, self.t_max = process.t_min, process.t_max
         self.variance_preserving = process.variance_preserving  # type: ignore[misc]
-        for name in dir(Process):
-            if re.fullmatch(r"_[a-z]\w*", name) and not name.startswith("_check") and name not in self._SCALED:
-                setattr(self, name, getattr(process, name))
+        for name in self._INNER:
+            setattr(self, name, getattr(process, name))
 
     _SCALED: ClassVar[frozenset[str]] = frozenset(  # what c changes, or is made of such
-        {"_sigma", "_rho", "_lam", "_time_from_rho", "_kappa_score", "_kappa_x0_rate", "_diffusion_squared", "_v_rates"}
-        | {"_kappa_rate", "_variable_rate"}
+        {"_sigma", "_rho", "_lam", "_time_from_rho", "_kappa_score", "_rho_rate", "_inv_rho_rate", "_diffusion_squared"}
+        | {"_v_rates", "_kappa_rate", "_variable_rate", "_counted_from"}
     )
+    _INNER: ClassVar[frozenset[str]] = frozenset(n for n in dir(Process) if re.match("_(?!check)[a-z]", n)) - _SCALED
+
+    def _counted_from(self, origin: Array) -> Process:
+        return MeanReverting(self.process._counted_from(origin), 0.0, self.noise_scale)
 
     def _sigma(self, t: Array) -> Array:
         return self.noise_scale * self.process._sigma(t)
@@ -325,8 +343,11 @@ class MeanReverting(Process):
     def _kappa_score(self, t: Array) -> Array:
         return self.noise_scale**2 * self.process._kappa_score(t)
 
-    def _kappa_x0_rate(self, t: Array) -> Array:
-        return self.process._kappa_x0_rate(t) / self.noise_scale
+    def _rho_rate(self, t: Array) -> Array:
+        return self.noise_scale * self.process._rho_rate(t)
+
+    def _inv_rho_rate(self, t: Array) -> Array:
+        return self.process._inv_rho_rate(t) / self.noise_scale
 
     def _diffusion_squared(self, t: Array) -> Array:
         return self.noise_scale**2 * self.process._diffusion_squared(t)

@@ -16,7 +16,7 @@ import torch
 
 from deis_analysis import backend
 from deis_analysis.certificate import Flow, Show, Solved, solve
-from deis_analysis.process import PREDICTIONS, Process, require_process
+from deis_analysis.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.reference_cache import Cache, files, load, store
 from deis_analysis.tableau import Model
 from deis_analysis.validate import boolean, choose, function, positive, positive_int, real
@@ -31,13 +31,14 @@ class Reference:
 
     Attributes:
         x: the state at ``t_end``, kind of the input, float64 inside.
-        nfe: model evaluations of all runs together. second_nfe: those of the second method.
+        nfe: model evaluations of all runs together. second_nfe: those that check, all but DOPRI5's first two runs.
         error_estimate: largest absolute difference between ``x`` and a run at ten times its tolerance.
         rtol, atol: tolerances of the run that gave ``x``.
         certified: whether the second method confirms ``x`` to ``tolerance``, at the tolerances that were asked for.
         agreement: largest absolute difference of the two methods; nan without a run of the second.
         tolerance: absolute, see `reference_solution`.
-        message: to what and by what it is certified; or why not, and what difference remained.
+        message: to what and by what it is certified, and how narrow a feature of the model may have gone unseen; or why
+            it is not, what difference remained, and at which time the model seems not to be smooth.
     """
 
     x: Any
@@ -103,6 +104,8 @@ class Settings:
     batch: int | None
     most_calls: int
     progress: bool
+    seed: int = 0
+    levels: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         choose("prediction", self.prediction, PREDICTIONS)
@@ -113,6 +116,7 @@ class Settings:
         boolean("certify", self.certify)
         boolean("progress", self.progress)
         positive_int("most_calls", self.most_calls)
+        positive_int("seed", self.seed, minimum=0)
         if self.tolerance is not None:
             positive(tolerance=self.tolerance)
         if self.batch is not None:
@@ -123,7 +127,9 @@ class Settings:
         numbers = {name: float(getattr(self, name)) for name in ("rtol", "atol")}
         tolerance = None if self.tolerance is None else float(self.tolerance)
         others = {"prediction": self.prediction, "certify": bool(self.certify), "most_calls": int(self.most_calls)}
-        return {**numbers, **others, "tolerance": tolerance, "model_dtype": str(self.model_dtype)}
+        # only where they are not the defaults: files from before there were these arguments keep their names
+        later = {name: getattr(self, name) for name in ("seed", "levels") if getattr(self, name) not in (0, None)}
+        return {**numbers, **others, **later, "tolerance": tolerance, "model_dtype": str(self.model_dtype)}
 
 
 def reference_solution(
@@ -141,6 +147,8 @@ def reference_solution(
     tolerance: float | None = None,
     batch: int | None = None,
     most_calls: int = _MOST_CALLS,
+    seed: int = 0,
+    levels: Any = None,
     cache: Cache = None,
     key: str | None = None,
     progress: bool = False,
@@ -151,6 +159,12 @@ def reference_solution(
     To certify it an independent method, see `deis_analysis.certificate`, must agree with it. Where DOPRI5 cannot meet
     the tolerances, because its step underflows or ``most_calls`` are made, they are loosened tenfold, up to 1e-3, and
     the result is not certified: its ``message`` says what was reached.
+
+    What a certificate cannot see: the model was asked at finitely many times. A feature of it that is narrower than the
+    widest gap between these can lie in a gap; both methods then step over it, agree, and are wrong. ``message`` tells
+    the widest gap. To narrow it one more call is made for every five, in the widest gaps; one bad row of 1,000 of a
+    network that rounds its time can still go unseen. Where ``levels`` are known each of them is asked at, and it is
+    found out wherever it is; that costs a call per level.
 
     Args:
         model: ``model(x, t) -> prediction``; gets NumPy arrays if ``x_T`` is one, torch tensors otherwise, in float64.
@@ -163,6 +177,11 @@ def reference_solution(
         batch: integrate at most so many samples at a time, each part with steps of its own; the model must treat
             samples one by one. Parts that do not fit into a CUDA device's memory are halved.
         most_calls: model calls per part that each run of DOPRI5, and all of the second method together, may make.
+        seed: of the random bends of the second method's grid.
+        levels: times at which the model has values of its own, such as those at which a network that rounds its time is
+            told an integer; more than ``most_calls`` between the ends are as good as unknown. Default: those of a
+            network of `deis_analysis.learned` whose ``times`` are "nearest" or "linear"; unknown for other models. Both
+            methods step onto the levels of a `VPDiscrete` process in any case.
         cache: folders; a reference found in any of them is not computed, a new one is written to the first.
         key: what the model is, such as a hash of its weights; default ``model.digest``. With the process, times, state
             and tolerances it names the file; ``batch`` does not.
@@ -172,8 +191,8 @@ def reference_solution(
         ValueError: bad arguments, a model that is no function or returns another shape or NaN, tolerances that DOPRI5
             cannot meet even at 1e-3, or a cache without a key.
     """
-    settings = Settings(rtol, atol, prediction, model_dtype, certify, tolerance, batch, most_calls, progress)
-    require_process(process)
+    own = _given_levels(require_process(process), levels)
+    settings = Settings(rtol, atol, prediction, model_dtype, certify, tolerance, batch, most_calls, progress, seed, own)
     start = process.sampling_range[0] if t_start is None else process._check_scalar(t_start, "t_start")
     end = process.sampling_range[1] if t_end is None else process._check_scalar(t_end, "t_end")
     if not end < start:
@@ -196,6 +215,8 @@ def reference_path(
     tolerance: float | None = None,
     batch: int | None = None,
     most_calls: int = _MOST_CALLS,
+    seed: int = 0,
+    levels: Any = None,
     cache: Cache = None,
     key: str | None = None,
     progress: bool = False,
@@ -207,15 +228,15 @@ def reference_path(
 
     Other arguments and errors as `reference_solution`.
     """
-    settings = Settings(rtol, atol, prediction, model_dtype, certify, tolerance, batch, most_calls, progress)
-    require_process(process)
-    levels: list[float] = []
+    own = _given_levels(require_process(process), levels)
+    settings = Settings(rtol, atol, prediction, model_dtype, certify, tolerance, batch, most_calls, progress, seed, own)
+    apart: list[float] = []
     for t in sorted((process._check_scalar(t, "times") for t in np.ravel(real("times", times))), reverse=True):
-        if not levels or levels[-1] - t > _SAME_TIME:
-            levels.append(t)
-    if len(levels) < 2:
-        raise ValueError(f"times={levels} must hold at least 2 different times")
-    return _path(model, process, x_T, {f"times[{i}]": t for i, t in enumerate(levels)}, settings, cache, key)
+        if not apart or apart[-1] - t > _SAME_TIME:
+            apart.append(t)
+    if len(apart) < 2:
+        raise ValueError(f"times={apart} must hold at least 2 different times")
+    return _path(model, process, x_T, {f"times[{i}]": t for i, t in enumerate(apart)}, settings, cache, key)
 
 
 def _path(
@@ -238,6 +259,7 @@ def _path(
     found = next(filter(None, (load(place, names, shape) for place in places)), None)
     if found is None:
         flow = Flow(model, process, settings, numpy, state.device)
+        flow.levels = _levels_of(model, process, levels) if settings.levels is None else np.array(settings.levels)
         with _bar(settings.progress) as flow.show:
             solved = _in_parts(flow, state, levels)
         found = {"nfe": flow.nfe, **{f.name: getattr(solved, f.name) for f in fields(solved)}}
@@ -245,6 +267,26 @@ def _path(
             store(places[0], found | {"states": torch.stack(solved.states).cpu().numpy()})
     states = [torch.as_tensor(x, device=state.device) for x in found.pop("states")]
     return ReferencePath(tuple(levels), tuple(x.numpy() if numpy else x for x in states), **found)
+
+
+def _given_levels(process: Process, levels: Any) -> tuple[float, ...] | None:
+    if levels is None:
+        return None
+    return tuple(sorted({process._check_scalar(t, "levels") for t in np.ravel(real("levels", levels))}))
+
+
+def _levels_of(model: Any, process: Process, times: list[float]) -> Array | None:
+    """Times between the largest and the smallest at which a network that rounds what it is told is told an integer.
+
+    It is an `ImageModel`, or one `Carried` to another process.
+    """
+    network = getattr(model, "model", model)
+    if getattr(network, "times", "fractional") == "fractional" or not hasattr(network, "convention"):
+        return None
+    told, own = network.convention, network.process
+    first, last = sorted(told.network_time(own, own.time_from_rho(process.rho([times[0], times[-1]]))))
+    clock = (np.arange(np.ceil(first), np.floor(last) + 1) - told.offset) / told.scale
+    return process.time_from_rho(own.rho(own.time_from_lam(clock) if told.clock == "lam" else clock))
 
 
 def _in_parts(flow: Flow, state: torch.Tensor, levels: list[float]) -> Solved:

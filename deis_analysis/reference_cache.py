@@ -20,7 +20,7 @@ from deis_analysis.storage import atomic
 from deis_analysis.validate import real
 
 Cache = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-_FORMAT = 1  # to be raised where the same question gets another answer
+_FORMAT = 1  # to be raised where what was kept is no longer an answer to its question
 
 
 def files(cache: Cache, key: str | None, model: Any, question: Mapping[str, Any]) -> list[Path]:

@@ -116,6 +116,7 @@ class VPCosine(_VariancePreserving):
     division by cos a.  t ∈ [0, t_max], t_max = 0.9946 as in DPM-Solver (Lu et al. 2022, app. D): α vanishes at t = 1.
     """
 
+    _noise_time: ClassVar[float] = 1.0
     s: float = 0.008
     t_max: float = 0.9946
     t_min: float = field(default=0.0, init=False, repr=False)
@@ -135,10 +136,10 @@ class VPCosine(_VariancePreserving):
         return 0.5 * math.pi * self.s / (1.0 + self.s)
 
     def _angle(self, t: Array) -> Array:
-        return 0.5 * math.pi * t / (1.0 + self.s)
+        return 0.5 * math.pi * (1.0 - self._noise_time + t) / (1.0 + self.s)
 
     def _cos_total(self, t: Array) -> Array:
-        return np.sin(0.5 * math.pi * (1.0 - t) / (1.0 + self.s))  # cos(a+u), accurate where it vanishes
+        return np.sin(0.5 * math.pi * (self._noise_time - t) / (1.0 + self.s))  # cos(a+u), accurate where it vanishes
 
     def _alpha(self, t: Array) -> Array:
         return self._cos_total(t) / math.cos(self._offset)
@@ -167,7 +168,9 @@ class VPCosine(_VariancePreserving):
         sin_total = np.sqrt(sin_a**2 + sigma_squared * cos_a**2)
         sin_u = cos_a * sigma_squared / (sin_total + alpha * sin_a)  # sin(a+u) cos a − cos(a+u) sin a, uncancelled
         cos_u = alpha * cos_a**2 + sin_total * sin_a
-        return np.arctan2(sin_u, cos_u) * (1.0 + self.s) / (0.5 * math.pi)
+        to_time = (1.0 + self.s) / (0.5 * math.pi)
+        left = np.arcsin(alpha * cos_a) * to_time  # 1 − t: near 1 it tells floats apart
+        return np.where(alpha < 0.5, 1.0 - left, np.arctan2(sin_u, cos_u) * to_time)
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,9 +338,11 @@ def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
 class RectifiedFlow(Process):
     """Straight paths: α = 1 − t, σ = t, t ∈ [0, 1]; t = 1 is noise. [Liu et al. 2023; Lipman et al. 2023]
 
-    ρ is infinite at t = 1: tables in ε, ρ or λ start below it, tables in (v, t) and (x0, t) may start at 1.
+    ρ is infinite at t = 1: tables in ε, ρ or λ start below it, tables in (v, t) and (x0, t) may start at 1.  From just
+    below, ε amplifies what x_T is known to: by α_s/α_t, 5e11 from t = 1 − 1e-12 to s = ½.
     """
 
+    _noise_time: ClassVar[float] = 1.0
     t_min: float = field(default=0.0, init=False, repr=False)
     t_max: float = field(default=1.0, init=False, repr=False)
 
@@ -347,38 +352,43 @@ class RectifiedFlow(Process):
         return 1.0 - 1e-3, 1e-3
 
     def _alpha(self, t: Array) -> Array:
-        return 1.0 - t
+        return self._noise_time - t
 
     def _sigma(self, t: Array) -> Array:
-        return np.array(t)
+        return np.asarray(1.0 - self._noise_time + t)
 
     def _rho(self, t: Array) -> Array:
-        return t / (1.0 - t)
+        return self._sigma(t) / self._alpha(t)
 
     def _lam(self, t: Array) -> Array:
-        near = np.abs(t - 0.5) < 0.25  # log1p keeps the relative error of λ small where λ itself is
-        return np.where(near, np.log1p((1.0 - 2.0 * t) / np.where(near, t, 1.0)), np.log((1.0 - t) / t))
+        sigma = self._sigma(t)
+        near = np.abs(sigma - 0.5) < 0.25  # log1p keeps the relative error of λ small where λ itself is
+        middle = np.where(near, sigma, 0.5)
+        return np.where(near, np.log1p((1.0 - 2.0 * middle) / middle), np.log(self._alpha(t) / sigma))
 
     def _rate(self, t: Array) -> Array:
-        return 1.0 / (t * (1.0 - t))
+        return 1.0 / (self._sigma(t) * self._alpha(t))
 
     def _drift(self, t: Array) -> Array:
-        return -1.0 / (1.0 - t)
+        return -1.0 / self._alpha(t)
 
     def _time_from_rho(self, rho: Array) -> Array:
         return rho / (1.0 + rho)
 
     def _kappa_score(self, t: Array) -> Array:
-        alpha = 1.0 - t
+        alpha = self._alpha(t)
         with np.errstate(divide="ignore"):
             return -(1.0 + alpha * np.log(np.where(alpha == 0, 1.0, alpha))) / alpha
 
-    def _kappa_x0_rate(self, t: Array) -> Array:
-        return -1.0 / (t * t)
+    def _rho_rate(self, t: Array) -> Array:
+        return 1.0 / self._alpha(t) ** 2
+
+    def _inv_rho_rate(self, t: Array) -> Array:
+        return -1.0 / self._sigma(t) ** 2
 
     def _diffusion_squared(self, t: Array) -> Array:
         with np.errstate(divide="ignore"):
-            return 2.0 * t / (1.0 - t)
+            return 2.0 * self._sigma(t) / self._alpha(t)
 
     def _v_rates(self, t: Array) -> tuple[Array, Array]:
         return -np.ones_like(t), np.ones_like(t)

@@ -266,8 +266,9 @@ def run(
 ) -> Any:
     """Run a table: ``x`` at the table's first time becomes the result at its last.
 
-    Works on whatever ``x`` is: NumPy, torch (any device, autograd) or JAX. Coefficients are float64 scalars; the state
-    keeps the dtype of ``x``.  The model must not change ``x`` or its own earlier outputs in place.
+    Works on whatever ``x`` is: NumPy, torch (any device, autograd, inside vmap, jvp and grad of torch.func) or JAX.
+    Coefficients are float64 scalars; the state keeps the dtype of ``x``.  The model must not change ``x`` or its own
+    earlier outputs in place.
 
     Args:
         model: ``model(x, t)`` with ``t`` a float in process time, returning an array of the shape of ``x``; its output

@@ -15,6 +15,9 @@ same reason no difference of φ is formed by subtraction: :math:`φ_τ - φ_{t_k
 What remains is conditioning: weights alternate in sign when nodes lie close together and the step is long, and the
 *small* ones then carry the rounding of the large ones.  Errors are therefore measured against the largest weight:
 ≤ 1e-13 for up to six nodes, steps from 1e-8 to the whole interval (``tests/test_weights.py``, mpmath at 50 digits).
+On `RectifiedFlow` and `VPCosine`, where α vanishes at t = 1, that holds from the last float64 before 1 on: near it
+the rule's times are counted from 1.  The weights of ε and the score grow like 1/α there, and however exact they are,
+a rounding of x_T comes back α_s/α_t times as large.
 
 [Zhang & Chen 2023, eq. 14–15, in the general clock]
 """
@@ -52,12 +55,14 @@ def _rule() -> tuple[Array, Array, Array]:
 def _panels(process: Process, points: Array) -> Array:
     """(M, P + 1) panel edges of the M intervals between consecutive ``points``, padded by repeating the last edge."""
     lam = process.lam(points)
-    finite = lam[np.isfinite(lam)]
-    lam = np.where(lam == -np.inf, np.min(finite, initial=_LAM_AT_INFINITY[0]), lam)
-    lam = np.where(lam == np.inf, np.max(finite, initial=_LAM_AT_INFINITY[1]), lam)
-    count = max(1, int(np.ceil(np.max(np.abs(np.diff(lam))) / _PANEL)))
+    finite = np.isfinite(lam)
+    if not finite.all():
+        ends = np.min(lam[finite], initial=_LAM_AT_INFINITY[0]), np.max(lam[finite], initial=_LAM_AT_INFINITY[1])
+        lam = np.clip(lam, *ends)
+    steps = np.diff(lam)
+    count = max(1, int(np.ceil(np.max(np.abs(steps)) / _PANEL)))
     u = np.arange(1, count) / count
-    interior = lam[:-1, None] + u * np.diff(lam)[:, None]
+    interior = lam[:-1, None] + u * steps[:, None]
     low, high = np.minimum(points[:-1], points[1:])[:, None], np.maximum(points[:-1], points[1:])[:, None]
     inside = np.clip(process._time_from_rho(np.exp(-interior)), low, high) if count > 1 else interior
     edges = np.concatenate([points[:-1, None], inside, points[1:, None]], axis=1)
@@ -82,7 +87,11 @@ def _intervals(
     xi, omega, cumulative = _rule()
     width = np.diff(edges, axis=1)[..., None]
     middle = 0.5 * (edges[:, :1] + edges[:, -1:])[..., None]
-    tau = np.where(width == 0, middle, edges[:, :-1, None] + width * xi)
+    base = np.where(width == 0, middle, edges[:, :-1, None])
+    if process._noise_time is not None:  # near it α keeps its digits only in times that are counted from it
+        origin = process._noise_time * (base > 0.5 * process._noise_time)
+        process, base = process._counted_from(origin), base - origin
+    tau = base + width * xi
     # unchecked: between the last level and the data a process may have times that are not in its public range
     measure = process._kappa_rate(prediction, tau) * (width * omega)
     if lam_sde:

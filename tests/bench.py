@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -126,10 +127,31 @@ def bench_denoiser() -> list[dict[str, object]]:
     return rows
 
 
+def bench_import() -> list[dict[str, object]]:
+    """A fresh interpreter that imports the package against one that imports NumPy."""
+    names = {"ours": "deis_analysis", "numpy": "numpy"}
+    found = fastest(
+        {
+            key: lambda name=name: subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
+            for key, name in names.items()
+        },
+        10.0,
+    )
+    return [
+        {
+            "what": "import deis_analysis",
+            "ours": f"{found['ours'] * 1e3:.0f} ms",
+            "beside": f"import numpy {found['numpy'] * 1e3:.0f} ms",
+            "ratio": found["ours"] / found["numpy"],
+            "aim": "< 3",
+        }
+    ]
+
+
 def main() -> None:
     """Run all benchmarks, print a table, write JSON where an argument names a file."""
     torch.set_num_threads(1)
-    rows = [row for bench in (bench_build, bench_run, bench_denoiser) for row in bench()]
+    rows = [row for bench in (bench_import, bench_build, bench_run, bench_denoiser) for row in bench()]
     for row in rows:
         aim = f"   aim {row['aim']}" if row["aim"] else ""
         print(f"{row['what']:42s} {row['ours']:>10s}   {row['beside']:42s} ratio {row['ratio']:6.3f}{aim}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -293,7 +292,7 @@ def test_a_start_of_the_wrong_order_is_said_and_is_no_error():
 
 
 RELEASED_AT_HALF = ("dpm_3m", "dpmpp_3m")
-
+audited = cache(da.audit_sampler)
 
 ONE_OF_EACH = (
     *("ddim", "tab2", "edm_heun", "unipc3_bh2_x0", "rhork_3ssprk", "dpm_fast", "f_pndm", "reversible_heun", "obelm"),
@@ -315,7 +314,7 @@ ONE_OF_EACH = (
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_no_false_alarm_on_rows_of_the_registry(name):
     """One of every family here; all 130 by ``deis-analysis audit --all registry``."""
-    report = da.audit_sampler(f"registry:{name}")
+    report = audited(f"registry:{name}")
     assert report.worst != "error", report.findings
     warnings = codes(report, "warning")
     assert warnings <= ({"ORD-HALF-SECOND-DIFFERENCE"} if name in RELEASED_AT_HALF else set()), report.findings
@@ -479,7 +478,7 @@ def test_sweep_gives_one_overview(monkeypatch):
 # -- the page -------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def report():
-    return da.audit_sampler("registry:dpmpp_3m")
+    return audited("registry:dpmpp_3m")
 
 
 def test_the_page_is_self_contained(report):
@@ -533,15 +532,15 @@ def test_bad_call(sampler_audit):
 """
 
 
-def test_the_plugin_in_a_maintainers_test(tmp_path, source):
+def test_the_plugin_in_a_maintainers_test(pytester, source):
     """As a package's maintainers use it: a fixture that is simply there, three lines, failures in one sentence."""
     wasteful = "\ndef wasteful(model, x, sigmas):\n    model(x, sigmas[0])\n    return euler(model, x, sigmas)\n"
-    source.write_text(SOURCE + wasteful)
-    (tmp_path / "test_samplers.py").write_text(MAINTAINERS_TEST)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert "3 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    assert "expected 2" in done.stdout
-    assert "SCH-LEVEL-MISMATCH" in done.stdout
-    assert "NFE-WASTED" in done.stdout
-    assert "Traceback" not in done.stdout
+    pytester.makepyfile(samplers=SOURCE + wasteful, test_samplers=MAINTAINERS_TEST)
+    pytester.syspathinsert()
+    done = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    done.assert_outcomes(passed=1, failed=3)
+    said = done.stdout.str()
+    assert "expected 2" in said
+    assert "SCH-LEVEL-MISMATCH" in said
+    assert "NFE-WASTED" in said
+    assert "Traceback" not in said

@@ -69,7 +69,7 @@ def test_terms_sum_to_the_measured_error(process, exact, guided, model, name, ki
     assert np.allclose(total, result - ideal, rtol=0, atol=1e-6 * scale)  # float32 sees rounding of the order of sums
     assert np.isclose(sum(budget.shares().values()), 1.0, rtol=1e-9)
     assert budget.norms()["total"] <= sum(budget.norms()[t] for t in budget.terms) * (1 + 1e-12)
-    assert budget.flow_error == 0.0
+    assert 0 < budget.flow_error < 1e-10 * scale
 
 
 @given(processes(SMOOTH), mixtures(), st.sampled_from(DISTINCT), KINDS)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from exact import discrete_levels
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.integrate import quad
 
 import deis_analysis as da
 from deis_analysis import certificate, reference_cache
-from deis_analysis.learned import Convention, ImageModel, process_from
+from deis_analysis.learned import Carried, Convention, ImageModel, process_from
 
 VP = da.VPLinear()
 MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
@@ -24,17 +27,27 @@ CHECKPOINTS = Path(__file__).parents[1] / "experiments" / "checkpoints"
 
 
 def steps_of(found, process=VP, t_start=1.0, t_end=1e-3):
-    """Steps of the second method's finest run: its runs are on N, 2N, 4N ... steps of at most 1/4 in λ."""
+    """Steps of the second method's finest run: its runs are on N, 2N, 4N ... steps of about 1/4 in λ."""
     first = math.ceil(float(process.lam(t_end) - process.lam(t_start)) / 0.25)
-    runs = math.log2(found.second_nfe / (4 * first) + 1)
-    assert runs == round(runs)
-    return first * 2 ** (round(runs) - 1)
+    steps = int(re.search(r"rhork_4rk \((\d+) steps\)", found.message)[1])
+    runs = round(math.log2(steps / first)) + 1
+    assert steps == first * 2 ** (runs - 1)
+    assert found.second_nfe >= 4 * first * (2**runs - 1)
+    return steps
+
+
+def bent_grid(steps, process=VP, t_start=1.0, t_end=1e-3, seed=0):
+    """Levels a + (b − a)(u + s u (1 − u)) for equidistant u, and s the first number in ±1/8 of the seed's generator."""
+    a, b = process.lam(t_start), process.lam(t_end)
+    s, u = np.random.default_rng(seed).uniform(-0.125, 0.125), np.linspace(0, 1, steps + 1)[1:-1]
+    return np.array([t_start, *process.time_from_lam(a + (b - a) * (u + s * u * (1 - u))), t_end])
 
 
 # -- what a certificate says ----------------------------------------------------------------------
-def test_the_agreement_is_that_with_rho_runge_kutta_on_a_grid_uniform_in_log_rho():
-    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-6, 1e-6)
-    table = da.build("rhork_4rk", VP, da.grid(VP, steps_of(found), "logrho", 1.0, 1e-3))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_agreement_is_that_with_rho_runge_kutta_on_a_bent_grid(seed):
+    found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-6, 1e-6, seed=seed)
+    table = da.build("rhork_4rk", VP, bent_grid(steps_of(found), seed=seed))
     second = da.run(table, MIX.eps(VP), X)
     assert np.isclose(found.agreement, np.abs(found.x - second).max(), rtol=1e-6, atol=1e-14)
     assert found.certified
@@ -48,10 +61,7 @@ def test_the_second_method_is_refined_until_its_own_error_fits_too():
     tolerance = 1e-9
     found = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-11, 1e-11, tolerance=tolerance)
     steps = steps_of(found)
-    runs = [
-        da.run(da.build("rhork_4rk", VP, da.grid(VP, n, "logrho", 1.0, 1e-3)), MIX.eps(VP), X)
-        for n in (steps // 4, steps // 2, steps)
-    ]
+    runs = [da.run(da.build("rhork_4rk", VP, bent_grid(n)), MIX.eps(VP), X) for n in (steps // 4, steps // 2, steps)]
     bounds = [np.abs(b - found.x).max() + np.abs(b - a).max() / 15 for a, b in itertools.pairwise(runs)]
     assert bounds[1] <= tolerance < bounds[0]
     assert found.certified
@@ -136,7 +146,7 @@ def test_a_jump_in_time_is_not_certified_and_the_floor_is_that_of_the_step_acros
     exact = float(VP.alpha(0.1)) * (X / float(VP.alpha(1.0)) - float(VP.rho(1.0) - VP.rho(0.3)))
     error = np.abs(found.x - exact).max()
     steps = steps_of(found, t_end=0.1)
-    ts = da.grid(VP, steps, "logrho", 1.0, 0.1)
+    ts = bent_grid(steps, t_end=0.1)
     i = int(np.searchsorted(-ts, -0.3)) - 1  # the step that the jump is in, of which RK4 takes a wrong share
     high, low = (float(VP.rho(t)) for t in ts[i : i + 2])
     share = (high - float(VP.rho(0.3))) / (high - low)
@@ -221,6 +231,186 @@ def test_breakpoints_of_a_process_are_stepped_onto(monkeypatch):
     without = da.reference_solution(told, process, X, 0.5, **options)
     assert not without.certified
     assert without.agreement > 10 * found.tolerance
+
+
+# -- models that hide something between the steps -------------------------------------------------
+def gaussian(x, t):
+    """ε of data of variance 1/4."""
+    alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
+    return sigma * x / (0.25 * alpha**2 + sigma**2)
+
+
+def off_by_one(low, high):
+    """ε of the Gaussian, wrong by 1 in a slot of times; and where its flow takes X from 1 to 1e-3.
+
+    With z = y/√(1/4 + ρ²) dz/dρ is 0, and 1/√(1/4 + ρ²) in the slot.
+    """
+    rho = {t: float(VP.rho(t)) for t in (1.0, high, low, 1e-3)}
+    z = X / float(VP.alpha(1.0)) / math.hypot(0.5, rho[1.0]) - math.asinh(2 * rho[high]) + math.asinh(2 * rho[low])
+    return lambda x, t: gaussian(x, t) + (low < t < high), float(VP.alpha(1e-3)) * math.hypot(0.5, rho[1e-3]) * z
+
+
+def width_unseen(found):
+    return float(re.search(r"narrower than (\S+) in t", found.message)[1])
+
+
+LEVELS = np.arange(1, 1000) / 1000
+OPTIONS = {"rtol": 1e-6, "atol": 1e-6, "most_calls": 1100}
+
+
+@pytest.mark.parametrize("row", np.linspace(30, 970, 16).round().astype(int).tolist())
+def test_a_bad_row_is_found_wherever_it_is_if_the_levels_are_known(row):
+    model, exact = off_by_one((row - 0.5) / 1000, (row + 0.5) / 1000)
+    found = da.reference_solution(model, VP, X, 1e-3, 1e-5, 1e-5, levels=LEVELS, most_calls=1000)
+    assert not found.certified
+    assert f"at t={row / 1000:g}, between its steps, the model does not answer" in found.message
+    assert np.abs(found.x - exact).max() < 2 * found.tolerance < 0.2 * found.error_estimate  # DOPRI5 steps onto it
+
+
+def test_what_is_wider_than_the_gap_of_the_message_is_found_and_what_lies_in_a_gap_is_not():
+    asked = []
+
+    def model(x, t):
+        asked.append(t)
+        return gaussian(x, t)
+
+    clean = da.reference_solution(model, VP, X, 1e-3, **OPTIONS)
+    assert clean.certified
+    assert clean.nfe == len(asked)
+    times = np.sort(asked)
+    widest = int(np.argmax(np.diff(times)))
+    low, high = times[widest : widest + 2]
+    gap = width_unseen(clean)
+    assert high - low <= 1.05 * gap  # two digits; what DOPRI5 asked in steps that it rejected does not count
+    wrong, exact = off_by_one(low, high)
+    blind = da.reference_solution(wrong, VP, X, 1e-3, **OPTIONS)
+    assert blind.certified  # this is what a certificate cannot see
+    assert np.abs(blind.x - exact).max() > 100 * blind.tolerance
+    assert np.array_equal(blind.x, clean.x)
+    for middle in np.random.default_rng(0).uniform(2 * gap, 1 - gap, 6):
+        wrong, _ = off_by_one(middle - 0.6 * gap, middle + 0.6 * gap)
+        assert not da.reference_solution(wrong, VP, X, 1e-3, **OPTIONS).certified, middle
+
+
+def test_it_costs_one_call_for_every_five():
+    calls = []
+    found = da.reference_solution(lambda x, t: calls.append(t) or gaussian(x, t), VP, X, 1e-3, **OPTIONS)
+    first = da.reference_solution(gaussian, VP, X, 1e-3, 1e-6, 1e-6, certify=False).nfe
+    second = 4 * 39 * (2 ** (1 + round(math.log2(steps_of(found) / 39))) - 1)
+    assert len(calls) == found.nfe == first + found.second_nfe
+    assert 0.19 * (first + second) < found.second_nfe - second <= 0.2 * (first + second)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=8), st.integers(0, 40))
+def test_the_widest_gaps_are_divided_first(gaps, count):
+    """No way to place as many times leaves a narrower widest gap than one after another in the then widest."""
+    times = 1.0 - np.append(0.0, np.cumsum(gaps)) / sum(gaps)
+    placed = certificate._widest(times, -times, count)
+    parts = np.ones(len(gaps))
+    for _ in range(count):
+        parts[np.argmax(np.array(gaps) / parts)] += 1
+    best = np.max(np.array(gaps) / parts) / sum(gaps)
+    assert placed.size <= count
+    assert np.max(-np.diff(np.sort(np.append(times, placed))[::-1])) == pytest.approx(best, rel=1e-6)
+
+
+def test_the_path_between_the_ends_of_steps():
+    """DOPRI5's questions at steps that end at ends, one of which is rejected at first; y = sin λ with a kink at 1."""
+    ends = [0.0, 0.2, 0.45, 0.7, 1.0, 1.3, 1.6]
+
+    def y(lam):
+        return torch.tensor([math.sin(lam), abs(lam - 1)], dtype=torch.float64)
+
+    def rate(lam):
+        return torch.tensor([math.cos(lam), math.copysign(1.0, lam - 1)], dtype=torch.float64)
+
+    path = certificate.Path(np.array([1.0]))
+    path.add(0.0, y(0.0), rate(0.0))
+    for a, b in itertools.pairwise(ends):
+        tries = [b + 0.3, b] if a == 0.45 else [b]
+        for end in tries:
+            for c in (0.2, 0.3, 0.8, 8 / 9, 1.0):
+                path.add(a + c * (end - a), y(0.0) + 9, rate(0.0))
+            path.add(end, y(end), rate(end))
+            if end == 1.0:  # the kink is from below
+                path.ends[-1] = (end, y(end), torch.tensor([math.cos(end), -1.0], dtype=torch.float64))
+    assert [lam for lam, _, _ in path.ends] == ends
+    assert len(path.asked) == 1 + 5 * 6
+    for lam, (value, slope) in zip((0.05, 0.3, 0.6, 0.99), path.between(np.array([0.05, 0.3, 0.6, 0.99])), strict=True):
+        assert torch.allclose(value, y(lam), rtol=0, atol=1e-7), lam
+        assert torch.allclose(slope, rate(lam), rtol=0, atol=1e-6), lam
+
+
+def test_a_path_that_would_take_too_much_memory_is_not_looked_at(monkeypatch):
+    whole = da.reference_solution(gaussian, VP, X, 1e-3, **OPTIONS)
+    monkeypatch.setattr(certificate, "_MEMORY", 1000)
+    blind = da.reference_solution(gaussian, VP, X, 1e-3, **OPTIONS)
+    assert blind.certified
+    assert blind.second_nfe < whole.second_nfe
+    assert width_unseen(blind) > 2 * width_unseen(whole)
+    assert np.array_equal(blind.x, whole.x)
+
+
+def test_a_step_that_must_be_short_is_named():
+    found = da.reference_solution(jump, VP, X, 0.1, 1e-7, 1e-7, most_calls=2000)
+    assert float(re.search(r"shortest step is at t=(\S+)", found.message)[1]) == pytest.approx(0.3, abs=1e-5)
+    clean = da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-3, 1e-3, tolerance=1e-9)
+    assert "shortest" not in clean.message
+
+
+@pytest.mark.parametrize("row", [3, 17, 31])
+def test_the_levels_of_a_discrete_process_are_stepped_onto(row):
+    process = da.VPDiscrete(discrete_levels(25))
+
+    def model(x, t):
+        return MIX.eps(process)(x, t) + (abs(t - row) < 0.1)
+
+    options = {"t_start": 38.0, "rtol": 1e-5, "atol": 1e-5, "most_calls": 1500}
+    assert da.reference_solution(MIX.eps(process), process, X, 1.0, **options).certified
+    found = da.reference_solution(model, process, X, 1.0, **options)
+    assert not found.certified
+
+
+class Rounded(torch.nn.Module):
+    """A network of diffusers' kind that keeps what it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def forward(self, x, n, return_dict):
+        self.told.append(float(n[0]))
+        return (torch.sin(x) * torch.exp(-n / 100).reshape(-1, 1, 1, 1),)
+
+
+@pytest.mark.parametrize("clock", ["t", "lam"])
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_network_that_rounds_its_time_is_asked_at_all_its_levels(clock, carried):
+    convention = Convention("eps", clock, *((100.0, 0.5) if clock == "t" else (-10.0, 50.0)))
+    net, x = Rounded(), torch.linspace(-1, 1, 4, dtype=torch.float64).reshape(1, 1, 2, 2)
+    model = ImageModel(net, VP, convention, "linear", shape=(1, 2, 2))
+    process = da.EDM() if carried else VP
+    if carried:
+        model = Carried(model, process, "eps")
+    ends = [float(process.time_from_lam(lam)) for lam in (-2.03, 3.04)]
+    told = convention.network_time(VP, VP.time_from_lam(np.array([-2.03, 3.04])))
+    found = da.reference_solution(model, process, x, ends[1], 1e-5, 1e-5, t_start=ends[0], tolerance=1e-3)
+    own = np.arange(math.ceil(min(told)), math.floor(max(told)) + 1)
+    asked = np.array(net.told)
+    assert all(np.abs(asked - n).min() < 1e-9 for n in own)
+    assert found.certified, found.message
+    assert f"asked at all {own.size} of its levels" in found.message
+    smooth = model.model.with_times("fractional") if carried else model.with_times("fractional")
+    plain = da.reference_solution(smooth, VP, x, 0.1, 1e-5, 1e-5, t_start=0.5)
+    assert "levels" not in plain.message
+
+
+def test_more_levels_than_calls_are_as_good_as_unknown():
+    found = da.reference_solution(gaussian, VP, X, 1e-3, 1e-6, 1e-6, levels=LEVELS, most_calls=900)
+    unknown = da.reference_solution(gaussian, VP, X, 1e-3, 1e-6, 1e-6, most_calls=900)
+    assert found.message == unknown.message
+    assert found.nfe == unknown.nfe
 
 
 # -- networks -------------------------------------------------------------------------------------
@@ -381,7 +571,7 @@ class Custom(da.VPLinear):
         {"key": "abd"}, {"process": da.VPLinear(0.1, 19.0)}, {"process": Custom()}, {"prediction": "x0"},
         {"process": da.MeanReverting(VP, 0.0)}, {"x_T": np.nextafter(X, 3)}, {"x_T": X.astype(np.float32)},
         {"x_T": X[:, None]}, {"t_end": 1.1e-3}, {"t_start": 0.99}, {"rtol": 2e-6}, {"atol": 2e-6}, {"tolerance": 1e-4},
-        {"certify": False}, {"model_dtype": torch.float32}, {"most_calls": 40_000},
+        {"certify": False}, {"model_dtype": torch.float32}, {"most_calls": 40_000}, {"seed": 1}, {"levels": [0.5]},
     ],
     ids=lambda c: "_".join(c),
 )  # fmt: skip
@@ -466,4 +656,4 @@ def test_a_write_that_is_cut_off_leaves_no_file(tmp_path, monkeypatch, where):
 
 def test_progress_is_shown(capsys):
     da.reference_solution(MIX.eps(VP), VP, X, 1e-3, 1e-6, 1e-6, progress=True)
-    assert "rhork_4rk" in capsys.readouterr().out
+    assert "between the steps" in capsys.readouterr().out

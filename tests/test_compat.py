@@ -481,7 +481,7 @@ def test_the_time_lives_on_the_device_of_the_state():
 
 
 @pytest.mark.parametrize(("method", "integer"), [("t_ab", True), ("ipndm", True), ("rho_ab", False), ("rho_rk", False)])
-def test_discrete_models_are_told_integers_where_no_stage_lies_between(method, integer):
+def test_discrete_models_are_told_integers_by_the_methods_in_t(method, integer):
     told = []
     noise = torch.from_numpy(NOISE).float()
     deis.get_sampler(
@@ -489,7 +489,44 @@ def test_discrete_models_are_told_integers_where_no_stage_lies_between(method, i
     )(noise)
     assert {t.dtype for t in told} == {torch.int32 if integer else torch.float32}
     first = told[:: 3 if method == "rho_rk" else 1]
-    assert [float(t) for t in first] == pytest.approx([999, 749, 499, 249], abs=0 if integer else 1e-3)
+    assert [float(t) for t in first] == [999, 749, 499, 249]  # floats too are exact: t(ρ(t)) is not computed
+
+
+def zero_terminal(levels):
+    """ᾱ with √ᾱ shifted and scaled so that the last is 0. [Lin et al. 2024, alg. 1]"""
+    root = np.sqrt(levels)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def test_a_model_is_told_the_time_at_which_it_expects_the_clipped_level():
+    """Zero terminal SNR: ᾱ is clipped to 1e-7 from 998.49 on. The authority is a Gaussian's exact ε under the ᾱ that is
+    not clipped, and its exact flow from N(0, 1) at ᾱ = 0; t(ρ) as published is `discrete_time`."""
+    levels = zero_terminal(np.cumprod(1.0 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2))
+    sde, x, mean, v = deis.DiscreteVPSDE(levels), np.random.default_rng(0).standard_normal(500), 0.7, 0.3
+    alpha_fn, time_fn, told = discrete_alpha(levels), discrete_time(levels), []
+
+    def eps_fn(x, t):
+        told.append(float(t))
+        a = np.interp(float(t), np.arange(1000), levels)
+        return np.sqrt(1 - a) * (x - np.sqrt(a) * mean) / (a * v + 1 - a)
+
+    a = alpha_fn(0.0)
+    exact = np.sqrt(a) * mean + np.sqrt(a * v + 1 - a) * x
+    ts = deis.get_rev_ts(sde, 20, 2.0, "t")
+    assert ts[0] == 999
+    limit = float(time_fn(1e-7))
+    assert limit == pytest.approx(998.4918, abs=1e-4)
+    for method, first, gain in (("rho_rk", limit, 50), ("rho_ab", limit, 3), ("t_ab", 999, None), ("ipndm", 999, None)):
+        told.clear()
+        sample = deis.get_sampler(sde, eps_fn, "t", 2.0, 20, method=method, ab_order=2)(x)
+        assert told[0] == pytest.approx(first, abs=1e-9)
+        if gain is None:
+            continue
+        at_the_end = deis.get_sampler(sde, lambda x, t: eps_fn(x, 999.0 if t > 998 else t), "t", 2.0, 20, method, 2)(x)
+        error, other = (np.sqrt(np.mean((s - exact) ** 2)) for s in (sample, at_the_end))
+        assert other > gain * error  # as the docstring says: 5 and 100 times
+    right = reference_rk(alpha_fn, time_fn, ts, "3kutta", eps_fn, x)
+    assert np.abs(deis.get_sampler(sde, eps_fn, "t", 2.0, 20)(x) - right).max() < 1e-8
 
 
 def test_gradients_and_jit_pass_through():

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import quick_runs
 import torch
 from click.testing import CliRunner, Result
 
@@ -34,12 +36,27 @@ def call(*args: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in args])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _aligned():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, changes in quick_runs.ALIGNED.items():
+            patch.setattr(EXPERIMENTS[name], "QUICK", EXPERIMENTS[name].QUICK | changes)
+        yield
+
+
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All experiments, quick, once."""
-    folder = tmp_path_factory.mktemp("quick")
-    result = call("run", "--all", "--quick", "--jobs", 1, "--out", folder)
-    assert result.exit_code == 0, result.output
+def quick() -> Path:
+    """All experiments, quick, once; what other tests computed with these settings is not computed again."""
+    folder = quick_runs.FOLDER / "quick"
+
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for experiment in EXPERIMENTS.values():
+                patch.setattr(experiment, "compute", quick_runs.shared(experiment.compute))
+            result = call("run", "--all", "--quick", "--jobs", 1, "--out", folder)
+        assert result.exit_code == 0, result.output
+
+    quick_runs.once("quick", run)
     return folder
 
 
@@ -102,11 +119,14 @@ def test_image_networks_can_be_judged_and_drawn(quick, name):
     style.plt.close(figure)
 
 
-def test_redrawing_gives_the_same_bytes(quick):
-    before = (quick / "transfer.svg").read_bytes()
-    result = call("redraw", "transfer", "--out", quick)
+def test_redrawing_gives_the_same_bytes(quick, tmp_path):
+    for file in runner.result_files("transfer", quick):
+        shutil.copy(file, tmp_path)
+    before = (tmp_path / "transfer.svg").read_bytes()
+    (tmp_path / "transfer.svg").unlink()
+    result = call("redraw", "transfer", "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    assert (quick / "transfer.svg").read_bytes() == before
+    assert (tmp_path / "transfer.svg").read_bytes() == before
 
 
 def test_redraw_without_data_is_an_error(tmp_path):
@@ -475,7 +495,6 @@ def test_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
     assert not (tmp_path / "weights_accuracy.csv").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def descendants(pid: int) -> list[int]:
     """All processes that a process or its children started and that are there."""
     found = []
@@ -485,6 +504,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ctrl_c_on_workers_leaves_no_orphan(tmp_path):
     command = [
         sys.executable,
@@ -506,18 +526,18 @@ def test_ctrl_c_on_workers_leaves_no_orphan(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for what runs behind
     )
     marker = tmp_path / ".done" / f"{CHEAP}.json"
-    deadline = time.monotonic() + 60
-    while not marker.is_file() and time.monotonic() < deadline:
+    while not marker.is_file() and process.poll() is None:  # however long a busy machine takes
         time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[0]
     children = descendants(process.pid)
     assert len(children) >= 3  # the server that forks, its worker, and what looks after shared resources
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)  # it does not hang
     assert process.returncode == 130, output
     assert "interrupted" in output
     assert marker.is_file()
     assert not (tmp_path / "digits_work_precision.csv").exists()
-    deadline = time.monotonic() + 10  # multiprocessing's own resource tracker takes a moment to notice
+    deadline = time.monotonic() + 300  # multiprocessing's own resource tracker takes a moment to notice
     while (left := [pid for pid in children if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left

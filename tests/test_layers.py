@@ -1,4 +1,4 @@
-"""The architecture as a test: imports point down, the package imports fast and without torch, names do not clash."""
+"""The architecture as a test: imports point down, the package imports little beside numpy, names do not clash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYERS = [
         "conventions",
         "many",
     },  # 0
-    {"weights", "mixture", "denoiser", "symbolic", "closed_forms", "trees", "equations", "inversion"},  # 1
+    {"weights", "quantiles", "mixture", "denoiser", "symbolic", "closed_forms", "trees", "equations", "inversion"},  # 1
     {"solvers"},  # 2
     {
         "analysis",
@@ -110,19 +110,19 @@ def test_imports_point_down(path):
 
 
 def test_import_is_light():
-    """Importing the package takes under a second and leaves torch, sympy, matplotlib and pandas alone."""
+    """Beside numpy come array_api_compat and a few modules of the standard library, and running a table adds nothing.
+
+    The time it takes is a ratio to numpy's in ``make bench``; here the modules are counted.
+    """
     code = (
-        "import sys, time; start = time.perf_counter(); import deis_analysis as da; took = time.perf_counter() - start;"
-        "heavy = [m for m in ('torch', 'sympy', 'matplotlib', 'pandas', 'jax', 'torchdiffeq') if m in sys.modules];"
-        "p = da.VPLinear(); da.run(da.build('tab3', p, da.grid(p, 5)), lambda x, t: x, __import__('numpy').ones(2));"
-        "print(took, heavy, 'torch' in sys.modules)"
+        "import sys, numpy; before = set(sys.modules); import deis_analysis as da; p = da.VPLinear();"
+        "da.run(da.build('tab3', p, da.grid(p, 5)), lambda x, t: x, numpy.ones(2)); print(*set(sys.modules) - before)"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-        for _ in range(3)
-    ]
-    assert min(float(run.split()[0]) for run in runs) < 1.0
-    assert all(run.split(maxsplit=1)[1].strip() == "[] False" for run in runs)
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    others = [name for name in found if name.partition(".")[0] != "deis_analysis"]
+    packages = {name.partition(".")[0] for name in others} - sys.stdlib_module_names
+    assert {p for p in packages if not p.startswith(("cython_", "_cython_"))} <= {"numpy", "array_api_compat"}
+    assert len(others) < 80, sorted(others)  # 54 of them where this was written
 
 
 def test_reference_is_reached_lazily():

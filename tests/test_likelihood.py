@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from quick_runs import quick
 from scipy.integrate import simpson
 from scipy.stats import multivariate_normal, norm
 from strategies import CONTINUOUS, grids, processes
@@ -345,8 +346,7 @@ def test_bad_input_of_bits_per_dim():
 # -- the experiment -------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def frame():
-    config = {**appendix_likelihood.CONFIG, **appendix_likelihood.QUICK}
-    return appendix_likelihood.compute(config, lambda share: None), config
+    return quick(appendix_likelihood)
 
 
 def test_the_turned_densities_are_those_of_the_unturned(frame):

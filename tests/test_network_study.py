@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import quick_runs
 import torch
 from click.testing import CliRunner
 from hypothesis import given
@@ -21,7 +22,7 @@ from deis_analysis import learned
 from experiments import gpu_validation, models, network_samples, network_work_precision, runner
 from experiments.__main__ import main
 
-SMALL = {**models.BASE, **models.BASE_QUICK, "samples": 4, "network_rtol": 1e-5}
+SMALL = {**models.BASE, **models.BASE_QUICK, "samples": 2}  # one certified flow of a network serves all tests on it
 SHIPPED = models.CHECKPOINTS / "digits8"
 
 
@@ -30,17 +31,16 @@ def call(*args):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    """References are computed here, not taken from an earlier run; those that ship are left aside."""
-    patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("references")
-    patch.setattr(models, "reference_folders", lambda net: [folder])
-    yield
-    patch.undo()
+def _own_cache():
+    """References are computed in this run, not taken from an earlier one; those that ship are left aside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "reference_folders", lambda net: [quick_runs.references()])
+        yield
 
 
 @pytest.fixture(scope="module")
 def found():
-    return quick(network_work_precision, draws=100, samples=4)
+    return quick(network_work_precision)
 
 
 # -- a network as a model of the study ------------------------------------------------------------
@@ -52,33 +52,35 @@ def test_a_solver_on_flat_states_is_that_solver_on_the_network_itself(name, solv
     with torch.no_grad():
         own = da.run(table, net.model, study.x_T.reshape(-1, *net.shape))
     assert study.process == net.process
-    assert torch.allclose(study.solve(solver, ts), own.reshape(4, -1), rtol=0, atol=2e-5)
+    assert torch.allclose(study.solve(solver, ts), own.reshape(2, -1), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["digits8", "digits8_flow"])
 def test_the_certified_flow_is_that_of_the_network_in_double_precision(name):
     study, net = models.on_its_own_process(name, SMALL), learned.load(name).to(dtype=torch.float64)
     path = study.certified()
-    table = da.build("rhork_4rk", net.process, da.grid(net.process, 100, "logrho"))  # another method, the network's own
+    table = da.build("rhork_4rk", net.process, da.grid(net.process, 50, "logrho"))  # another method, the network's own
     table = table.in_terms_of(net.process, net.prediction)  # prediction, and 4-D states
     with torch.no_grad():
         other = da.run(table, net.model, study.x_T.reshape(-1, *net.shape))
     assert path.certified
-    assert torch.allclose(path.states[-1], other.reshape(4, -1), rtol=0, atol=path.tolerance)
+    assert torch.allclose(path.states[-1], other.reshape(2, -1), rtol=0, atol=path.tolerance)
 
 
 def test_one_network_on_another_process_ends_at_the_same_images():
-    own = models.on_its_own_process("digits8_flow", SMALL)
+    """y = x/α obeys one equation in ρ on both, so that the solver takes the same steps whatever its tolerance."""
+    small = {**SMALL, "samples": 1, "network_rtol": 1e-3}
+    own = models.on_its_own_process("digits8_flow", small)
     end = da.VPLinear()
     rho = [float(own.process.rho(t)) for t in own.process.sampling_range]
-    config = {**SMALL, "t_start": float(end.time_from_rho(min(rho[0], 150.0))), "t_end": float(end.time_from_rho(0.02))}
+    config = {**small, "t_start": float(end.time_from_rho(min(rho[0], 150.0))), "t_end": float(end.time_from_rho(0.02))}
     vp = models.study("digits8_flow", config)
     start, stop = (float(own.process.time_from_rho(end.rho(config[key]))) for key in ("t_start", "t_end"))
     flow = models.study("digits8_flow", {**config, "t_start": start, "t_end": stop}, own.process)
     scale = float(own.process.alpha(start) / end.alpha(config["t_start"]))
     flow = models.dataclasses.replace(flow, x_T=vp.x_T * scale)  # the same y = x/α
     ends = vp.reference(config["t_end"])[0] / float(end.alpha(config["t_end"]))
-    assert torch.allclose(ends, flow.reference(stop)[0] / float(own.process.alpha(stop)), rtol=0, atol=1e-3)
+    assert torch.allclose(ends, flow.reference(stop)[0] / float(own.process.alpha(stop)), rtol=0, atol=1e-6)
 
 
 def test_starts_of_a_network_are_the_first_of_many():
@@ -88,7 +90,7 @@ def test_starts_of_a_network_are_the_first_of_many():
 
 
 def test_own_samples_have_the_law_of_the_network(monkeypatch):
-    monkeypatch.setattr(models, "_OWN_SAMPLES", 4)
+    monkeypatch.setattr(models, "_OWN_SAMPLES", 2)
     monkeypatch.setattr(models, "_OWN_SEED", 0)
     study = models.on_its_own_process("digits8", SMALL)
     own = models.own_samples.func(study.network, "", study.process, 1.0, 1e-3, "cpu")  # of the starts of the study
@@ -123,7 +125,7 @@ def test_shipped_references_of_digits8_agree_to_1e_8_on_64_samples(monkeypatch):
 
     ends = np.log([float(process.rho(t)) for t in (1.0, 1e-3)])
     start = study.x_T[0].numpy() / float(process.alpha(1.0))
-    other = solve_ivp(slope, ends, start, "DOP853", rtol=1e-9, atol=1e-9).y[:, -1] * float(process.alpha(1e-3))
+    other = solve_ivp(slope, ends, start, "DOP853", rtol=1e-7, atol=1e-7).y[:, -1] * float(process.alpha(1e-3))
     assert np.abs(other - found.states[-1][0].numpy()).max() < 1e-6
 
 
@@ -202,8 +204,9 @@ def test_pictures_keep_their_grey_levels(channels, height, width, seed):
 
 
 def test_samples_shown_are_those_of_the_solvers():
-    frame, config = quick(network_samples, models=["digits8"], samples=4, shown=2, calls=[5, 10])
-    study = models.on_its_own_process("digits8", {**config, "samples": 4})
+    frame, config = quick(network_samples)
+    frame = frame[frame.model == "digits8"]
+    study = models.on_its_own_process("digits8", config)
     exact = study.certified().states[-1]
     ts = da.grid(study.process, 10, "t2")
     rows = frame[(frame.solver == "tab3") & (frame.calls == 10)]
@@ -228,9 +231,21 @@ def test_the_validation_runs_small_on_the_cpu():
     assert 1e-8 < floors["float32"] < 1e-4 < floors["bfloat16"] < 1.0
     speed = frame[frame.part == "speed"]
     assert (speed.images_per_second > 0).all()
-    assert (speed.overhead > 0.5).all()
+    assert speed.overhead.between(speed.low, speed.high).all()
     assert "images/s" in gpu_validation.verdict(frame, config)
     gpu_validation.draw(frame, config)
+
+
+def test_speed_is_the_median_of_what_a_clock_says(monkeypatch):
+    """Seconds of the samples 2, 4, 8 and of their bare calls 2, 2, 5: a busy machine changes nothing here."""
+    clock, asked = iter([2.0, 2.0, 4.0, 2.0, 8.0, 5.0]), []
+    monkeypatch.setattr(gpu_validation, "_seconds", lambda action, device: (action(), next(clock))[1])
+    monkeypatch.setattr(gpu_validation, "_called", lambda net, mode: lambda x, t: asked.append(len(x)) or x)
+    config = {**gpu_validation.CONFIG, "timed_batches": [3], "timed_calls": 2, "repeats": 3}
+    (row,) = gpu_validation._speed(models.on_its_own_process("digits8", SMALL), config)
+    assert asked == [3] * 2 * 2 * (1 + 3)  # calls of samples and bare ones, to warm up and in the repeats
+    assert row["images_per_second"] == 3 / 4.0
+    assert (row["low"], row["overhead"], row["high"]) == (1.0, 1.6, 2.0)
 
 
 def test_an_overhead_is_stated_only_where_the_repeats_agree_on_it():
@@ -243,8 +258,8 @@ def test_an_overhead_is_stated_only_where_the_repeats_agree_on_it():
 def test_many_samples_are_those_of_one_batch():
     study = models.on_its_own_process("digits8", SMALL)
     table = da.build("tab3", study.process, da.grid(study.process, 5, "t2"))
-    whole, parts = (gpu_validation.in_batches(study, table, study.x_T.numpy(), n) for n in (4, 3))
-    assert whole.shape == (4, 64)
+    whole, parts = (gpu_validation.in_batches(study, table, study.x_T.numpy(), n) for n in (2, 1))
+    assert whole.shape == (2, 64)
     assert torch.allclose(whole, parts, atol=1e-4)
 
 
@@ -284,15 +299,15 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
 # -- the commands ---------------------------------------------------------------------------------
 def test_certify_keeps_what_the_study_then_takes(tmp_path, monkeypatch):
     result = call(
-        "certify", "--model", "digits8", "--samples", 3, "--rtol", "1e-4", "--tolerance", "1e-2", "--out", tmp_path
+        "certify", "--model", "digits8", "--samples", 2, "--rtol", "1e-2", "--tolerance", "0.3", "--out", tmp_path
     )
     assert result.exit_code == 0, result.output
-    assert "digits8: 3 samples" in result.output
+    assert "digits8: 2 samples" in result.output
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(models, "reference_folders", lambda net: [tmp_path])
     monkeypatch.setattr(models, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
     study = models.on_its_own_process(
-        "digits8", {**models.BASE, "samples": 3, "network_rtol": 1e-4, "network_tolerance": 1e-2}
+        "digits8", {**models.BASE, "samples": 2, "network_rtol": 1e-2, "network_tolerance": 0.3}
     )
     assert study.certified().certified
 
@@ -338,7 +353,8 @@ def test_dtype_is_for_what_has_one(tmp_path):
     assert 1e-4 < float(gap.abs().max()) < 1.0
 
 
-def test_a_folder_of_the_user_is_a_model(tmp_path):
+def test_a_folder_of_the_user_is_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(network_samples, "QUICK", quick_runs.settings(network_samples))  # of which the flow is at hand
     shutil.copytree(SHIPPED, tmp_path / "my net")
     result = call("run", "network_samples", "--quick", "--model", tmp_path / "my net", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import quick_runs
 
 import deis_analysis as da
 from experiments import models, paper_claims
 from experiments.problems import digits, noise, product_mixture
 
 ROOT = Path(__file__).parent.parent
-CONFIG = {**paper_claims.CONFIG, **paper_claims.QUICK, "samples": 128}
+CONFIG = quick_runs.settings(paper_claims)
 HOLDS = {  # claim: cells in which it holds of how many, on the mixture and on the digits
     "score": ((3, 3), (3, 3)),
     "eps": ((0, 3), (3, 3)),  # on an exact mixture a frozen ε is *worse* than Euler at every N
@@ -27,7 +28,7 @@ HOLDS = {  # claim: cells in which it holds of how many, on the mixture and on t
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    return paper_claims.compute(CONFIG, lambda share: None)
+    return quick_runs.quick(paper_claims)[0]
 
 
 @pytest.mark.parametrize("model", ["mixture", "digits"])

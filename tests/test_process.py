@@ -61,6 +61,45 @@ def test_rates_match_derivatives_of_the_definitions(name):
         assert relative(process.kappa_rate(prediction, ts), truth) <= 2e-13, prediction
 
 
+@pytest.mark.parametrize("name", exact.VANISHING)
+def test_times_counted_from_noise_keep_the_digits_of_alpha(name):
+    """Clocks that read 0 at t = 1, for half of the times: 1e-20 before it is another time than 1."""
+    _, alpha, sigma = PROCESSES[name]
+    process = da.VPCosine(t_max=1 - 1e-12) if name == "VPCosine" else da.RectifiedFlow()
+    ts = np.concatenate([-np.geomspace(1e-20, 0.6, 12), np.geomspace(1e-8, 0.6, 8)])
+    origin = np.where(ts < 0, 1.0, 0.0)
+    counted = process._counted_from(origin)
+    scaled = da.MeanReverting(process, 2.0, 0.3)._counted_from(origin)
+    with mp.workdps(70):
+        exact_t = [mp.mpf(float(o)) + mp.mpf(float(t)) for o, t in zip(origin, ts, strict=True)]
+        a, s = [alpha(t) for t in exact_t], [sigma(t) for t in exact_t]
+        rho = [y / x for x, y in zip(a, s, strict=True)]
+        lam = np.array([float(-mp.log(r)) for r in rho])
+        rate = [exact.derivative(name, lambda u: mp.log(sigma(u) / alpha(u)), t) for t in exact_t]
+        drift = [exact.drift(name, t) for t in exact_t]
+        g2 = [exact.diffusion_squared(name, t) for t in exact_t]
+        kappa = {p: [exact.kappa_rate(name, p, t) for t in exact_t] for p in da.PREDICTIONS}
+    for found, truth, power in (
+        ("_alpha", a, 0),
+        ("_sigma", s, 1),
+        ("_rho", rho, 1),
+        ("_rate", rate, 0),
+        ("_drift", drift, 0),
+        ("_diffusion_squared", g2, 2),
+    ):
+        assert relative(getattr(counted, found)(ts), truth) <= 1e-13, found
+        assert relative(getattr(scaled, found)(ts) / 0.3**power, truth) <= 1e-13, found
+    assert np.all(np.abs(counted._lam(ts) - lam) <= 1e-13 * np.maximum(np.abs(lam), 0.1))
+    for prediction, power in (("eps", 1), ("x0", -1), ("v", 0), ("score", 2)):
+        assert relative(counted._kappa_rate(prediction, ts), kappa[prediction]) <= 1e-13, prediction
+        if prediction != "v" or not process.variance_preserving:  # the angle is not that of the scaled ρ
+            assert relative(scaled._kappa_rate(prediction, ts) / 0.3**power, kappa[prediction]) <= 1e-13, prediction
+    for variable, truth, power in (("rho", kappa["eps"], 1), ("inv_rho", kappa["x0"], -1), ("lam", rate, 0)):
+        sign = -1.0 if variable == "lam" else 1.0
+        assert relative(sign * counted._variable_rate(variable, ts), truth) <= 1e-13, variable
+        assert relative(sign * scaled._variable_rate(variable, ts) / 0.3**power, truth) <= 1e-13, variable
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_kappa_is_the_integral_of_its_rate(name):
     process = PROCESSES[name][0]
@@ -78,6 +117,21 @@ def test_time_from_rho_inverts_rho(name):
     vanishing = process.rho(process.t_min) == 0  # else ρ itself cannot resolve t near 0
     assert np.all(np.abs(back - ts) <= 1e-12 * (ts if vanishing else process.t_max))
     assert np.allclose(process.time_from_lam(process.lam(ts)), ts, rtol=1e-11, atol=1e-12 * process.t_max)
+
+
+@pytest.mark.parametrize("name", exact.VANISHING)
+def test_time_from_rho_is_the_nearest_time_where_alpha_vanishes(name):
+    """Up to the last one before 1: there a time that is off by one is another α by a factor of 2."""
+    process = da.VPCosine(t_max=1.0 - 2.0**-53) if name == "VPCosine" else da.RectifiedFlow()
+    ts = 1.0 - 2.0**-53 * np.concatenate([np.arange(1.0, 50.0), 2.0 ** np.arange(6, 50)])
+    assert np.array_equal(process.time_from_rho(process.rho(ts)), ts)
+    _, alpha, sigma = PROCESSES[name]
+    levels = float(process.rho(1.0 - 2.0**-53)) / np.geomspace(1.1, 1e6, 200)
+    with mp.workdps(50):
+        slack = mp.mpf(0.55) * mp.mpf(2) ** -53
+        for level, t in zip(levels, process.time_from_rho(levels), strict=True):
+            before, after = (sigma(u) / alpha(u) for u in (mp.mpf(t) - slack, mp.mpf(t) + slack))
+            assert before <= level <= after, (level, t)
 
 
 @given(processes(), st.data())
@@ -185,6 +239,8 @@ def test_closed_ends_have_limits_not_nan():
     assert flow.psi(0.5, 1.0) == np.inf
     assert flow.kappa("score", 1.0) == -np.inf
     assert flow.drift(1.0) == -np.inf
+    assert flow.kappa_rate("eps", 0.0) == flow.variable_rate("rho", 0.0) == 1.0
+    assert flow.kappa_rate("x0", 1.0) == flow.variable_rate("inv_rho", 1.0) == -1.0
     single = da.GaussianMixture([1.0], [0.5], [0.25])
     assert np.allclose(single.score(da.VPLinear())(np.array([1.5]), 0.0), -4.0)
 

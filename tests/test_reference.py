@@ -117,6 +117,9 @@ def spike(x, t):
         ({"progress": None}, "progress=None must be True or False"),
         ({"batch": 0}, "batch=0 must be an integer >= 1"),
         ({"most_calls": 0.5}, "most_calls=0.5 must be an integer >= 1"),
+        ({"seed": -1}, "seed=-1 must be an integer >= 0"),
+        ({"levels": [0.5, 1.5]}, r"levels=1.5 is outside \[0, 1\]"),
+        ({"levels": [np.nan]}, "levels"),
         ({"cache": "somewhere"}, "key=None must be a string"),
         ({"cache": "somewhere", "key": ""}, "key='' must be a string"),
         ({"cache": [], "key": "mine"}, r"cache=\[\] must be a folder or several"),
@@ -169,6 +172,22 @@ def test_steps_end_on_the_times_of_a_path():
     assert max(np.abs(path(t) - mix.flow(VP, x, 1.0, t)).max() for t in times[1:]) < 3 * path.error_estimate
     with pytest.raises(ValueError, match="model=None must be a function"):
         da.reference_path(None, VP, x, times)
+
+
+def test_the_last_step_ends_at_the_end():
+    """DOPRI5 would go on beyond it, where no model is asked, and interpolate: at the end it asks twice, not more."""
+    asked = []
+    process = da.VPCosine()
+
+    def model(y, t):
+        asked.append(t)
+        return MIX.model(process, "v")(y, t)
+
+    start, end = process.sampling_range[0], 1e-3
+    x = MIX.sample(4, 0, process, start)
+    found = da.reference_solution(model, process, x, end, prediction="v", certify=False)
+    assert sum(t < end * (1 + 1e-12) for t in asked) == 4  # two runs
+    assert np.abs(found.x - MIX.flow(process, x, start, end)).max() < 0.02 * found.tolerance
 
 
 def test_a_path_of_a_process_with_a_mean():

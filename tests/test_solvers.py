@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sympy
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from strategies import CONTINUOUS, DISTINCT, STOCHASTIC, grids, mixtures, processes
@@ -25,7 +25,7 @@ OTHER = da.GaussianMixture([0.7, 0.3], [0.6, -0.9], [0.25, 0.7])
 def test_order_on_another_problem_is_the_declared_one(name, start):
     row = da.SOLVERS[name]
     process, _, options = da.order_problem(row.home)
-    counts = da.step_counts(row, start)
+    counts = da.step_counts(row, start)[:3]  # the fourth is half of the work
     found = da.observed_order(name, process, OTHER, counts, start=start, **(options | {"kind": "t1.5"}))
     declared = row.order_exact_start if start == "exact" else row.order
     assert abs(found.slope - declared) <= 0.15, found
@@ -120,6 +120,7 @@ def test_rows_say_where_they_are_from(name):
     assert row.build(row.home, da.grid(row.home, 6)).name == name
 
 
+@settings(max_examples=40)  # 15 combinations of end and method; a wrong weight lowers the order on any mixture
 @given(
     mixtures(),
     st.sampled_from([0.05, 0.1, 0.2]),
@@ -179,7 +180,7 @@ def test_the_whole_prediction_variable_plane_converges_at_its_order(prediction, 
         (lambda p, ts: da.runge_kutta(p, ts, "3heun", prediction=prediction, variable=variable), 0, 3),
     ):
         found = da.observed_order(
-            builder, VP, mix, (80, 160, 320, 640), start="exact", starting_steps=lead, t_start=0.4, t_end=0.1
+            builder, VP, mix, (80, 160, 320), start="exact", starting_steps=lead, t_start=0.4, t_end=0.1
         )
         assert abs(found.slope - order) <= 0.15, (prediction, variable, found)
 

@@ -331,6 +331,51 @@ def test_torch_autograd_through_a_run():
     torch.autograd.gradcheck(lambda x, s: da.run(table, lambda u, t: torch.tanh(s * u), x), (x, scale))
 
 
+@pytest.mark.parametrize("name", ["tab2", "dpmpp_2s", "stochastic"])
+def test_torch_func_transforms_agree_with_loops(name):
+    """vmap over states, noises, and parameters alone (the state then is no batch); jvp, grad, and one in the other."""
+    table = random_table(0) if name == "stochastic" else da.build(name, VP, TS)
+    rng = np.random.default_rng(0)
+    x, scale = (torch.as_tensor(rng.standard_normal(shape)) for shape in ((5, 3), (4,)))
+    noise = torch.as_tensor(rng.standard_normal((5, table.noise.shape[1], 3)))
+
+    def start(u, z):
+        return da.run(table, lambda y, t: torch.tanh(t * y), u, z)
+
+    def of_scale(s):
+        return da.run(table, lambda y, t: torch.tanh(s * t * y), x, noise.transpose(0, 1))
+
+    loop = torch.stack([start(u, z) for u, z in zip(x, noise, strict=True)])
+    assert torch.allclose(torch.func.vmap(start)(x, noise), loop, rtol=1e-14, atol=1e-14)
+    if name == "stochastic":
+        seeded = torch.stack([start(u, 7) for u in x])  # one draw for all
+        assert torch.allclose(torch.func.vmap(lambda u: start(u, 7))(x), seeded, rtol=1e-14, atol=1e-14)
+    scaled = torch.stack([of_scale(s) for s in scale])
+    assert torch.allclose(torch.func.vmap(of_scale)(scale), scaled, rtol=1e-14, atol=1e-14)
+    forward, (s, step) = torch.func.vmap(torch.func.jacfwd(start))(x, noise), (scale[0], 1e-6)
+    assert torch.allclose(forward, torch.func.vmap(torch.func.jacrev(start))(x, noise), rtol=1e-12, atol=1e-12)
+    along = torch.func.jvp(of_scale, (s,), (torch.ones_like(s),))[1]
+    assert torch.allclose(along, (of_scale(s + step) - of_scale(s - step)) / (2 * step), rtol=1e-7, atol=1e-7)
+    assert torch.allclose(torch.func.grad(lambda s: of_scale(s).sum())(s), along.sum(), rtol=1e-12)
+
+
+def test_nan_is_found_inside_and_outside_of_vmap():
+    table, x = da.build("tab2", VP, TS), torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2)
+
+    def run(u, check=True):
+        return da.run(table, lambda y, t: torch.where((y > 0.9) & (t == 1.0), torch.nan, 0.1 * y), u, check=check)
+
+    for call in (run, torch.func.vmap(run), torch.func.vmap(torch.func.jacfwd(run))):
+        assert call(x[:2]).isfinite().all()
+        with pytest.raises(ValueError, match=r"model returned NaN or infinity at call 1, t=1\.0"):
+            call(x)
+        with pytest.raises(ValueError, match="x must be finite"):
+            call(x / 0)
+    unchecked = torch.func.vmap(lambda u: run(u, check=False))(x)
+    assert unchecked[:2].isfinite().all()
+    assert unchecked[2, 1].isnan()
+
+
 def test_bfloat16_model_under_a_float64_state():
     table, x = da.build("tab3", VP, TS), torch.linspace(-1, 1, 8, dtype=torch.float64)
     seen = []

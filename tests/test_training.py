@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from deis_analysis.learned import (
     standard_convention,
     train_images,
 )
+from experiments import runner
 from experiments import train as command
 from experiments.__main__ import main
 from experiments.image_data import ImageSet, read_images
@@ -168,7 +169,7 @@ def test_the_loss_is_a_mean_square_per_coordinate():
 
 def test_training_reaches_the_exact_prediction():
     """One image, x₀ prediction: the answer is the image whatever x and t, and the network learns it."""
-    settings = plan(prediction="x0", steps=100, batch=8, flip=False, average=0.9, architecture=TINY | {"dropout": 0.0})
+    settings = plan(prediction="x0", steps=60, flip=False, average=0.9, architecture=TINY | {"dropout": 0.0})
     training = Training(settings, IMAGES[:1])
     model = ImageModel(training.averaged(), VP, settings.convention)
     before = denoising_loss(model, IMAGES[:1], settings)
@@ -298,45 +299,51 @@ def test_average_is_the_declared_recursion():
 
 
 # -- killed and resumed ---------------------------------------------------------------------------
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
-import test_training as here
-from deis_analysis.learned import Training, train_images
-training, path = Training(here.plan(), here.IMAGES), Path(sys.argv[1])
-if path.exists():
-    training.resume(path)
-if sys.argv[2] == "in the middle of a checkpoint":
+def train_in_a_process_of_its_own(path: Path, how: str, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    training = Training(plan(), IMAGES)
+    if path.exists():
+        training.resume(path)
     whole = torch.save
+
     def half(state, file):
         whole(state, file)
         if training.step > 12:
-            os.truncate(file, os.path.getsize(file) // 2); os.kill(os.getpid(), signal.SIGKILL)
-    torch.save = half
-train_images(training, path, every=4, watch=lambda now: print(now.step, flush=True))
-"""
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if how == "killed in the middle of a checkpoint":
+        torch.save = half
+    train_images(training, path, every=4, watch=lambda now: pipe.send(now.step))
 
 
 def test_killed_at_any_moment_it_goes_on_with_nothing_lost(tmp_path, unbroken):
     """SIGKILL from outside between checkpoints, then in the middle of writing one: the same state, bit for bit."""
-    path = tmp_path / "state.pt"
-    child = [sys.executable, "-c", CHILD.format(tests=str(Path(__file__).parent)), str(path)]
-    with subprocess.Popen([*child, "from outside"], stdout=subprocess.PIPE, text=True) as running:
-        for line in running.stdout:
-            if int(line) == 6:
-                running.kill()
-                break
-    assert running.returncode == -signal.SIGKILL
+    path, context = tmp_path / "state.pt", runner._context()
+
+    def started(how):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=train_in_a_process_of_its_own, args=(path, how, sender), daemon=True)
+        process.start()
+        sender.close()
+        return process, receiver
+
+    process, steps = started("killed from outside")
+    while steps.recv() != 6:
+        pass
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     first = torch.load(path, weights_only=True)["step"]
     assert first % 4 == 0
     assert 4 <= first < 30
-    killed = subprocess.run([*child, "in the middle of a checkpoint"], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    steps = [int(line) for line in killed.stdout.split()]
-    assert steps[0] == first + 1
+    process, steps = started("killed in the middle of a checkpoint")
+    assert steps.recv() == first + 1
+    with contextlib.suppress(EOFError):
+        while True:
+            steps.recv()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     again = Training(plan(), IMAGES)
     again.resume(path)
     assert again.step == max(first, 12)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import exact
 import mpmath as mp
 import numpy as np
 import pytest
 from exact import PROCESSES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from strategies import grids, processes
@@ -18,6 +18,7 @@ import deis_analysis as da
 from deis_analysis.weights import adams_weights
 
 VARIABLES = ("t", "rho", "lam", "inv_rho")
+PAIRS = list(product(da.PREDICTIONS, VARIABLES))
 
 
 def cases(process):
@@ -32,15 +33,99 @@ def cases(process):
     yield np.array([start]), start, end
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
-@pytest.mark.parametrize("prediction", da.PREDICTIONS)
-@pytest.mark.parametrize("name", list(PROCESSES))
-def test_weights_match_mpmath_to_1e_13(name, prediction, variable):
-    process = PROCESSES[name][0]
-    for nodes, a, b in cases(process):
+def check(name, process, pairs, nodes, a, b, tolerance=1e-13):
+    """Weights against mpmath, relative to the largest."""
+    for prediction, variable in pairs:
         truth = exact.weights(name, prediction, variable, nodes, a, b)
         found = da.quadrature_weights(process, prediction, variable, nodes, a=a, b=b)
-        assert np.max(np.abs(found - truth)) <= 1e-13 * np.max(np.abs(truth)), (nodes, a, b)
+        error = np.max(np.abs(found - truth)) / np.max(np.abs(truth))
+        assert error <= tolerance, (prediction, variable, nodes, a, b)
+
+
+@pytest.mark.parametrize("name", list(PROCESSES))
+def test_weights_match_mpmath_to_1e_13(name):
+    process = PROCESSES[name][0]
+    for nodes, a, b in cases(process):
+        check(name, process, PAIRS, nodes, a, b)
+
+
+# -- where α vanishes -----------------------------------------------------------------------------
+LAST = np.nextafter(1.0, 0.0)  # the last time before α = 0
+NEAR = [*(1.0 - 10.0**-k for k in range(3, 13)), 1.0 - 1e-15, LAST]
+
+
+def process_to(name, t):
+    """The process as far as t."""
+    return da.VPCosine(t_max=t) if name == "VPCosine" else PROCESSES[name][0]
+
+
+@pytest.mark.parametrize("start", NEAR)
+@pytest.mark.parametrize("name", exact.VANISHING)
+def test_weights_hold_1e_13_up_to_the_last_time_before_alpha_vanishes(name, start):
+    """All predictions and variables, on four nodes close to the end."""
+    process, left = process_to(name, start), 1.0 - start
+    check(name, process, PAIRS, 1.0 - left * np.array([1.0, 3.0, 8.0, 20.0]), 1.0 - 20.0 * left, 1.0 - 50.0 * left)
+
+
+@pytest.mark.parametrize("start", [1.0 - 1e-8, 1.0 - 1e-12, LAST])
+@pytest.mark.parametrize("name", exact.VANISHING)
+def test_weights_hold_1e_13_from_there_over_the_whole_interval(name, start):
+    nodes = np.array([start, 1.0 - np.sqrt(1.0 - start), 0.8, 0.5, 0.1])
+    check(name, process_to(name, start), PAIRS, nodes, start, 0.01)
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(exact.VANISHING), st.sampled_from(PAIRS), st.data())
+def test_rows_of_a_grid_that_starts_near_alpha_0_match_mpmath(name, pair, data):
+    count = data.draw(st.integers(1, 5))
+    gaps = data.draw(st.lists(st.floats(0.1, 2.0), min_size=count, max_size=count))
+    left = 10.0 ** (-data.draw(st.floats(2.0, 15.9)) + np.concatenate([[0.0], np.cumsum(gaps)]))
+    ts = 1.0 - left[left < 0.9]
+    ts = np.unique(ts)[::-1]
+    process = process_to(name, ts[0])
+    for row in range(ts.size - 1):
+        truth = exact.weights(name, *pair, ts[row::-1], ts[row], ts[row + 1])
+        found = adams_weights(process, *pair, ts, 4)[row, : row + 1]
+        assert np.max(np.abs(found - truth)) <= 1e-13 * np.max(np.abs(truth)), ts
+
+
+@pytest.mark.parametrize("lam_sde", [0.5, 1.0])
+def test_the_lambda_family_near_alpha_0(lam_sde):
+    """One node: the difference of κ = (1 + λ²) ρ or ρ^{−(1 + λ²)}."""
+    for left in (1e-3, 1e-6, 1e-9, 1e-12):
+        ts = 1.0 - left * np.array([1.0, 1.5])
+        with mp.workdps(50):
+            rho = [mp.mpf(t) / (1 - mp.mpf(t)) for t in ts]
+            power = 1 + mp.mpf(lam_sde) ** 2
+            truth = {"eps": power * (rho[1] - rho[0]), "x0": rho[1] ** -power - rho[0] ** -power}
+        for prediction, value in truth.items():
+            found = adams_weights(da.RectifiedFlow(), prediction, "lam", ts, 0, lam_sde)[0, 0]
+            assert abs(found / float(value) - 1) <= 1e-14, (prediction, left)
+
+
+def test_a_step_from_alpha_0_itself():
+    """t = 1 on `RectifiedFlow`, where κ of x₀ and v, t and 1/ρ are finite."""
+    pairs = list(product(("x0", "v"), ("t", "inv_rho")))
+    for nodes in ([1.0], [1.0, LAST], [1.0, 1.0 - 1e-6, 0.9, 0.4]):
+        check("RectifiedFlow", da.RectifiedFlow(), pairs, np.array(nodes), 1.0, 0.3)
+
+
+@pytest.mark.parametrize("start", NEAR)
+@pytest.mark.parametrize("name", exact.VANISHING)
+def test_ddim_on_a_constant_noise_is_right_to_what_the_start_is_known_to(name, start):
+    """ε = 1, x₀ = 0: the step leads from σ_t to σ_s.  The table does so to rounding; `run` adds Ψ x_T and a term of
+    almost −Ψ x_T, so that a rounding of x_T comes back Ψ = α_s/α_t times as large, whatever the weights."""
+    process, end = process_to(name, start), 0.5
+    table = da.build("ddim", process, [start, end])
+    _, alpha, sigma = PROCESSES[name]
+    with mp.workdps(50):
+        high, low = sigma(mp.mpf(start)), sigma(mp.mpf(end))
+        psi = float(alpha(mp.mpf(end)) / alpha(mp.mpf(start)))
+        of_table = mp.mpf(table.states[1, 0]) * high + mp.mpf(table.outputs[1, 0]) - low
+    unit = 2.0**-53 * psi * float(high)
+    result = da.run(table, lambda x, t: np.ones_like(x), np.array([float(high)]))
+    assert abs(float(of_table)) <= 40 * unit
+    assert abs(result[0] - float(low)) <= 40 * unit
 
 
 def test_the_mpmath_authority_agrees_with_mpmaths_own_adaptive_quadrature():
@@ -124,6 +209,11 @@ def test_weights_under_a_mean_are_those_of_the_inner_process():
     for prediction in da.PREDICTIONS:
         a, b = (adams_weights(p, prediction, "t", da.grid(p, 6), 2) for p in (inner, outer))
         assert np.array_equal(a, b)
+    flow = da.RectifiedFlow()
+    ts = 1.0 - np.array([1e-12, 1e-9, 1e-4, 0.3])
+    for prediction, factor in (("eps", 0.3), ("x0", 1 / 0.3), ("v", 1.0), ("score", 0.09)):
+        a, b = (adams_weights(p, prediction, "t", ts, 2) for p in (flow, da.MeanReverting(flow, 3.0, 0.3)))
+        assert np.allclose(b, factor * a, rtol=1e-14)
 
 
 def test_order_of_nodes_only_permutes_weights_and_direction_only_changes_sign():

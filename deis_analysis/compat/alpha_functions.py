@@ -125,6 +125,9 @@ class PiecewiseLinearAlpha(_VariancePreserving):
 
     Args:
         alphas: (n,) ᾱ, n ≥ 2, strictly decreasing, inside [0, 1].
+
+    Attributes:
+        unclipped: first and last time at which ᾱ lies inside [1e-7, 1 − 1e-7]; before and after, the level stays.
     """
 
     def __init__(self, alphas: Any) -> None:
@@ -139,8 +142,11 @@ class PiecewiseLinearAlpha(_VariancePreserving):
         self._a, self._rest = a, 1.0 - a  # ᾱ and 1 − ᾱ, each interpolated: none is got from the other by subtraction
         self._times = np.arange(float(a.size))
         self.t_min, self.t_max = 0.0, float(a.size - 1)
-        clips = [np.interp(_LEAST, self._rest, self._times), np.interp(-_LEAST, -a, self._times)]
-        kinks = np.unique([*self._times, *clips])
+        self.unclipped = (
+            float(np.interp(_LEAST, self._rest, self._times)),
+            float(np.interp(-_LEAST, -a, self._times)),
+        )
+        kinks = np.unique([*self._times, *self.unclipped])
         self._kinks = kinks[(kinks > 0) & (kinks < self.t_max)]
 
     def __repr__(self) -> str:
