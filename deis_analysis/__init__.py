@@ -1,241 +1,91 @@
 """deis_analysis: every sampler of diffusion models a table of numbers, and every number measured.
 
-See the README for the notation; start with `build`, `run` and `observed_order`.
+See the README for the notation; start with `build`, `run`, `sample` and `observed_order`.  Names are resolved when they
+are asked for, so that the package imports in a moment; all else is reached as ``deis_analysis.solvers.X`` and so on.
 """
 
+from importlib import import_module
 from typing import Any
-
-from deis_analysis import diagnostics
-from deis_analysis.analysis import (
-    Measurement,
-    OrderEstimate,
-    amplification,
-    distance,
-    exact_transfer,
-    exactness_degree,
-    fokker_planck_residual,
-    law_error,
-    measure,
-    observed_order,
-    order_problem,
-    output_law,
-    step_counts,
-    strong_distance,
-    strong_order,
-    transfer,
-    weak_order,
-)
-from deis_analysis.brownian import BrownianPath
-from deis_analysis.budget import ErrorBudget, error_budget
-from deis_analysis.conventions import flow_model
-from deis_analysis.denoiser import ideal_denoiser
-from deis_analysis.distances import (
-    Distance,
-    diffused,
-    energy_distance,
-    gaussian_wasserstein2,
-    wasserstein2,
-    wasserstein2_between,
-    wasserstein2_floor,
-)
-from deis_analysis.error import extrapolation_error, global_error, local_errors, transported_errors
-from deis_analysis.grids import grid, two_stage_grid
-from deis_analysis.inversion import Inversion, invert, round_trip_error
-from deis_analysis.law_of_budget import LawBudget, law_budget
-from deis_analysis.likelihood import Likelihood, bits_per_dim, log_likelihood, log_likelihood_rk45
-from deis_analysis.many import run_many
-from deis_analysis.mixture import GaussianMixture, ProductMixture
-from deis_analysis.process import PREDICTIONS, VARIABLES, MeanReverting, Process
-from deis_analysis.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPDiscrete, VPLinear
-from deis_analysis.solvers import (
-    RUNGE_KUTTA,
-    SOLVERS,
-    ButcherTableau,
-    Solver,
-    adams,
-    analytic_dpm,
-    ancestral,
-    bdia,
-    belm,
-    build,
-    ddim_eta,
-    ddpm,
-    dpm_fast,
-    edm_churn,
-    edm_sampler,
-    euler_maruyama,
-    flow_sampler,
-    flow_sde,
-    gdss_splitting,
-    ipndm,
-    moment_estimate,
-    mrs,
-    obelm,
-    one_sde_step,
-    pndm,
-    register,
-    resfusion,
-    resfusion_start,
-    resnoise_weight,
-    reverse_diffusion,
-    reversible_heun,
-    runge_kutta,
-    singlestep,
-    unipc,
-)
-from deis_analysis.steppers import (
-    STEPPERS,
-    Simulation,
-    dynamic_thresholding,
-    hand_over,
-    langevin_gibbs,
-    simulate,
-    static_thresholding,
-)
-from deis_analysis.tableau import Butcher, Tableau, Trajectory, run
-from deis_analysis.weights import phi, quadrature_weights
 
 __version__ = "0.1.0"
 
-_LAZY = {  # these need torch, or are not needed by most
-    "reference_solution": "deis_analysis.reference",
-    "Reference": "deis_analysis.reference",
-    "reference_path": "deis_analysis.reference",
-    "ReferencePath": "deis_analysis.reference",
-    "audit_sampler": "deis_analysis.audit",
-    "Report": "deis_analysis.audit",
-    "extract": "deis_analysis.extraction",
-    "Convention": "deis_analysis.extraction",
-}
-
-__all__ = [
-    "EDM",
-    "PREDICTIONS",
-    "RUNGE_KUTTA",
-    "SOLVERS",
-    "STEPPERS",
-    "VARIABLES",
-    "VE",
-    "BrownianPath",
-    "Butcher",
-    "ButcherTableau",
-    "Convention",
-    "Distance",
-    "ErrorBudget",
-    "GaussianMixture",
-    "Inversion",
-    "LawBudget",
-    "Likelihood",
-    "MeanReverting",
-    "Measurement",
-    "OrderEstimate",
-    "Process",
-    "ProductMixture",
-    "RectifiedFlow",
-    "Reference",
-    "ReferencePath",
-    "Report",
-    "Simulation",
-    "Solver",
-    "SubVP",
-    "Tableau",
-    "Trajectory",
-    "VPCosine",
-    "VPDiscrete",
-    "VPLinear",
-    "__version__",
-    "adams",
-    "amplification",
-    "analytic_dpm",
-    "ancestral",
-    "audit_sampler",
-    "bdia",
-    "belm",
-    "bits_per_dim",
-    "build",
-    "ddim_eta",
-    "ddpm",
-    "diagnostics",
-    "diffused",
-    "distance",
-    "dpm_fast",
-    "dynamic_thresholding",
-    "edm_churn",
-    "edm_sampler",
-    "energy_distance",
-    "error_budget",
-    "euler_maruyama",
-    "exact_transfer",
-    "exactness_degree",
-    "extract",
-    "extrapolation_error",
-    "flow_model",
-    "flow_sampler",
-    "flow_sde",
-    "fokker_planck_residual",
-    "gaussian_wasserstein2",
-    "gdss_splitting",
-    "global_error",
-    "grid",
-    "hand_over",
-    "ideal_denoiser",
-    "invert",
-    "ipndm",
-    "langevin_gibbs",
-    "law_budget",
-    "law_error",
-    "local_errors",
-    "log_likelihood",
-    "log_likelihood_rk45",
-    "measure",
-    "moment_estimate",
-    "mrs",
-    "obelm",
-    "observed_order",
-    "one_sde_step",
-    "order_problem",
-    "output_law",
-    "phi",
-    "pndm",
-    "quadrature_weights",
-    "reference_path",
-    "reference_solution",
-    "register",
-    "resfusion",
-    "resfusion_start",
-    "resnoise_weight",
-    "reverse_diffusion",
-    "reversible_heun",
-    "round_trip_error",
-    "run",
-    "run_many",
-    "runge_kutta",
-    "simulate",
-    "singlestep",
-    "static_thresholding",
-    "step_counts",
-    "strong_distance",
-    "strong_order",
-    "transfer",
-    "transported_errors",
-    "two_stage_grid",
-    "unipc",
-    "wasserstein2",
-    "wasserstein2_between",
-    "wasserstein2_floor",
+_START = {  # module → the names that users start from: what ``__all__`` and ``dir`` show
+    "process.schedules": "EDM VE RectifiedFlow SubVP VPCosine VPDiscrete VPLinear",
+    "process.process": "MeanReverting Process",
+    "process.convention": "Model",
+    "process.grids": "grid",
+    "tableau.tableau": "Tableau run",
+    "tableau.many": "run_many",
+    "tableau.brownian": "BrownianPath",
+    "solvers": "SOLVERS Solver adams build register runge_kutta sample",
+    "steppers": "STEPPERS simulate",
+    "solvers.weights": "quadrature_weights",
+    "problems.mixture": "GaussianMixture ProductMixture",
+    "problems.denoiser": "ideal_denoiser",
+    "reference.flow": "reference_path reference_solution",
+    "analysis": "distance exactness_degree law_error measure observed_order output_law strong_order transfer "
     "weak_order",
+    "analysis.budget": "error_budget",
+    "analysis.laws_of_budget": "law_budget",
+    "analysis.distances": "energy_distance wasserstein2",
+    "analysis.likelihood": "log_likelihood",
+    "tableau.extraction": "extract",
+    "audit": "audit_sampler",
+    "tableau.inversion": "invert",
+}
+_MORE = {  # also reached as ``deis_analysis.X``, as in 0.1
+    "process.process": "PREDICTIONS VARIABLES",
+    "process.grids": "two_stage_grid",
+    "tableau.tableau": "Butcher Trajectory",
+    "solvers": "RUNGE_KUTTA ButcherTableau analytic_dpm ancestral bdia belm ddim_eta ddpm dpm_fast edm_churn "
+    "edm_sampler euler_maruyama flow_sampler flow_sde gdss_splitting ipndm moment_estimate mrs obelm one_sde_step pndm "
+    "resfusion resfusion_start resnoise_weight reverse_diffusion reversible_heun singlestep unipc",
+    "steppers": "Simulation dynamic_thresholding hand_over langevin_gibbs static_thresholding",
+    "solvers.weights": "phi",
+    "problems.mixture": "UnresolvedFlowWarning",
+    "process.convention": "flow_model",
+    "reference.flow": "Reference ReferencePath",
+    "analysis": "Measurement OrderEstimate amplification exact_transfer order_problem step_counts strong_distance",
+    "diagnostics.fokker_planck": "fokker_planck_residual",
+    "analysis.errors": "extrapolation_error global_error local_errors transported_errors",
+    "analysis.budget": "ErrorBudget",
+    "analysis.laws_of_budget": "LawBudget",
+    "analysis.distances": "Distance diffused gaussian_wasserstein2 wasserstein2_between wasserstein2_floor",
+    "analysis.likelihood": "Likelihood bits_per_dim log_likelihood_rk45",
+    "tableau.extraction": "Convention",
+    "audit": "Report",
+    "tableau.inversion": "Inversion round_trip_error",
+}
+_PACKAGES = [
+    "analysis",
+    "audit",
+    "diagnostics",
+    "interop",
+    "networks",
+    "problems",
+    "process",
+    "reference",
+    "solvers",
+    "steppers",
+    "symbolic",
+    "tableau",
 ]
+_WHERE = {name: module for table in (_START, _MORE) for module, names in table.items() for name in names.split()}
+
+__all__ = sorted(["__version__", *(name for names in _START.values() for name in names.split())])
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name == "learned":
-        return import_module("deis_analysis.learned")
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in _WHERE:
+        found = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        globals()[name] = found
+        return found
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
+    if name == "learned":  # as it was called in 0.1
+        return import_module(f"{__name__}.networks")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -34,6 +34,11 @@ def like(values: Any, x: Any) -> Any:
     return cast(sys.modules["jax"].numpy.asarray(values), x.dtype)
 
 
+def alike(values: Any, x: Any) -> Any:
+    """``values``, made an array of the library of ``x`` if they are of another."""
+    return like(values, x) if is_torch(values) != is_torch(x) else values
+
+
 def detached(x: Any) -> Any:
     """``x`` without its gradient graph, where the library has one."""
     return x.detach() if is_torch(x) else x

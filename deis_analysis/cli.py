@@ -211,7 +211,7 @@ def tableau(
 @_clear_errors
 def derive(name: str | None, latex: bool, as_json: bool) -> None:
     """Derive a formula by computer algebra; without NAME, list what can be derived."""
-    from deis_analysis import symbolic
+    from deis_analysis.symbolic import derivations as symbolic
 
     if name is None:
         names = list(symbolic.DERIVATIONS)

@@ -87,12 +87,14 @@ def scalar(name: str, value: Any) -> float:
     return float(array)
 
 
-def positive(**values: float) -> None:
-    """Raise a ValueError unless every value is a positive finite number."""
+def positive(**values: Any) -> None:
+    """Raise a ValueError unless every value is a positive finite number, a NumPy or torch one included."""
     for name, value in values.items():
-        if isinstance(value, bool) or not (
-            isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0
-        ):
+        try:
+            number = math.nan if isinstance(value, (bool, np.bool_, str)) else scalar(name, value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name}={value!r} must be a positive finite number")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress, models, style
 
 NAME = "appendix_blackbox_tolerance"

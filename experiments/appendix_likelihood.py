@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 import deis_analysis as da
 from deis_analysis import backend
-from deis_analysis.likelihood import Likelihood, bits_per_dim, log_likelihood, log_likelihood_rk45
-from deis_analysis.process import Array, Process
+from deis_analysis.analysis.likelihood import Likelihood, bits_per_dim, log_likelihood, log_likelihood_rk45
+from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress, style
 from experiments.problems import digits, gaussian_like, product_mixture, vp_linear
 

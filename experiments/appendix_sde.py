@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.law import affine_form
-from deis_analysis.process import Array, Process
+from deis_analysis.analysis.law import affine_form
+from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress, models, style
 from experiments.problems import digits, vp_linear
 

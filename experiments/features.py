@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import gaussian_wasserstein2
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from deis_analysis.validate import boolean, finite, instance, positive_int
 from experiments.image_data import ImageSet
 

@@ -14,8 +14,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from deis_analysis.audit.report import Report, audit_sampler
-from deis_analysis.audit.subject import catalogue, subject_of
-from deis_analysis.extraction import Refusal
+from deis_analysis.audit.specs import catalogue, subject_of
+from deis_analysis.tableau.extraction import Refusal
 from experiments import Config, Frame, Progress, style
 
 NAME = "field_audit"

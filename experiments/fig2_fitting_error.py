@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress, style
 from experiments.problems import vp_linear
 from experiments.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress, models, style
 from experiments.judging import Judge
 from experiments.models import Study
@@ -78,22 +78,13 @@ def table(study: Study, solver: str, ts: Array, config: Config) -> da.Tableau:
 
 
 def moments(study: Study, ts: Array, config: Config) -> Array:
-    """(N,) Γ_t at the times but the last, as 1 − E‖ε − ε_θ(x_t, t)‖²/d, which equals E‖ε_θ‖²/d where ε_θ = E[ε | x_t].
-
-    Analytic-DPM needs ρ²(1 − Γ): of E‖ε_θ‖² itself the Monte-Carlo error times ρ², 2e4 at t = 1, would be all of it.
-    """
+    """(N,) Γ_t at the times but the last, of the study's model on a few of its data."""
     import torch
 
-    device, n = study.x_T.device, config["moment_samples"]
     rng = np.random.default_rng(config["seed"])
-    few = torch.as_tensor(study.data[rng.choice(len(study.data), n, replace=False)], device=device)
-    z = torch.as_tensor(noise(n, few.shape[1], config["seed"] + 1), device=device)
-
-    def gamma(t: float) -> float:
-        x = float(study.process.alpha(t)) * few + float(study.process.sigma(t)) * z
-        return max(0.0, 1.0 - float(((z - study.model(x, t)) ** 2).mean()))
-
-    return np.array([gamma(float(t)) for t in ts[:-1]])
+    few = study.data[rng.choice(len(study.data), config["moment_samples"], replace=False)]
+    few = torch.as_tensor(few, device=study.x_T.device)
+    return da.moment_estimate(study.model, ts, few, process=study.process, seed=config["seed"] + 1)
 
 
 def _noise(study: Study, config: Config) -> Any:

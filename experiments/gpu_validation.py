@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from deis_analysis.storage import atomic
 from experiments import Config, Frame, Progress, models, style
 from experiments.models import Study
@@ -23,8 +23,8 @@ from experiments.problems import bootstrap_ratio, noise, start_scale, steps_for
 from experiments.runner import FIGURES
 
 if TYPE_CHECKING:
-    from deis_analysis.learned import Network
-    from deis_analysis.reference import ReferencePath
+    from deis_analysis.networks import Network
+    from deis_analysis.reference.flow import ReferencePath
 
 NAME = "gpu_validation"
 QUESTION = "Certificate, path errors, images per second, and the overhead of `run`: what does this device give?"
@@ -158,7 +158,7 @@ def _called(net: Network, mode: str) -> Callable[[Any, float], Any]:
     """The network's own prediction under a mode of execution."""
     import torch
 
-    from deis_analysis.learned import ImageModel
+    from deis_analysis.networks import ImageModel
 
     if mode == "eager":
         return net.model

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import kendalltau
 
 import deis_analysis as da
-from deis_analysis.process import Array, Process
+from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress, models, style
 from experiments.problems import bootstrap_ratio, digits, noise, steps_for, vp_linear
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _EVERY, _FEWEST = 10, 100  # of a set without test images every 10th is held out, if there are at least 100

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from experiments import Config
 from experiments.models import Study
 from experiments.problems import bootstrap_ratio

@@ -5,7 +5,7 @@
 ``digits``    the ideal denoiser of the 1,797 digits, 64-D: exact score; flow by DOPRI5 with an error estimate
 ``network``   a small network trained by denoising score matching on a 2-D mixture; flow by DOPRI5
 
-and the image networks of `deis_analysis.learned.load`: those that ship, ``digits8 digits8_flow mnist28``, folders, and
+and the image networks of `deis_analysis.networks.load`: those that ship, ``digits8 digits8_flow mnist28``, folders, and
 hub ids. They run in float32 under a float64 state; their flow is that of the same network in float64, by DOPRI5,
 certified by a second method.
 
@@ -29,14 +29,14 @@ import numpy as np
 from joblib import Memory
 
 import deis_analysis as da
-from deis_analysis.process import Array, Process
+from deis_analysis.process.process import Array, Process
 from experiments import Config, problems
 from experiments.runner import FIGURES, shared_sources, without_tf32
 from experiments.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
 
 if TYPE_CHECKING:
-    from deis_analysis.learned import Network
-    from deis_analysis.reference import ReferencePath
+    from deis_analysis.networks import Network
+    from deis_analysis.reference.flow import ReferencePath
 
 BASE: Config = {
     "beta_min": 0.1,
@@ -233,10 +233,10 @@ def whose_law(config: Config) -> str:
 # -- image networks -------------------------------------------------------------------------------
 @cache
 def image_network(name: str, device: str = "cpu", allow_pickle: bool = False, dtype: str = "float32") -> Network:
-    """A network by `deis_analysis.learned.load`, its weights in one of `DTYPES`; on CUDA float32 is not TF32."""
+    """A network by `deis_analysis.networks.load`, its weights in one of `DTYPES`; on CUDA float32 is not TF32."""
     import torch
 
-    from deis_analysis import learned
+    from deis_analysis import networks as learned
 
     without_tf32(device)
     return learned.load(name, device=device, allow_pickle=allow_pickle, dtype=getattr(torch, dtype))
@@ -292,7 +292,7 @@ def network_path(
     """
     import torch
 
-    from deis_analysis.reference import reference_path
+    from deis_analysis.reference.flow import reference_path
 
     exact = net.to(dtype=torch.float64)
     where = reference_folders(net) if folders is None else folders
@@ -361,7 +361,7 @@ def _trained(settings: tuple[tuple[str, Any], ...], sources: str) -> Any:
 def _certified(
     name: str, process: Process, settings: tuple[tuple[str, Any], ...], times: tuple[float, ...], sources: str
 ) -> Any:
-    from deis_analysis.reference import reference_path
+    from deis_analysis.reference.flow import reference_path
 
     rtol = dict(settings)["rtol"]
     problem = _build(name, process, settings)

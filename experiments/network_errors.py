@@ -14,13 +14,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.process import Array, Process
+from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress, models, score_defects, style
 from experiments.image_data import ImageSet, read_images
 from experiments.problems import bootstrap_ratio, noise, start_scale, step_points
 
 if TYPE_CHECKING:
-    from deis_analysis.learned import Network
+    from deis_analysis.networks import Network
 
 NAME = "network_errors"
 QUESTION = "How far is a trained image network from the ideal denoiser of its training images, and from any score?"
@@ -201,7 +201,7 @@ def changes(eps: dict[float, Array], process: Process, ts: Array, config: Config
         prediction = "score" if quantity == "s" else "eps"
         for degree in degrees:
             times, deltas = da.extrapolation_error(
-                lambda x, t, known=known: known[t], process, lambda t: None, ts, degree,  # type: ignore[misc]
+                lambda x, t, known=known: known[t], process, lambda t: None, ts, degree,
                 prediction=prediction, unit="eps", points=config["points"],
             )  # fmt: skip
             for step, (visited, values) in enumerate(zip(times, deltas, strict=True)):

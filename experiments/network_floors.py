@@ -10,13 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress, models, style
 from experiments.problems import bootstrap_ratio, noise, start_scale
 
 if TYPE_CHECKING:
-    from deis_analysis.learned import Network
-    from deis_analysis.reference import ReferencePath
+    from deis_analysis.networks import Network
+    from deis_analysis.reference.flow import ReferencePath
 
 NAME = "network_floors"
 QUESTION = "How far are samples of a network off because of its arithmetic, or because network times are rounded?"
@@ -80,7 +80,7 @@ def load(name: str, variant: str, config: Config) -> Network:
     """The network under one of the variants, or "exact"; ValueError for another one."""
     import torch
 
-    from deis_analysis import learned
+    from deis_analysis import networks as learned
 
     kinds: dict[str, tuple[torch.dtype, str]] = {
         "exact": (torch.float64, "fractional"),

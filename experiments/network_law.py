@@ -16,7 +16,7 @@ from experiments.features import Features, Floor, Frechet, difference, floor, fr
 from experiments.problems import start_scale, steps_for
 
 if TYPE_CHECKING:
-    from deis_analysis.learned import Network
+    from deis_analysis.networks import Network
 
 NAME = "network_law"
 QUESTION = (
@@ -75,7 +75,7 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 
 def _model(name: str, config: Config, report: Callable[[float], None]) -> list[dict[str, Any]]:
-    from deis_analysis import learned
+    from deis_analysis import networks as learned
 
     net = learned.load(name, device=config["device"], allow_pickle=config["allow_pickle"])
     features, n = _features(name, config), config["samples"].get(name, config["samples_else"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import deis_analysis as da
-from deis_analysis.process import Array, Process
+from deis_analysis.process.process import Array, Process
 
 _SAME = 1e-9  # largest difference of two tables of the same method: rounding, on grids that reach ρ = 80
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress, models, style
 from experiments.problems import bootstrap_ratio, steps_for, vp_linear
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import deis_analysis as da
-from deis_analysis.process import Array, Process
+from deis_analysis.process.process import Array, Process
 from experiments import Config
 from experiments.problems import bootstrap_ratio
 

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.analysis import step_counts
-from deis_analysis.process import Array, Process
+from deis_analysis.analysis.measurement import step_counts
+from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress, style
 from experiments.problems import digits, distinct_solvers, steps_for, vp_linear
 

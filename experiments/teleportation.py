@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.diagnostics.painters import gaussian_of, teleport
-from deis_analysis.process import Array
+from deis_analysis.problems.painters import gaussian_of, teleport
+from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress, style
 from experiments.problems import DigitsProblem, digits_problem, steps_for
 

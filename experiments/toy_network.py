@@ -8,7 +8,7 @@ import deis_analysis as da
 from experiments.problems import vp_linear
 
 if TYPE_CHECKING:
-    from deis_analysis.learned import MLP
+    from deis_analysis.networks import MLP
 
 TRAINING: dict[str, Any] = {  # the configuration of a network, beside beta_min and beta_max
     "width": 64,
@@ -37,7 +37,7 @@ def toy_network(config: dict[str, Any]) -> MLP:
 
     Uses of ``config``: beta_min, beta_max and, where it has them, the keys of `TRAINING`.
     """
-    from deis_analysis.learned import MLP, train_dsm
+    from deis_analysis.networks import MLP, train_dsm
 
     config = {**TRAINING, **config}
     mix, process, seed = toy_mixture(), vp_linear(config), config["train_seed"]

@@ -27,11 +27,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import deis_analysis as da
 from deis_analysis.cli import ProcessType
-from deis_analysis.process import Process
+from deis_analysis.process.process import Process
 from experiments.problems import start_scale
 
 if TYPE_CHECKING:
-    from deis_analysis.learned import ImageModel, Plan, Training
+    from deis_analysis.networks import ImageModel, Plan, Training
     from experiments.image_data import ImageSet
 
 CHECKPOINTS = Path(__file__).with_name("checkpoints")
@@ -79,7 +79,7 @@ def preset(data: str) -> dict[str, Any]:
 
 def make_plan(images: ImageSet, process: Process, prediction: str, settings: dict[str, Any]) -> Plan:
     """The plan for images; ``settings`` as in `PRESETS`, and ``seed``, ``precision`` and ``compiled``."""
-    from deis_analysis.learned import Plan
+    from deis_analysis.networks import Plan
 
     channels, height, width = images.shape
     architecture = {
@@ -144,7 +144,7 @@ def describe(training: Training, images: ImageSet, model: ImageModel, half: bool
     """The part of the card that `save_folder` does not write. No date, no place, no time taken."""
     import torch
 
-    from deis_analysis.learned import ImageModel, denoising_loss
+    from deis_analysis.networks import ImageModel, denoising_loss
 
     plan = training.plan
     others = _spread(images.held_out, _MEASURED)
@@ -185,7 +185,7 @@ def _spread(images: Any, count: int) -> Any:
 
 def finish(training: Training, images: ImageSet, folder: Path, half: bool, command: str) -> None:
     """Write the folder of a training that is over, and remove its state."""
-    from deis_analysis.learned import ImageModel, save_folder
+    from deis_analysis.networks import ImageModel, save_folder
 
     plan = training.plan
     model = ImageModel(training.averaged(), plan.process, plan.convention)
@@ -197,7 +197,7 @@ def finish(training: Training, images: ImageSet, folder: Path, half: bool, comma
 
 def save_so_far(training: Training, folder: Path, half: bool) -> None:
     """The averaged weights of an unfinished training, as a folder that `learned.load` reads."""
-    from deis_analysis.learned import save_folder
+    from deis_analysis.networks import save_folder
 
     plan = training.plan
     card = {"unfinished": {"step": training.step, "of": plan.steps}, "training": plan.describe(),
@@ -228,7 +228,7 @@ def _watched(
     training: Training, images: ImageSet, folder: Path, console: Console, every: int, minutes: float | None
 ) -> bool:
     """Train with a progress bar and pictures; True at the end, False after Ctrl-C or so many minutes."""
-    from deis_analysis.learned import ImageModel, train_images
+    from deis_analysis.networks import ImageModel, train_images
 
     plan, begin, first = training.plan, time.perf_counter(), training.step
     columns = (
@@ -276,7 +276,7 @@ def _finished(folder: Path, plan: Plan, digest: str) -> bool:
 
 def _command(data: str, process: Process, prediction: str, options: dict[str, Any]) -> str:
     """The command that makes the network again, places left out."""
-    from deis_analysis.learned import describe_process
+    from deis_analysis.networks import describe_process
 
     values = describe_process(process)
     name = values.pop("name")
@@ -317,7 +317,7 @@ def train_command(
     resume: bool,
 ) -> None:
     """Train a network on images. Killed or interrupted, the same command goes on where the last checkpoint was."""
-    from deis_analysis.learned import Training
+    from deis_analysis.networks import Training
     from experiments.image_data import read_images
 
     console = Console(highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from deis_analysis.process import Array
+from deis_analysis.process.process import Array
 from deis_analysis.storage import atomic
 
 if TYPE_CHECKING:

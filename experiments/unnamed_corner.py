@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import deis_analysis as da
-from deis_analysis.process import Array, Process
+from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress, style
 from experiments.problems import bootstrap_ratio, broad_mixture, digits, digits_problem, product_mixture, vp_linear
 

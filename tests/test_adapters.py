@@ -16,8 +16,8 @@ import pytest
 
 import deis_analysis as da
 from deis_analysis.audit import adapters
-from deis_analysis.audit.subject import subject_of
-from deis_analysis.extraction import Refusal, read_sampler, table_of
+from deis_analysis.audit.specs import subject_of
+from deis_analysis.tableau.extraction import Refusal, read_sampler, table_of
 
 STEPS = 8
 

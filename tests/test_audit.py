@@ -19,7 +19,7 @@ from deis_analysis.audit import CODES, Finding, TableSubject, page, subject_of
 from deis_analysis.audit.case import read_case
 from deis_analysis.audit.subject import Prepared, registry_subject
 from deis_analysis.cli import main
-from deis_analysis.extraction import Refusal
+from deis_analysis.tableau.extraction import Refusal
 
 VP = da.VPLinear()
 NAMES_OF_DDIM = ("ddim", "edm_euler", "dpm_1", "dpmpp_1", "euler")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import DISTINCT, mixtures, processes
 
 import deis_analysis as da
-from deis_analysis.budget import DISCRETIZATION, TERMS
+from deis_analysis.analysis.budget import DISCRETIZATION, TERMS
 
 VP = da.VPLinear()
 MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
@@ -158,7 +158,7 @@ def test_an_exact_start_removes_the_start_up_term(process, exact, name):
     table = da.build(name, process, ts)
     states = {k: exact.flow(process, starts(process), ts[0], table.times[k]) if k else starts(process)
               for k in range(table.grid_nodes[row.starting_steps] + 1)}  # fmt: skip
-    from deis_analysis.orders import walk
+    from deis_analysis.analysis.orders import walk
 
     started = walk(table, exact.model(process, table.prediction), states)[table.times.size - 1]
     result = da.run(table, exact.model(process, table.prediction), starts(process))

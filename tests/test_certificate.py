@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 import deis_analysis as da
-from deis_analysis import certificate, reference_cache
-from deis_analysis.learned import Carried, Convention, ImageModel, process_from
+from deis_analysis.networks import Carried, Convention, ImageModel, process_from
+from deis_analysis.reference import cache as reference_cache
+from deis_analysis.reference import certificate
 
 VP = da.VPLinear()
 MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
@@ -230,7 +231,7 @@ def test_breakpoints_of_a_process_are_stepped_onto(monkeypatch):
     monkeypatch.setattr(certificate, "all_levels", lambda process, times: times)
     without = da.reference_solution(told, process, X, 0.5, **options)
     assert not without.certified
-    assert without.agreement > 10 * found.tolerance
+    assert "more steps than most_calls=4000" in without.message  # it does not converge at its order
 
 
 # -- models that hide something between the steps -------------------------------------------------

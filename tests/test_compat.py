@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import deis_analysis as da
-from deis_analysis.compat import alpha_functions, deis
+from deis_analysis.interop import alpha_functions, deis
 
 B0, B1 = 0.1, 20.0
 DDPM = np.cumprod(1.0 - np.linspace(1e-4, 2e-2, 1000))
@@ -186,7 +186,7 @@ def gaussian(x, t):
 
 
 def test_a_script_of_the_released_package_runs_after_a_change_of_its_import_line():
-    script = SCRIPT.replace("import th_deis as deis", "from deis_analysis.compat import deis")
+    script = SCRIPT.replace("import th_deis as deis", "from deis_analysis.interop import deis")
     seen = []
 
     def network(x, vec_t):
@@ -225,7 +225,7 @@ for method in ["rho_rk", "rho_ab", "t_ab", "ipndm"]:
 
 def test_a_jax_script_gives_the_samples_of_the_published_formulas():
     samples = []
-    script = JAX_SCRIPT.replace("import jax_deis as deis", "from deis_analysis.compat import deis")
+    script = JAX_SCRIPT.replace("import jax_deis as deis", "from deis_analysis.interop import deis")
     exec(compile(script, "script", "exec"), {"samples": samples, "noise": jnp.asarray(NOISE, dtype=jnp.float32)})
     high, low = rho_of(cos_alpha, 0.99) ** (1 / 7), rho_of(cos_alpha, 1e-3) ** (1 / 7)
     ts = cos_time(1 / (1 + np.linspace(high, low, 7) ** 14))
@@ -646,7 +646,7 @@ def test_sampling_to_time_zero_is_allowed_where_rho_is_known_there():
 
 def test_neither_torch_nor_jax_is_imported():
     code = (
-        "import sys; from deis_analysis.compat import deis; import numpy as np;"
+        "import sys; from deis_analysis.interop import deis; import numpy as np;"
         "p = deis.VPSDE(lambda t: np.exp(-t), lambda a: -np.log(a), 1e-3, 1.0);"
         "deis.get_sampler(p, lambda x, t: x, 't', 2, 3)(deis.get_cos_alpha_fns()[0](np.ones(2)));"
         "print([m for m in ('torch', 'jax') if m in sys.modules])"

@@ -20,7 +20,7 @@ from scipy.stats import norm
 from strategies import mixtures
 
 import deis_analysis as da
-from deis_analysis import distances as ds
+from deis_analysis.analysis import distances as ds
 
 A = da.GaussianMixture([0.3, 0.7], [-1.0, 1.0], [0.05, 0.1])
 B = da.GaussianMixture([0.5, 0.2, 0.3], [-3.0, 0.5, 2.0], [0.01, 0.1, 0.4])

@@ -22,7 +22,7 @@ from quick_runs import quick
 from safetensors.torch import load_file
 from scipy.special import gammaln
 
-from deis_analysis import learned
+from deis_analysis import networks as learned
 from experiments import features as ft
 from experiments import network_law as law
 from experiments import train_features as tf

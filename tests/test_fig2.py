@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deis_analysis as da
-from deis_analysis.learned import MLP, train_dsm
+from deis_analysis.networks import MLP, train_dsm
 from experiments import fig2_fitting_error as fig2
 from experiments import toy_network
 

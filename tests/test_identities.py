@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import grids, processes
 
 import deis_analysis as da
-from deis_analysis.symbolic import butcher_order
+from deis_analysis.symbolic.derivations import butcher_order
 
 
 @given(processes(), st.data())

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from strategies import mixtures
 
 import deis_analysis as da
-from deis_analysis.diagnostics.interpolants import PATHS_0, PATHS_1, SQUARED_LATENTS, Interpolant, Scale
+from deis_analysis.problems.interpolants import PATHS_0, PATHS_1, SQUARED_LATENTS, Interpolant, Scale
 
 LEFT = da.GaussianMixture([0.3, 0.7], [-1.0, 0.6], [0.2, 0.3])
 RIGHT = da.GaussianMixture([0.5, 0.2, 0.3], [-0.5, 0.4, 1.4], [0.15, 0.3, 0.1])

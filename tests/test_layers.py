@@ -1,10 +1,11 @@
-"""The architecture as a test: imports point down, the package imports little beside numpy, names do not clash."""
+"""The architecture as a test: imports point up the list only, no cycles, a light import, names that do not clash."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,124 +13,118 @@ import pytest
 import deis_analysis
 
 ROOT = Path(deis_analysis.__file__).parent
-LAYERS = [
-    {
-        "validate",
-        "storage",
-        "process",
-        "schedules",
-        "grids",
-        "backend",
-        "brownian",
-        "liveness",
-        "printing",
-        "tableau",
-        "conventions",
-        "many",
-    },  # 0
-    {"weights", "quantiles", "mixture", "denoiser", "symbolic", "closed_forms", "trees", "equations", "inversion"},  # 1
-    {"solvers"},  # 2
-    {
-        "analysis",
-        "law",
-        "orders",
-        "error",
-        "budget",
-        "law_of_budget",
-        "distances",
-        "diagnostics",
-        "likelihood",
-        "learned",
-        "reference",
-        "reference_cache",
-        "certificate",
-        "extraction",
-        "audit",
-        "steppers",
-        "compat",
-    },  # 3
-    {"cli", "__init__"},  # 4
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITNESS = {"symbolic", "closed_forms", "trees", "equations"}  # the package computes nothing from formulas
-NUMPY_ONLY = LAYERS[0]
-USES_TORCH = {
-    "reference",
-    "certificate",
-    "extraction",
-    "audit",
-    "budget",
-    "diagnostics",
-    "likelihood",
-    "learned",
-}  # when they run
+HOUSE = [  # each may import what stands before it
+    "validate", "storage", "lazy", "backend", "process", "tableau", "symbolic", "solvers", "problems", "networks",
+    "steppers", "reference", "analysis", "diagnostics", "interop", "audit", "cli", "__main__", "__init__",
+]  # fmt: skip
+LEVEL = {name: level for level, name in enumerate(HOUSE)}
+NUMPY_ONLY = {"validate", "storage", "lazy", "backend", "process", "tableau"}
+USES_TORCH = {"reference", "audit", "diagnostics", "networks", "analysis", "problems"}  # when they run
+MOST_FLOORS = 20
 
 
-def module_name(path):
-    relative = path.relative_to(ROOT)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+def dotted(path):
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(path):
-    """(top-level package, module inside deis_analysis or None, at run time) of each import."""
+FILES = sorted(ROOT.rglob("*.py"))
+MODULES = {dotted(path): path for path in FILES}
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+@cache
+def imports(module):
+    """(what is imported, at run time) of each import, inside functions and under TYPE_CHECKING too."""
+    tree, found = ast.parse(MODULES[module].read_text()), []
     typing_only = set()
-    tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             typing_only |= set(ast.walk(node))
     for node in ast.walk(tree):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [(alias.name, node not in typing_only) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            inner = parts[1] if parts[0] == "deis_analysis" and len(parts) > 1 and parts[1] in LEVEL else None
-            yield parts[0], inner, node not in typing_only
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.append((full if full in MODULES else node.module, node not in typing_only))
+    return found
 
 
-FILES = sorted(ROOT.rglob("*.py"))
+def inner(module):
+    return {name for name, _ in imports(module) if name in MODULES and name != module}
 
 
-def test_every_module_has_a_layer():
-    assert {module_name(path) for path in FILES} == set(LEVEL)
+def test_every_module_has_a_room():
+    assert {room(module) for module in MODULES} <= set(HOUSE)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_down(path):
-    own = module_name(path)
-    for top, inner, runtime in imports(path):
-        if inner is not None and runtime and inner != own:
-            assert LEVEL[inner] <= LEVEL[own], f"{own} imports {inner}"
-            assert inner not in WITNESS or own in {*WITNESS, "cli"}, f"{own} imports {inner}, which is a witness"
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_up_the_list(module):
+    own = room(module)
+    for name, runtime in imports(module):
+        if name in MODULES and room(name) != own and name != "deis_analysis":
+            assert LEVEL[room(name)] < LEVEL[own], f"{module} imports {name}"
+            assert room(name) != "symbolic" or own == "cli", f"{module} computes from formulas, by {name}"
+        top = name.split(".")[0]
         if own in NUMPY_ONLY and runtime:
-            assert top in {"deis_analysis", "numpy", "rich", *sys.stdlib_module_names}, f"{own} imports {top}"
+            assert top in {"deis_analysis", "numpy", "scipy", "rich", "torch", *sys.stdlib_module_names}, name
         if own not in USES_TORCH:
-            assert top not in {"torch", "torchdiffeq", "matplotlib", "jax"}, f"{own} imports {top}"
+            assert (
+                top not in {"torch", "torchdiffeq", "matplotlib", "jax"} or module == "deis_analysis.tableau.extraction"
+            )
+
+
+def test_there_is_no_cycle_and_the_house_is_not_high():
+    """Depth of the longest chain of modules; a cycle would make it endless."""
+
+    @cache
+    def floor(module, above=()):
+        assert module not in above, f"a cycle: {' → '.join((*above, module))}"
+        below = [floor(name, (*above, module)) for name in inner(module) if name != "deis_analysis"]
+        return 1 + max(below, default=0)
+
+    assert max(floor(module) for module in MODULES if module != "deis_analysis") <= MOST_FLOORS
+
+
+def loaded(code):
+    """Names of the modules that ``code`` loads beyond an empty interpreter with NumPy."""
+    run = f"import sys, numpy; before = set(sys.modules); {code}; print(*sorted(set(sys.modules) - before))"
+    return subprocess.run([sys.executable, "-c", run], check=True, capture_output=True, text=True).stdout.split()
 
 
 def test_import_is_light():
-    """Beside numpy come array_api_compat and a few modules of the standard library, and running a table adds nothing.
+    """The package loads nothing but itself; sampling loads sparse matrices, and neither torch nor plots."""
+    assert [m for m in loaded("import deis_analysis") if not m.startswith("deis_analysis")] == []
+    assert len(loaded("import deis_analysis")) == 1
+    code = "import deis_analysis as da; p = da.VPLinear(); t = da.build('tab3', p, da.grid(p, 5))"
+    found = loaded(f"{code}; da.run(t, lambda x, t: x, numpy.ones(2))")
+    heavy = ("torch", "sympy", "matplotlib", "pandas", "jax", "torchdiffeq", "sklearn", "scipy.optimize")
+    assert [m for m in found if m in heavy] == []
 
-    The time it takes is a ratio to numpy's in ``make bench``; here the modules are counted.
-    """
-    code = (
-        "import sys, numpy; before = set(sys.modules); import deis_analysis as da; p = da.VPLinear();"
-        "da.run(da.build('tab3', p, da.grid(p, 5)), lambda x, t: x, numpy.ones(2)); print(*set(sys.modules) - before)"
-    )
+
+def test_the_pytest_plugin_is_light():
+    """It is loaded into every test run of a user."""
+    code = "import sys; import deis_analysis.audit.plugin; print(*[m for m in sys.modules if m.startswith('deis_')])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    others = [name for name in found if name.partition(".")[0] != "deis_analysis"]
-    packages = {name.partition(".")[0] for name in others} - sys.stdlib_module_names
-    assert {p for p in packages if not p.startswith(("cython_", "_cython_"))} <= {"numpy", "array_api_compat"}
-    assert len(others) < 80, sorted(others)  # 54 of them where this was written
+    assert len(found) <= 4
+    assert "numpy" not in loaded("import deis_analysis.audit.plugin")
 
 
-def test_reference_is_reached_lazily():
+def test_names_are_reached_lazily():
     assert callable(deis_analysis.reference_solution)
     assert "reference_solution" in dir(deis_analysis)
+    assert len(deis_analysis.__all__) <= 50
+    for name in deis_analysis._WHERE:
+        assert getattr(deis_analysis, name) is not None
+    assert deis_analysis.learned is deis_analysis.networks
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = deis_analysis.nonsense
+    for package in ("analysis", "problems", "reference", "audit"):
+        for name in getattr(deis_analysis, package).__all__:
+            assert getattr(getattr(deis_analysis, package), name) is not None
 
 
 def test_no_public_function_shares_its_name_with_a_module():

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from scipy.stats import kstest
 
 import deis_analysis as da
-from deis_analysis.learned import MLP, train_dsm
+from deis_analysis.networks import MLP, train_dsm
 
 VP = da.VPLinear()
 MEAN, VARIANCE = np.array([0.5, -1.0]), np.array([0.09, 0.6])

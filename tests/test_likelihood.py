@@ -15,7 +15,7 @@ from scipy.stats import multivariate_normal, norm
 from strategies import CONTINUOUS, grids, processes
 
 import deis_analysis as da
-from deis_analysis.likelihood import bits_per_dim, log_likelihood, log_likelihood_rk45
+from deis_analysis.analysis.likelihood import bits_per_dim, log_likelihood, log_likelihood_rk45
 from experiments import appendix_likelihood
 
 VP = da.VPLinear()

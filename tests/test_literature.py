@@ -719,7 +719,7 @@ def test_mrs_updates_are_the_published_ones():
         )
         for i in range(1, TS.size - 1):
             h, r = lam[i + 1] - lam[i], (lam[i] - lam[i - 1]) / (lam[i + 1] - lam[i])
-            now, d0 = path.states[i], path.outputs[i] + mu
+            now, d0 = path.states[i], path.outputs[i]
             d1 = (path.outputs[i] - path.outputs[i - 1]) / r
             ratio, a, b = sigma[i + 1] / sigma[i], ALPHA[i], ALPHA[i + 1]
             if lam_sde:
@@ -898,12 +898,13 @@ def test_names_that_are_aliases():
         (lambda: da.one_sde_step(VP, TS, 1.5), "step=1.5 must be an integer >= 0"),
         (lambda: da.one_sde_step(VP, TS, True), "step=True must be an integer >= 0"),
         (lambda: da.one_sde_step(VP, TS, "x"), "step='x' must be an integer >= 0"),
-        (lambda: da.moment_estimate(None, TS, lambda t: X), "model=None must be a function"),
-        (lambda: da.moment_estimate(lambda x, t: x, TS, X), "states=.* must be a function"),
-        (lambda: da.moment_estimate(lambda x, t: x, [1.0, np.nan], lambda t: X), "ts=.* must be finite"),
-        (lambda: da.moment_estimate(lambda x, t: x, 1.0, lambda t: X), r"ts has shape \(\)"),
-        (lambda: da.moment_estimate(lambda x, t: x[:1], TS, lambda t: X), r"model returned shape \(1,\) for states"),
-        (lambda: da.moment_estimate(lambda x, t: x * np.nan, TS, lambda t: X), "eps=.* must be finite"),
+        (lambda: da.moment_estimate(None, TS, X, process=VP), "model=None must be a function"),
+        (lambda: da.moment_estimate(lambda x, t: x, TS, X), "process=None must be given"),
+        (lambda: da.moment_estimate(lambda x, t: x, [1.0, np.nan], X, process=VP), "ts=.* must be finite"),
+        (lambda: da.moment_estimate(lambda x, t: x, 1.0, X, process=VP), r"ts has shape \(\)"),
+        (lambda: da.moment_estimate(lambda x, t: x, TS, X[:0], process=VP), r"data has shape \(0,"),
+        (lambda: da.moment_estimate(lambda x, t: x[:1], TS, X, process=VP), r"model returned shape \(1,\) for data"),
+        (lambda: da.moment_estimate(lambda x, t: x * np.nan, TS, X, process=VP), "eps=.* must be finite"),
         (
             lambda: da.gdss_splitting(da.EDM(), [1.0, 0.003, 0.0]),
             "the middle of the step.* 0.0015, below the first time",

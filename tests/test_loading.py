@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from strategies import processes
 
 import deis_analysis as da
-from deis_analysis import learned
-from deis_analysis.learned import Convention, ImageModel, loading
-from deis_analysis.learned.diffusers_folder import scheduler_process, wrap_network
-from deis_analysis.learned.guided import Called
-from deis_analysis.learned.times import TimeEmbedding, answer_at
+from deis_analysis import networks as learned
+from deis_analysis.networks import Convention, ImageModel, loading
+from deis_analysis.networks.diffusers_folder import scheduler_process, wrap_network
+from deis_analysis.networks.guided import Called
+from deis_analysis.networks.times import TimeEmbedding, answer_at
 
 TINY = {
     "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (4, 8), "layers_per_block": 1,

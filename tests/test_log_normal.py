@@ -14,7 +14,7 @@ from scipy.stats import lognorm, norm
 from strategies import mixtures
 
 import deis_analysis as da
-from deis_analysis.diagnostics.log_normal import MultiplicativeNoise
+from deis_analysis.problems.log_normal import MultiplicativeNoise
 
 M, V = 0.3, 0.25  # of log X_0
 ONE = da.GaussianMixture([1.0], [M], [V])

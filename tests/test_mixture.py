@@ -237,7 +237,7 @@ def brute_force(data, process, std, x, t):
 @pytest.mark.parametrize("std", [0.0, 0.3])
 @pytest.mark.parametrize("block", [2**23, 40])
 def test_ideal_denoiser_is_the_mixture_at_the_data(std, block, monkeypatch):
-    from deis_analysis.denoiser import IdealDenoiser
+    from deis_analysis.problems.denoiser import IdealDenoiser
 
     monkeypatch.setattr(IdealDenoiser, "_BLOCK_ENTRIES", block)
     data, x = RNG.standard_normal((50, 2, 3)), RNG.standard_normal((7, 2, 3))

@@ -13,7 +13,7 @@ import torch
 from quick_runs import quick, quick_anew
 
 import deis_analysis as da
-from deis_analysis import learned
+from deis_analysis import networks as learned
 from experiments import models, problems, score_defects
 from experiments import network_errors as errors
 from experiments import network_floors as floors

@@ -18,7 +18,7 @@ from quick_runs import quick
 from scipy.integrate import solve_ivp
 
 import deis_analysis as da
-from deis_analysis import learned
+from deis_analysis import networks as learned
 from experiments import gpu_validation, models, network_samples, network_work_precision, runner
 from experiments.__main__ import main
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import processes
 
 import deis_analysis as da
-from deis_analysis.diagnostics.painters import gaussian_of, teleport
+from deis_analysis.problems.painters import gaussian_of, teleport
 
 VP = da.VPLinear()
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal, norm
 from strategies import mixtures, processes
 
 import deis_analysis as da
-from deis_analysis.diagnostics.posterior import condition, moment_closure
+from deis_analysis.problems.posterior import condition, moment_closure
 
 VP = da.VPLinear()
 COVARIANCE = np.array([[1.0, 0.6, 0.1], [0.6, 0.8, -0.2], [0.1, -0.2, 0.5]])

@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from strategies import processes
 
 import deis_analysis as da
-from deis_analysis.mixture import UnresolvedFlowWarning
+from deis_analysis.problems.mixture import UnresolvedFlowWarning
 
 VP = da.VPLinear()
 EPS = np.finfo(np.float64).eps

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import deis_analysis as da
-from deis_analysis.many import by_time, run_many
 from deis_analysis.steppers import (
     STEPPERS,
     AdaptiveDPM,
@@ -28,6 +27,7 @@ from deis_analysis.steppers import (
     simulate,
     static_thresholding,
 )
+from deis_analysis.tableau.many import by_time, run_many
 
 VP, EDM, VE = da.VPLinear(), da.EDM(0.002, 80.0), da.VE(0.01, 50.0)
 ONE = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.05, 0.1])  # acts on every entry

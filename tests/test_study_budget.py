@@ -13,7 +13,7 @@ import torch
 from quick_runs import quick
 
 import deis_analysis as da
-from deis_analysis.learned import MLP
+from deis_analysis.networks import MLP
 from experiments import budget_of_errors, models, score_diagnostics
 from experiments.problems import noise, product_mixture
 

@@ -13,7 +13,7 @@ import scipy.stats
 import torch
 
 import deis_analysis as da
-from deis_analysis.distances import energy_distance
+from deis_analysis.analysis.distances import energy_distance
 from experiments import fig5_ablation, fig6_comparison, judging, models, style, table2_variants
 from experiments.problems import product_mixture
 

@@ -13,13 +13,13 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-import deis_analysis.symbolic as symbolic
-from deis_analysis import equations
-from deis_analysis.process import PREDICTIONS
-from deis_analysis.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPLinear
-from deis_analysis.symbolic import DERIVATIONS, PROCESSES, TIME, butcher_order, derive, order_conditions
-from deis_analysis.symbolic import weights_closed_form as closed_form
-from deis_analysis.weights import phi, quadrature_weights
+import deis_analysis.symbolic.derivations as symbolic
+from deis_analysis.process.process import PREDICTIONS
+from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPLinear
+from deis_analysis.solvers.weights import phi, quadrature_weights
+from deis_analysis.symbolic import equations
+from deis_analysis.symbolic.derivations import DERIVATIONS, PROCESSES, TIME, butcher_order, derive, order_conditions
+from deis_analysis.symbolic.derivations import weights_closed_form as closed_form
 
 DIGITS = 60
 NUMERIC = {

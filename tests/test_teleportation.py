@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import deis_analysis as da
-from deis_analysis.diagnostics.painters import gaussian_of, teleport
+from deis_analysis.problems.painters import gaussian_of, teleport
 from experiments import style, teleportation
 from experiments.problems import digits, digits_problem
 

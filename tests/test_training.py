@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import deis_analysis as da
-from deis_analysis.learned import (
+from deis_analysis.networks import (
     Convention,
     ImageModel,
     Plan,

@@ -15,7 +15,7 @@ from scipy.integrate import quad
 from strategies import grids, processes
 
 import deis_analysis as da
-from deis_analysis.weights import adams_weights
+from deis_analysis.solvers.weights import adams_weights
 
 VARIABLES = ("t", "rho", "lam", "inv_rho")
 PAIRS = list(product(da.PREDICTIONS, VARIABLES))

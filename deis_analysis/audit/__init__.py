@@ -15,12 +15,12 @@ _WHERE = {
     "Subject": "subject",
     "TableSubject": "subject",
     "audit_sampler": "report",
-    "catalogue": "subject",
+    "catalogue": "specs",
     "facts": "html_page",
     "function_subject": "subject",
     "page": "html_page",
     "placed": "subject",
-    "subject_of": "subject",
+    "subject_of": "specs",
     "summary": "html_page",
 }
 

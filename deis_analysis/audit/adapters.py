@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.audit.subject import Prepared, Subject
-from deis_analysis.extraction import Refusal, count_calls
+from deis_analysis.tableau.extraction import Refusal, count_calls
 from deis_analysis.validate import choose
 
 INSTALL = {

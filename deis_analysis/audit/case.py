@@ -10,11 +10,11 @@ import numpy as np
 
 from deis_analysis.audit.subject import Prepared
 from deis_analysis.audit.tables import Steps, implied_scales, sparsest_steps, up_to
-from deis_analysis.extraction import Reading, Refusal, read_sampler, table_of
-from deis_analysis.mixture import GaussianMixture
-from deis_analysis.process import Array, Process
-from deis_analysis.schedules import EDM
+from deis_analysis.problems.mixture import GaussianMixture
+from deis_analysis.process.process import Array, Process
+from deis_analysis.process.schedules import EDM
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.extraction import Reading, Refusal, read_sampler, table_of
 
 
 @dataclass(frozen=True)

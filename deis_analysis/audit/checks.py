@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from deis_analysis.audit.case import Case
 from deis_analysis.audit.findings import Finding
 from deis_analysis.audit.identity import EQUAL, FLOAT32, Nearest
 from deis_analysis.audit.tables import moment_ratios
-from deis_analysis.mixture import GaussianMixture
-from deis_analysis.process import Array
+from deis_analysis.problems.mixture import GaussianMixture
+from deis_analysis.process.process import Array
 from deis_analysis.tableau import run
 
 NEGLIGIBLE = 1e-3  # weight of ε in the result, in units of σ, below which the last call hardly counts
@@ -143,8 +143,8 @@ def _rounding_floor(case: Case, times: Array) -> float:
     x = mix.sample(128, 0, case.process, float(case.table.times[0]))
     model = mix.model(case.process, case.table.prediction)
     told = np.append(times, case.table.times[-1]) if not case.lead else case.table.times
-    noise = list(np.random.default_rng(0).standard_normal((case.table.noise.shape[1], x.size)))
-    results = [run(table, model, x, noise or None) for table in (case.table, replace(case.table, times=told))]
+    noise = list(np.random.default_rng(0).standard_normal((case.table.noises, x.size)))
+    results = [run(table, model, x, noise or None) for table in (case.table, case.table.changed(times=told))]
     return float(np.sqrt(np.mean((results[0] - results[1]) ** 2)))
 
 

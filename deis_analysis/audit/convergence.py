@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.analysis import order_problem
+from deis_analysis.analysis.law import law_error
+from deis_analysis.analysis.measurement import order_problem
 from deis_analysis.audit.case import Case, read_case, run_sampler
 from deis_analysis.audit.subject import Prepared, Subject
-from deis_analysis.audit.tables import run_errors
-from deis_analysis.extraction import Refusal
-from deis_analysis.law import law_error
-from deis_analysis.process import Array
+from deis_analysis.audit.tables import run_errors, up_to
+from deis_analysis.process.process import Array
+from deis_analysis.tableau.extraction import Refusal
 
 STEPS = (20, 40, 80, 160)
 _START = 5  # states given exactly when the start is taken away
@@ -135,17 +135,7 @@ def _cut(steps: Any, node: int) -> Any:
     """The steps up to a node."""
     from dataclasses import replace
 
-    table = steps.table
-    keep = slice(0, node + 1)
-    short = replace(
-        table,
-        times=table.times[keep],
-        states=table.states[keep, keep],
-        outputs=table.outputs[keep, keep],
-        noise=table.noise[keep],
-        labels=(),
-        grid_nodes=(0, node),
-    )
+    short = up_to(steps.table, node).changed(grid_nodes=(0, node))
     return replace(steps, table=short, before=steps.before[: node + 1])
 
 

@@ -1,279 +1,28 @@
-"""The schedulers of diffusers, driven by the denoising loop of its pipelines, one fresh scheduler a run.
-
-On its own a scheduler runs as released, with 1000 training times and float32 levels; `diffusers_ladder_adapter` puts
-its formula on the levels of the order problem.
-"""
+"""Schedulers of diffusers as subjects of the audit: as released, and on the order problem."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from deis_analysis.audit.adapters import BrownianNoise, check_options, fit_steps, near, quiet
-from deis_analysis.audit.diffusers_classes_adapter import CATALOGUE, FAMILIES, REASONS, Family
+from deis_analysis.audit.adapters import check_options
+from deis_analysis.audit.diffusers_base import NOT_OPTIONS, Scheduler, plus
+from deis_analysis.audit.diffusers_classes_adapter import CATALOGUE, FAMILIES
+from deis_analysis.audit.diffusers_ladder_adapter import on_ladder
 from deis_analysis.audit.subject import Prepared
-from deis_analysis.extraction import Convention, Refusal
-from deis_analysis.process import Process
-from deis_analysis.schedules import EDM, RectifiedFlow, VPCosine, VPDiscrete
 from deis_analysis.validate import choose
 
 __all__ = ["CATALOGUE", "DiffusersSubject", "adapt"]
 
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "v"}
-_NOT_OPTIONS = {
-    "self",
-    "kwargs",
-    "trained_betas",
-    "tau_func",
-    "solver_p",
-    "disable_corrector",
-    "model_output",
-    "timestep",
-    "sample",
-    "generator",
-    "return_dict",
-    "variance_noise",
-    "pred_original_sample",
-    "per_token_timesteps",
-    "prev_timestep",
-    "r_timestep",
-    "num_inference_steps",
-    "device",
-    "timesteps",
-    "sigmas",
-}
-
 
 @dataclass(frozen=True)
-class DiffusersSubject:
-    """A scheduler class of diffusers with options of its constructor, of ``set_timesteps`` and of ``step``."""
-
-    spec: str
-    name: str
-    config: dict[str, Any]
-    timing: dict[str, Any]
-    step: dict[str, Any]
-    declared_order: int | None
-
-    @property
-    def family(self) -> Family:
-        """How the class speaks; `Refusal` says why it cannot be driven."""
-        if self.name not in FAMILIES:
-            raise Refusal(f"{self.name} cannot be read: {REASONS.get(self.name, 'this adapter does not know it')}")
-        return FAMILIES[self.name]
-
-    @property
-    def kind(self) -> str:
-        """As the family's; ``use_flow_sigmas`` makes a flow of a VP class."""
-        return "flow" if self.config.get("use_flow_sigmas") else self.family.kind
-
-    @property
-    def reason(self) -> str:
-        """Why there is no ladder; empty where there is one."""
-        ladder = FAMILIES[self.name].ladder if self.name in FAMILIES else REASONS.get(self.name, "unknown")
-        return ladder if " " in ladder and not ladder.startswith("ends ") else ""
-
-    def own(self, nfe: int) -> Prepared:
-        """As released: 1000 training times, the class's defaults and the spec's options."""
-        assert self.family
-        pristine = self.make()
-        return fit_steps(lambda steps: _own(self, pristine, steps), nfe)
+class DiffusersSubject(Scheduler):
+    """A scheduler with what is asked of a subject."""
 
     def ladder(self, steps: int) -> Prepared | None:
         """The formula on the order problem; None where `reason` says why not."""
-        from deis_analysis.audit.diffusers_ladder_adapter import on_ladder
-
         return None if self.reason else on_ladder(self, steps)
-
-    def make(self, **changes: Any) -> Any:
-        """A fresh scheduler; `Refusal` where its constructor fails."""
-        import diffusers
-
-        try:
-            with quiet():
-                return getattr(diffusers, self.name)(**{**self.config, **changes})
-        except Exception as error:
-            raise Refusal(f"{self.name} cannot be made: {type(error).__name__}: {error}") from error
-
-
-# -- running -----------------------------------------------------------------------------------------
-def denoise(subject: DiffusersSubject, scheduler: Any, model: Callable[..., Any], x: Any, skip: int = 0) -> Any:
-    """The loop of every pipeline, without the last ``skip`` model calls."""
-    ask = _ask(subject, scheduler, model)
-    times = list(scheduler.timesteps)
-    takes_next = "prev_timestep" in inspect.signature(scheduler.step).parameters
-    if hasattr(scheduler, "noise_sampler"):
-        scheduler.noise_sampler = BrownianNoise(x)
-    for i, t in enumerate(times[: len(times) - skip]):
-        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        following = {"prev_timestep": times[i + 1]} if takes_next and i + 1 < len(times) else {}
-        x = scheduler.step(ask(scaled, t), t, x, **following, **subject.step).prev_sample
-    return x
-
-
-def _ask(subject: DiffusersSubject, scheduler: Any, model: Callable[..., Any]) -> Callable[..., Any]:
-    """What the loop calls: the model, or the network F whose preconditioned output is the model's x₀."""
-    if subject.name == "MiniMaxH3Scheduler":
-        return lambda x, t: -model(x, t)  # its velocity points to the data
-    if subject.kind != "edm":
-        return model
-    data, sign = scheduler.config.sigma_data, 1.0 if scheduler.config.prediction_type == "epsilon" else -1.0
-
-    def network(scaled: Any, t: Any) -> Any:
-        sigma = _edm_level(subject, float(t))
-        c = math.hypot(sigma, data)
-        state = scaled * c
-        return (model(state, t) - (data / c) ** 2 * state) / (sign * sigma * data / c)
-
-    return network
-
-
-def _edm_level(subject: DiffusersSubject, raw: float) -> float:
-    """σ from what the network is told: log(σ)/4, or the angle in quarter turns."""
-    return math.tan(raw * math.pi / 2) if subject.name.startswith("Cosine") else math.exp(4.0 * raw)
-
-
-# -- as released -------------------------------------------------------------------------------------
-_REPEATED = (
-    "its first time is repeated: a plain loop starts it at the second of its levels, and it runs off their list at the "
-    "end; here it was told to begin at the first (set_begin_index)"
-)
-
-
-def _own(subject: DiffusersSubject, pristine: Any, steps: int) -> Prepared:
-    known: dict[Any, Any] = {}
-
-    def scheduler() -> Any:
-        made = copy.deepcopy(pristine)
-        remember(made, known)
-        with quiet():
-            made.set_timesteps(steps, **subject.timing)
-            if _repeats_first(made):
-                made.set_begin_index(0)
-        return made
-
-    def sampler(model: Callable[..., Any], x: Any) -> Any:
-        fresh = scheduler()
-        with quiet():
-            return denoise(subject, fresh, model, x * getattr(fresh, "init_noise_sigma", 1.0))
-
-    try:
-        example = scheduler()
-        process, time = process_of(subject, example)
-        end = _end_level(subject, example, process)
-        t_end = _time_at(process, end)
-    except Exception as error:
-        raise Refusal(f"{subject.name} cannot take {steps} steps: {type(error).__name__}: {error}") from error
-    return Prepared(
-        sampler,
-        process,
-        convention_of(subject, example, time),
-        t_end,
-        "karras" if subject.kind in ("karras", "edm") else "process",
-        start_std=1.0,
-        end_level=end,
-        levels=_levels(subject, example),
-        note=_REPEATED if _repeats_first(example) else "",
-    )
-
-
-def remember(scheduler: Any, known: dict[Any, Any]) -> None:
-    """Let LMS take the integrals that an equal scheduler computed before: they are most of its time."""
-    compute = getattr(scheduler, "get_lms_coefficient", None)
-    if compute is None:
-        return
-
-    def coefficient(*key: Any) -> Any:
-        if key not in known:
-            known[key] = compute(*key)
-        return known[key]
-
-    scheduler.get_lms_coefficient = coefficient
-
-
-def _repeats_first(scheduler: Any) -> bool:
-    """Whether a scheduler that looks its place up by the time would find the second of two equal ones."""
-    times = np.asarray(scheduler.timesteps, dtype=np.float64)
-    return hasattr(scheduler, "set_begin_index") and times.size > 1 and bool(times[0] == times[1])
-
-
-def process_of(subject: DiffusersSubject, scheduler: Any) -> tuple[Process, Callable[[float], float]]:
-    """The process that a scheduler follows, and process time of what it tells its model."""
-    match subject.kind:
-        case "flow":
-            return RectifiedFlow(), _flow_time(subject, scheduler)
-        case "edm":
-            low, high = float(scheduler.config.sigma_min), float(scheduler.config.sigma_max)
-            return EDM(low, high), lambda raw: near(_edm_level(subject, raw), low, high)
-        case "ipndm":
-            cosine = VPCosine(1e-15, 1.0 - 1e-12)  # no offset: the angle itself
-            return cosine, lambda raw: near(raw, 0.0, cosine.t_max)
-        case _:
-            alphas = np.clip(np.asarray(scheduler.alphas_cumprod, dtype=np.float64), 1e-12, 1.0 - 1e-12)
-            process = VPDiscrete(alphas)
-            config = scheduler.config
-            if config.get("timestep_type") == "continuous" and config.prediction_type == "v_prediction":
-                low, high = (float(process.rho(t)) for t in (0.0, process.t_max))
-                return process, lambda raw: float(process.time_from_rho(near(math.exp(4.0 * raw), low, high)))
-            return process, lambda raw: near(raw, 0.0, process.t_max)
-
-
-def _flow_time(subject: DiffusersSubject, scheduler: Any) -> Callable[[float], float]:
-    if subject.name == "MiniMaxH3Scheduler":
-        return lambda raw: 1.0 - raw
-    count = float(scheduler.config.num_train_timesteps)
-    return lambda raw: near(raw / count, 0.0, 1.0)
-
-
-def convention_of(subject: DiffusersSubject, scheduler: Any, time: Callable[[float], float]) -> Convention:
-    if subject.kind == "edm":
-        return Convention("x0", time, "karras")
-    default = "v_prediction" if subject.kind in ("flow", "ipndm") else "epsilon"
-    kind = choose("prediction_type", scheduler.config.get("prediction_type", default), _PREDICTIONS)
-    return Convention(_PREDICTIONS[kind], time)
-
-
-def _levels(subject: DiffusersSubject, scheduler: Any) -> tuple[float, ...] | None:
-    """ρ of the scheduler's list of levels, if it has one."""
-    if subject.kind == "ipndm":
-        sigma, alpha = (np.asarray(values, dtype=np.float64) for values in (scheduler.betas, scheduler.alphas))
-    elif subject.kind == "index":
-        return None
-    else:
-        sigma = np.asarray(scheduler.sigmas, dtype=np.float64)
-        alpha = 1.0 - sigma if subject.kind == "flow" else np.ones_like(sigma)
-    with np.errstate(divide="ignore"):
-        return tuple(map(float, sigma / alpha))
-
-
-def _end_level(subject: DiffusersSubject, scheduler: Any, process: Process) -> float:
-    listed = _levels(subject, scheduler)
-    if listed is not None:
-        return listed[-1]
-    end = subject.family.end
-    if end == "alpha":
-        return 0.0 if scheduler.config.set_alpha_to_one else float(process.rho(0.0))
-    return float(process.rho(0.0)) if end == "first" else 0.0
-
-
-def _time_at(process: Process, level: float) -> float | None:
-    """Process time of a level, put into the process's range if rounding carried it out; None if it has none."""
-    if level == 0.0 and not isinstance(process, VPDiscrete):
-        return 0.0
-    first = float(process.rho(process.t_min))
-    return float(process.time_from_rho(near(level, first, math.inf))) if level >= first * (1 - 1e-4) else None
-
-
-# -- by name -----------------------------------------------------------------------------------------
-def _plus(value: Any) -> Any:
-    """A plus sign of ``sde-dpmsolver++``, which a query string reads as a space."""
-    return value.replace(" ", "+") if isinstance(value, str) else value
 
 
 def adapt(spec: str, name: str, options: dict[str, Any]) -> DiffusersSubject:
@@ -289,8 +38,8 @@ def adapt(spec: str, name: str, options: dict[str, Any]) -> DiffusersSubject:
         {key: p.default for key, p in inspect.signature(getattr(cls, method)).parameters.items()}
         for method in ("__init__", "set_timesteps", "step")
     )
-    check_options(spec, options, {*init, *timing, *step} - _NOT_OPTIONS)
-    options = {key: _plus(value) for key, value in options.items()}
+    check_options(spec, options, {*init, *timing, *step} - NOT_OPTIONS)
+    options = {key: plus(value) for key, value in options.items()}
     parts: tuple[dict[str, Any], ...] = ({}, {}, {})
     for key, value in options.items():
         parts[0 if key in init else 1 if key in timing else 2][key] = value

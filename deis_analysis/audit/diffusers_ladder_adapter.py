@@ -20,13 +20,13 @@ from unittest.mock import patch
 
 import numpy as np
 
-from deis_analysis.analysis import order_problem
+from deis_analysis.analysis.measurement import order_problem
 from deis_analysis.audit.adapters import quiet
-from deis_analysis.audit.diffusers_adapter import DiffusersSubject, convention_of, denoise, process_of, remember
+from deis_analysis.audit.diffusers_base import Scheduler, convention_of, denoise, process_of, remember
 from deis_analysis.audit.subject import Prepared
-from deis_analysis.grids import grid
-from deis_analysis.process import Array, Process
-from deis_analysis.schedules import EDM, RectifiedFlow
+from deis_analysis.process.grids import grid
+from deis_analysis.process.process import Array, Process
+from deis_analysis.process.schedules import EDM, RectifiedFlow
 
 _SCHEDULE = {  # options that say where the steps are, not what a step is
     "num_train_timesteps",
@@ -76,7 +76,7 @@ class _Double:
 
 
 @contextmanager
-def _in_double(subject: DiffusersSubject) -> Iterator[None]:
+def _in_double(subject: Scheduler) -> Iterator[None]:
     """The scheduler's module computes in float64, and Python numbers become float64 tensors."""
     import diffusers
     import torch
@@ -93,7 +93,7 @@ def _in_double(subject: DiffusersSubject) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def on_ladder(subject: DiffusersSubject, steps: int) -> Prepared:
+def on_ladder(subject: Scheduler, steps: int) -> Prepared:
     """The formula on the order problem with ``steps`` steps, whole blocks of a singlestep method."""
     if "Singlestep" in subject.name:
         block = int(subject.declared_order or 1)
@@ -112,14 +112,14 @@ def on_ladder(subject: DiffusersSubject, steps: int) -> Prepared:
     return _replaced(bare, steps) if subject.kind in ("flow", "edm") else _trained(bare, steps)
 
 
-def _options(subject: DiffusersSubject) -> Any:
+def _options(subject: Scheduler) -> Any:
     """Parameters of the constructor."""
     import diffusers
 
     return inspect.signature(getattr(diffusers, subject.name).__init__).parameters
 
 
-def _trained(subject: DiffusersSubject, steps: int) -> Prepared:
+def _trained(subject: Scheduler, steps: int) -> Prepared:
     """A VP class whose training levels are those of the order problem."""
     process, _, options = order_problem()
     fine = grid(process, _STRIDE * steps, **options)[::-1]
@@ -156,7 +156,7 @@ def _trained(subject: DiffusersSubject, steps: int) -> Prepared:
     return _prepared(subject, sampler, process, time, ts)
 
 
-def _replaced(subject: DiffusersSubject, steps: int) -> Prepared:
+def _replaced(subject: Scheduler, steps: int) -> Prepared:
     """A class that works from its lists of levels and times: those of the order problem take their place."""
     import torch
 
@@ -189,7 +189,7 @@ def _replaced(subject: DiffusersSubject, steps: int) -> Prepared:
     return _prepared(subject, sampler, process, process_of(subject, example)[1], ts)
 
 
-def _raw(subject: DiffusersSubject, scheduler: Any, ts: Array) -> Array:
+def _raw(subject: Scheduler, scheduler: Any, ts: Array) -> Array:
     """What the model is told at these times of a flow or levels of EDM."""
     if subject.name == "MiniMaxH3Scheduler":
         return 1.0 - ts
@@ -209,7 +209,7 @@ def _in_turn(theirs: Any, ours: Array) -> Any:
 
 
 def _prepared(
-    subject: DiffusersSubject, sampler: Callable[..., Any], process: Process, time: Callable[[float], float], ts: Array
+    subject: Scheduler, sampler: Callable[..., Any], process: Process, time: Callable[[float], float], ts: Array
 ) -> Prepared:
     rho = process.rho(ts)
     return Prepared(

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.analysis import distance
+from deis_analysis.analysis.measurement import distance
 from deis_analysis.audit.case import Case
-from deis_analysis.grids import grid
-from deis_analysis.process import Array, Process
-from deis_analysis.schedules import VE, VPLinear
+from deis_analysis.process.grids import grid
+from deis_analysis.process.process import Array, Process
+from deis_analysis.process.schedules import VE, VPLinear
 from deis_analysis.solvers import SOLVERS, Solver
 from deis_analysis.tableau import Builder, Tableau
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from deis_analysis.analysis import order_problem
+from deis_analysis.analysis.measurement import order_problem
 from deis_analysis.audit.adapters import BrownianNoise, check_options, fit_steps, near, quiet
 from deis_analysis.audit.subject import Prepared
-from deis_analysis.extraction import Convention
-from deis_analysis.grids import grid
-from deis_analysis.schedules import EDM
+from deis_analysis.process.grids import grid
+from deis_analysis.process.schedules import EDM
+from deis_analysis.tableau.extraction import Convention
 from deis_analysis.validate import choose
 
 CATALOGUE = (

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis.analysis.law import law_error
 from deis_analysis.audit import checks
 from deis_analysis.audit.case import Case, exact_end, read_case
 from deis_analysis.audit.convergence import Convergence, measure_convergence
 from deis_analysis.audit.findings import SEVERITIES, Finding
 from deis_analysis.audit.identity import nearest_row
-from deis_analysis.audit.subject import Subject, TableSubject, function_subject, subject_of
-from deis_analysis.extraction import Refusal
-from deis_analysis.grids import grid
-from deis_analysis.law import law_error
-from deis_analysis.mixture import GaussianMixture
-from deis_analysis.process import Process
+from deis_analysis.audit.specs import subject_of
+from deis_analysis.audit.subject import Subject, TableSubject, function_subject
+from deis_analysis.problems.mixture import GaussianMixture
+from deis_analysis.process.grids import grid
+from deis_analysis.process.process import Process
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Tableau, run
+from deis_analysis.tableau.extraction import Refusal
 from deis_analysis.validate import positive_int
 
 RANK_NFE = (5, 10, 20)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
 import numpy as np
 
-from deis_analysis.analysis import order_problem
-from deis_analysis.extraction import Convention, Refusal, Sampler
-from deis_analysis.grids import grid
-from deis_analysis.process import Array, Process
-from deis_analysis.schedules import EDM, VPLinear
+from deis_analysis.analysis.measurement import order_problem
+from deis_analysis.process.grids import grid
+from deis_analysis.process.process import Array, Process
+from deis_analysis.process.schedules import EDM, VPLinear
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Tableau, run
+from deis_analysis.tableau.extraction import Convention, Refusal, Sampler
 from deis_analysis.validate import choose
 
 
@@ -156,7 +154,7 @@ class FunctionSubject:
         return self._levels(process.rho(grid(process, steps, **options)), False)
 
     def _fit(self, nfe: int, prepare: Callable[[int], Prepared]) -> Prepared:
-        from deis_analysis.extraction import count_calls
+        from deis_analysis.tableau.extraction import count_calls
 
         for n in range(nfe, 0, -1):
             prepared = prepare(n)
@@ -229,45 +227,6 @@ def _value(text: str) -> Any:
     return text
 
 
-def subject_of(spec: str) -> Subject:
-    """The subject that a spec names.
-
-    Raises:
-        ValueError: the spec, a name or an option is unknown, or the package is not installed.
-    """
-    source, name, options = parse_spec(spec)
-    if source == "registry":
-        if options:
-            raise ValueError(f"spec={spec!r}: registry rows take no options")
-        return registry_subject(name)
-    if source.endswith(".py"):
-        return _from_file(spec, Path(source), name, options)
-    if source in ("diffusers", "k_diffusion", "azula"):
-        from deis_analysis.audit import adapters
-
-        return adapters.adapt(spec, source, name, options)
-    raise ValueError(
-        f"spec={spec!r}: source {source!r} is unknown. Allowed: registry, diffusers, k_diffusion, azula, a .py file"
-    )
-
-
-def _from_file(spec: str, path: Path, name: str, options: dict[str, Any]) -> Subject:
-    if not path.is_file():
-        raise ValueError(f"spec={spec!r}: there is no file {str(path)!r}")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"spec={spec!r}: importing the file failed: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"spec={spec!r}: {str(path)!r} has no function {name!r}")
-    return function_subject(function, spec=spec, **options)
-
-
 def function_subject(
     function: Callable[..., Any],
     *,
@@ -301,16 +260,3 @@ def placed(found: Subject, process: Process | None, kind: str | None) -> Subject
             f"{name}={value!r}: {found.spec} brings its own; allowed for registry rows and functions of times"
         )
     return replace(found, **changes)  # type: ignore[type-var]
-
-
-def catalogue(source: str) -> list[str]:
-    """The specs that ``deis-analysis audit --all SOURCE`` sweeps.
-
-    Raises:
-        ValueError: an unknown source, or its package is not installed.
-    """
-    if source == "registry":
-        return [f"registry:{name}" for name in SOLVERS]
-    from deis_analysis.audit import adapters
-
-    return adapters.catalogue(source)

@@ -6,15 +6,15 @@ of which the old part is a multiple of an earlier row; taking that multiple off 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from deis_analysis.analysis import step_moment
-from deis_analysis.process import Array, Process
-from deis_analysis.tableau import Model, Tableau
+from deis_analysis.analysis.measurement import step_moment
+from deis_analysis.process.process import Array, Process
+from deis_analysis.tableau import Model, Tableau, fold
 
 _REACH = 12  # calls back to where a step may start
 _ZERO = 1e-9  # relative size below which a coefficient read off a sampler counts as zero
@@ -22,17 +22,11 @@ _ZERO = 1e-9  # relative size below which a coefficient read off a sampler count
 
 def up_to(table: Tableau, k: int) -> Tableau:
     """The table up to node ``k``."""
-    keep = slice(0, k + 1)
-    used = np.any(table.noise[keep] != 0, axis=0)
-    return Tableau(
-        table.times[keep],
-        table.states[keep, keep],
-        table.outputs[keep, keep],
-        table.noise[keep][:, used],
-        table.prediction,
-        table.name,
-        intervals=table.intervals[used],
-    )
+    states, outputs = (m[: k + 1, : k + 1] for m in table.matrices[:2])
+    noise = table.matrices.noise[: k + 1]
+    used = np.unique(noise.indices)
+    parts = {"states": states, "outputs": outputs, "noise": noise[:, used], "intervals": table.intervals[used]}
+    return table.changed(times=table.times[: k + 1], labels=(), grid_nodes=(), **parts)
 
 
 @dataclass(frozen=True)
@@ -63,17 +57,21 @@ def state_free(table: Tableau, process: Process, prediction: str) -> Tableau:
     if prediction == table.prediction:
         return table
     other = table.in_terms_of(process, prediction)
-    count, noises = table.times.size, table.noise.shape[1]
-    rows = np.zeros((count, 1 + count + noises))
-    rows[0, 0] = 1.0
-    for k in range(1, count):
-        used = np.flatnonzero(other.states[k])
-        rows[k] = other.states[k, used] @ rows[used]
-        rows[k, 1 : 1 + count] += other.outputs[k]
-        rows[k, 1 + count :] += other.noise[k]
+    count = table.times.size
+    unit = np.eye(1 + count + table.noises)
+    rows = np.zeros((count, unit.shape[0]))
+
+    def place(k: int, u: Array) -> Array:
+        rows[k] = u
+        return u
+
+    def noise(j: int) -> Array:
+        return unit[1 + count + j]
+
+    fold(other.plan, {0: unit[0]}, lambda k, _: unit[1 + k], noise, place=place, zero=0.0 * unit[0])
     states = np.zeros((count, count))
     states[1:, 0] = rows[1:, 0]
-    return replace(other, states=states, outputs=rows[:, 1 : 1 + count], noise=rows[:, 1 + count :])
+    return other.changed(states=states, outputs=rows[:, 1 : 1 + count], noise=rows[:, 1 + count :])
 
 
 def sparsest_steps(table: Tableau, process: Process, floor: float = _ZERO) -> Steps:
@@ -84,7 +82,7 @@ def sparsest_steps(table: Tableau, process: Process, floor: float = _ZERO) -> St
             found.append(as_steps(state_free(table, process, prediction), floor))
         except ValueError:
             continue
-    return min(found, key=lambda steps: int(np.count_nonzero(steps.table.outputs)))
+    return min(found, key=lambda steps: int(steps.table.matrices.outputs.nnz))
 
 
 def as_steps(table: Tableau, floor: float = _ZERO) -> Steps:
@@ -94,10 +92,10 @@ def as_steps(table: Tableau, floor: float = _ZERO) -> Steps:
         floor: relative size below which coefficients are rounding (1e-5 for samplers that work in float32).
     """
     count = table.times.size
-    start, rows = table.states[:, 0].copy(), table.outputs.copy()
+    start, rows, given = table.states[:, 0].copy(), table.outputs, table.noise
     start[0] = 1.0
     states, outputs, before = np.zeros((count, count)), np.zeros((count, count)), [-1]
-    noise = np.zeros_like(table.noise)
+    noise = np.zeros_like(given)
     for k in range(1, count):
         scale = max(np.abs(rows[k]).max(), _ZERO)
         nodes = np.arange(k - 1, max(k - 1 - _REACH, -1), -1)
@@ -105,7 +103,7 @@ def as_steps(table: Tableau, floor: float = _ZERO) -> Steps:
         if nodes.size == 0:
             return Steps(table, (-1, *range(count - 1)))
         ratios = (start[k] / start[nodes])[:, None]
-        rests, noises = rows[k] - ratios * rows[nodes], table.noise[k] - ratios * table.noise[nodes]
+        rests, noises = rows[k] - ratios * rows[nodes], given[k] - ratios * given[nodes]
         sizes = scale + np.abs(ratios) * np.abs(rows[nodes]).max(axis=1, keepdims=True)
         rests = np.where(np.abs(rests) > floor * sizes, rests, 0.0)
         terms = np.count_nonzero(rests, axis=1)
@@ -118,7 +116,7 @@ def as_steps(table: Tableau, floor: float = _ZERO) -> Steps:
     chain = [count - 1]
     while chain[-1] > 0:
         chain.append(before[chain[-1]])
-    new = replace(table, states=states, outputs=outputs, noise=noise, grid_nodes=tuple(chain[::-1]), labels=())
+    new = table.changed(states=states, outputs=outputs, noise=noise, grid_nodes=tuple(chain[::-1]), labels=())
     return Steps(new, tuple(before))
 
 
@@ -167,23 +165,13 @@ def run_errors(steps: Steps, model: Model, exact: dict[int, Any], start: int = 0
         exact: exact state at the nodes up to ``start`` that later rows use, and at the last node.
     """
     table = steps.table
-    states, outputs = dict[int, Any](), dict[int, Any]()
+    rows, times = table.plan[start + 1 :], table.times.tolist()
+    states = {j: exact[j] for j in {j for row in rows for _, j in row.states if j <= start}}
+    asked = {j for row in rows for _, j in row.outputs if j <= start}
+    outputs = {j: model(exact[j], times[j]) for j in asked}
     last = table.times.size - 1
-    called = set(table.evaluated)
-    later = slice(start + 1, last + 1)
-    used = np.any(table.states[later] != 0, axis=0) | np.any(table.outputs[later] != 0, axis=0)
-    for k in range(last + 1):
-        if k <= start:
-            if not used[k]:
-                continue
-            states[k] = exact[k]
-        else:
-            terms = [table.states[k, j] * states[int(j)] for j in np.flatnonzero(table.states[k])]
-            terms += [table.outputs[k, j] * outputs[int(j)] for j in np.flatnonzero(table.outputs[k])]
-            states[k] = sum(terms[1:], start=terms[0])
-        if k in called:
-            outputs[k] = model(states[k], float(table.times[k]))
-    return states[last] - exact[last]
+    result = fold(rows, states, lambda k, u: model(u, times[k]), outputs=outputs, zero=0.0 * exact[last])
+    return result - exact[last]
 
 
 def moment_ratios(

@@ -25,16 +25,12 @@ from deis_analysis.diagnostics.flow_map import (
     table_flow,
 )
 from deis_analysis.diagnostics.fokker_planck import Gap, fokker_planck_residual, linear_score_gap, time_derivative
-from deis_analysis.diagnostics.interpolants import Interpolant, Scale
-from deis_analysis.diagnostics.log_normal import MultiplicativeNoise
 from deis_analysis.diagnostics.martingale import (
     MartingaleDefect,
     SampledDefect,
     martingale_defect,
     sampled_martingale_defect,
 )
-from deis_analysis.diagnostics.painters import gaussian_of, teleport
-from deis_analysis.diagnostics.posterior import components, condition, moment_closure
 from deis_analysis.diagnostics.stiffness import (
     EmbeddedError,
     StiffnessEstimate,
@@ -43,6 +39,10 @@ from deis_analysis.diagnostics.stiffness import (
     equal_time_pairs,
     stiffness_estimates,
 )
+from deis_analysis.problems.interpolants import Interpolant, Scale
+from deis_analysis.problems.log_normal import MultiplicativeNoise
+from deis_analysis.problems.painters import gaussian_of, teleport
+from deis_analysis.problems.posterior import components, condition, moment_closure
 
 __all__ = [
     "Asymmetry",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.process import PREDICTIONS, Array, Process, require_process
+from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.tableau import Model
 from deis_analysis.validate import choose, finite, function, positive, positive_int, scalar
 

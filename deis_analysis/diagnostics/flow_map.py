@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from deis_analysis.grids import grid
-from deis_analysis.process import PREDICTIONS, Process, require_process
+from deis_analysis.process.grids import grid
+from deis_analysis.process.process import PREDICTIONS, Process, require_process
 from deis_analysis.solvers import build
 from deis_analysis.tableau import Model, run
 from deis_analysis.validate import choose, finite, function, nonnegative, positive_int, scalar

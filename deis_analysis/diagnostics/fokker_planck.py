@@ -23,7 +23,7 @@ from numpy.polynomial import chebyshev
 
 from deis_analysis import backend
 from deis_analysis.diagnostics.conservativity import samples
-from deis_analysis.process import Array, Process, require_process
+from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.tableau import Model
 from deis_analysis.validate import finite, function, positive, positive_int, real
 

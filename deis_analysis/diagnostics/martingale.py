@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.law import affine_form, check_table
-from deis_analysis.process import Array, Process
+from deis_analysis.analysis.law import affine_form, check_table
+from deis_analysis.process.process import Array, Process
 from deis_analysis.tableau import Model, Tableau, run
 from deis_analysis.validate import finite, function, positive_int
 
@@ -102,7 +102,7 @@ def sampled_martingale_defect(
     """
     check_table(tableau, process)
     function("model", model)
-    count, columns = positive_int("pairs", pairs, minimum=2), tableau.noise.shape[1]
+    count, columns = positive_int("pairs", pairs, minimum=2), tableau.noises
     if not tableau.stochastic:
         raise ValueError(f"tableau {tableau.name!r} has no noise; allowed: a stochastic table")
     start = backend.floating("x", x)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.process import Array, Process, require_process
+from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.tableau import Model, Tableau, run
 from deis_analysis.validate import instance
 

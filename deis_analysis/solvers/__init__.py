@@ -9,7 +9,7 @@ from deis_analysis.solvers.flow import flow_sampler, flow_sde, gdss_splitting
 from deis_analysis.solvers.mean_reverting import mrs, resfusion, resfusion_start, resnoise_weight
 from deis_analysis.solvers.predictor_corrector import unipc
 from deis_analysis.solvers.pseudo_multistep import pndm
-from deis_analysis.solvers.registry import SOLVERS, Solver, build, register
+from deis_analysis.solvers.registry import SOLVERS, Solver, build, register, sample
 from deis_analysis.solvers.reversible import bdia, belm, obelm, reversible_heun
 from deis_analysis.solvers.stochastic import (
     analytic_dpm,
@@ -57,6 +57,7 @@ __all__ = [
     "reverse_diffusion",
     "reversible_heun",
     "runge_kutta",
+    "sample",
     "singlestep",
     "unipc",
 ]

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid
-from deis_analysis.process import Process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Process
 from deis_analysis.solvers.exponential_adams import adams
-from deis_analysis.solvers.registry import Solver, assemble, register
+from deis_analysis.solvers.registry import Solver, register
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import assemble
+from deis_analysis.tableau.rows import subdiagonal
 
 
 def euler(process: Process, ts: Any) -> Tableau:
@@ -29,9 +31,9 @@ def euler(process: Process, ts: Any) -> Tableau:
     step, now = np.diff(ts), ts[:-1]
     with np.errstate(divide="ignore", invalid="ignore"):  # assemble names the step that is singular
         speed = process.sigma(now) * process.log_rho_rate(now)
-    states = np.diag(1.0 + step * process.drift(now), -1)
-    outputs = np.diag(step * speed, -1)  # g²/(2σ) = σL
-    return assemble(process, ts, states, outputs, "eps", "euler")
+    states = subdiagonal(1.0 + step * process.drift(now))
+    outputs = subdiagonal(step * speed)  # g²/(2σ) = σL
+    return assemble(process, ts, states, outputs, None, "eps", "euler")
 
 
 def ei_score(process: Process, ts: Any) -> Tableau:

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid, check_nodes
-from deis_analysis.process import PREDICTIONS, Array, Process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import PREDICTIONS, Array, Process
 from deis_analysis.solvers.exponential_adams import adams, check_lam, noise_scale, rho_intervals
-from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.weights import Integrals, clock
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import Line, Recorder, combined
 from deis_analysis.validate import boolean, choose, positive_int, scalar
-from deis_analysis.weights import check_finite, clock, increments, step_weights
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,6 @@ def _with_stages(process: Process, ts: Array, shares: tuple[float, ...]) -> Arra
     if not np.all(np.isfinite(lam)):
         bad = float(ts[~np.isfinite(lam)][0])
         raise ValueError(f"t={bad!r}: λ is infinite there on {process!r}; allowed: times with 0 < ρ < ∞")
-    check_nodes((ts.size - 1) * (len(shares) + 1) + 1)
     stages = [process.time_from_lam(lam[:-1] + r * np.diff(lam)) for r in shares]
     points = np.append(np.stack([ts[:-1], *stages], axis=1).reshape(-1), ts[-1])
     if not np.all(np.diff(points) < 0):
@@ -165,39 +165,35 @@ def _blocks(
     name: str,
 ) -> Tableau:
     """A table whose nodes are ``points``, in steps that begin at ``first`` and have the rows ``stages``."""
-    check_finite(process, prediction, "lam", points)
-    gamma = clock(process, prediction, points, lam_sde)
-    states, outputs = (np.zeros((points.size, points.size)) for _ in range(2))
-    noise = np.zeros((points.size, points.size - 1 if lam_sde else 0))
-    scale = np.empty(0)
-    if lam_sde:
-        scale = process.sigma(points)[1:] * noise_scale(process, prediction, points, lam_sde)
-    starts = [0]
+    integrals = Integrals(process, prediction, "lam", points, lam_sde)
+    steps = {}
     for first, stages in parts:
-        starts += (first + len(stages)).tolist()
-        for stop, stage in enumerate(stages, 1):
-            row = first + stop
-            states[row, first] = gamma[row] / gamma[first]
-            weights = _stage_weights(process, prediction, points, first, stop, stage, lam_sde)
-            for j, node in enumerate(stage.nodes):
-                outputs[row, first + node] = gamma[row] * weights[:, j]
-            for piece in range(stop) if lam_sde else ():
-                noise[row, first + piece] = scale[first + piece] * gamma[row] / gamma[first + piece + 1]
-    nodes = tuple(sorted(starts))
-    intervals = rho_intervals(process, points) if lam_sde else None
-    labels = step_labels(nodes, points.size)
-    return assemble(process, points, states, outputs, prediction, name, nodes, labels, noise, intervals)
+        weights = [_stage_weights(integrals, first, stop, stage).tolist() for stop, stage in enumerate(stages, 1)]
+        for n, k in enumerate(first.tolist()):
+            steps[k] = [(stage.nodes, w[n]) for stage, w in zip(stages, weights, strict=True)]
+    gamma = clock(process, prediction, points, lam_sde).tolist()
+    if lam_sde:
+        scale = process.sigma(points)[1:] * noise_scale(process, prediction, points, lam_sde) / gamma[1:]
+        intervals = rho_intervals(process, points)
+    r = Recorder(process, points[[*sorted(steps), -1]], prediction)
+    x = r.x_T
+    for k, rows in sorted(steps.items()):
+        y, p, noise = x / gamma[k], [r.call(x)], Line({})
+        for stop, (nodes, w) in enumerate(rows, k + 1):
+            if lam_sde:
+                noise = noise + scale[stop - 1] * r.noise(intervals[stop - 1])
+            u = gamma[stop] * (y + combined(w, [p[j] for j in nodes]) + noise)
+            if stop < k + len(rows):
+                p.append(r.call(u, points[stop]))
+        x = r.node(u)
+    return r.tableau(name)
 
 
-def _stage_weights(
-    process: Process, prediction: str, points: Array, first: Array, stop: int, stage: Stage, lam_sde: float
-) -> Array:
+def _stage_weights(integrals: Integrals, first: Array, stop: int, stage: Stage) -> Array:
     """(N, n) weights in y of one stage of the steps that begin at ``first``."""
-    nodes = stage.nodes
     if not stage.midpoint:
-        return step_weights(process, prediction, "lam", points, first, 0, stop, nodes, lam_sde)
-    whole = step_weights(process, prediction, "lam", points, first, 0, stop, (0,), lam_sde)
-    gaps = increments(process, "lam", points)
+        return integrals.weights(first, 0, stop, stage.nodes)
+    whole, gaps = integrals.weights(first, 0, stop, (0,)), integrals.increments
     share = (gaps[first] / sum(gaps[first + k] for k in range(stop)))[:, None]
     late = 0.5 / share
     late = np.where(np.abs(late - 1.0) < 1e-13, 1.0, late)  # a stage in the middle takes all the weight

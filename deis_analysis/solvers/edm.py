@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid, check_nodes
-from deis_analysis.process import Array, Process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.exponential_adams import rho_intervals
-from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.solvers.registry import Solver, register
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import Recorder
 from deis_analysis.validate import between, nonnegative, scalar
 
 _MOST_CHURN = math.sqrt(2.0) - 1.0
@@ -96,37 +97,25 @@ def _sampler(process: Process, ts: Array, alpha: float | None, gammas: Array, sc
     if alpha is not None and between("alpha", alpha, 0.0, 1.0) == 0:
         raise ValueError("alpha=0.0 must lie in (0, 1]")
     level = _levels(process, ts)
-    noisy = gammas > 0
-    staged = (np.arange(steps) < steps - 1) & (alpha is not None)  # the last step is Euler's
-    nodes = np.concatenate([[0], np.cumsum(1 + staged + noisy)])
-    size = int(nodes[-1]) + 1
-    check_nodes(size)
-    times = np.empty(size)
-    times[nodes] = ts
-    states, outputs, noise = np.zeros((size, size)), np.zeros((size, size)), np.zeros((size, steps))
-    # -- raised levels, from which each step goes down
-    first, last, top = nodes[:-1] + noisy, nodes[1:], level[:-1] * (1.0 + gammas)
-    up = np.flatnonzero(noisy)
-    times[first[up]] = process.time_from_rho(top[up])
-    states[first[up], nodes[up]] = 1.0
-    noise[first[up], up] = scale * level[up] * np.sqrt(gammas[up] * (2.0 + gammas[up]))
-    # -- the steps
+    top = level[:-1] * (1.0 + gammas)
     h = level[1:] - top
-    states[last, first] = 1.0
-    outputs[last, first] = h
-    if alpha is not None:
-        i = np.flatnonzero(staged)
-        stage = first[i] + 1
-        times[stage] = ts[i + 1] if alpha == 1 else process.time_from_rho(top[i] + alpha * h[i])
-        states[stage, first[i]], outputs[stage, first[i]] = 1.0, alpha * h[i]
-        outputs[last[i], first[i]], outputs[last[i], stage] = h[i] * (1.0 - 0.5 / alpha), h[i] * 0.5 / alpha
-    gamma = process.alpha(times)
-    states *= gamma[:, None] / gamma
-    outputs *= gamma[:, None]
-    grid_nodes = tuple(nodes.tolist())
-    drawn = (gamma[:, None] * noise)[:, noisy], rho_intervals(process, ts)[noisy]
-    given = drawn if noisy.any() else (None, None)
-    return assemble(process, times, states, outputs, "eps", name, grid_nodes, step_labels(grid_nodes, size), *given)
+    staged = (np.arange(steps) < steps - 1) & (alpha is not None)  # the last step is Euler's
+    t_top = np.where(gammas > 0, process.time_from_rho(np.clip(top, level.min(), None)), ts[:-1])
+    share = 1.0 if alpha is None else alpha
+    t_stage = ts[1:] if share == 1 else process.time_from_rho(np.maximum(top + share * h, level[-2]))
+    a, a_top, a_stage = (process.alpha(t) for t in (ts, t_top, t_stage))
+    added = scale * level[:-1] * np.sqrt(gammas * (2.0 + gammas))
+    r, intervals = Recorder(process, ts), rho_intervals(process, ts)
+    x = r.x_T
+    for i in range(steps):
+        if gammas[i] > 0:
+            x = r.state(a_top[i] * (x / a[i] + added[i] * r.noise(intervals[i])), t_top[i])
+        e = r.call(x)
+        if staged[i]:
+            u = a_stage[i] * (x / a_top[i] + share * h[i] * e)
+            e = (1.0 - 0.5 / share) * e + 0.5 / share * r.call(u, t_stage[i])
+        x = r.node(a[i + 1] * (x / a_top[i] + h[i] * e))
+    return r.tableau(name)
 
 
 _EDM = "Karras et al. 2022 (EDM, arXiv 2206.00364)"

@@ -9,13 +9,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from deis_analysis.grids import check_grid
-from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
-from deis_analysis.solvers.registry import Solver, assemble, register
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process
+from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.weights import Integrals, adams_weights, check_finite, clock, increments
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import assemble
+from deis_analysis.tableau.rows import band, subdiagonal
 from deis_analysis.validate import boolean, choose, nonnegative, positive_int
-from deis_analysis.weights import adams_weights, check_finite, clock, increments
 
 RULES = ("exact", "midpoint", "halved", "released")
 MOST_DEGREE = 30  # of an interpolant: beyond, its weights alternate with more digits than float64 has
@@ -73,25 +76,22 @@ def adams(
     used = np.minimum(np.arange(steps), degree)
     if boolean("lower_order_final", lower_order_final):
         used = np.minimum(used, np.arange(steps)[::-1])
-    weights = np.zeros((steps, int(used.max()) + 1))
-    for r in range(int(used.max()) + 1):
+    integrals = Integrals(process, prediction, variable, ts, lam_sde)
+    weights = integrals.adams(used)
+    for r in np.unique(used).tolist():
         rows = np.flatnonzero(used == r)
-        found = adams_weights(process, prediction, variable, ts, r, lam_sde)[rows]
-        weights[rows, : r + 1] = _ruled(process, variable, ts, rows, found, rule)
-    states = np.diag(gamma[1:] / gamma[:-1], -1)
+        weights[rows, : r + 1] = _ruled(integrals.increments, rows, weights[rows, : r + 1], rule)
     noise, intervals = step_noise(process, prediction, ts, lam_sde)
-    name = name or f"adams{degree}"
-    outputs = _band(gamma[1:, None] * weights)
-    return assemble(process, ts, states, outputs, prediction, name, noise=noise, intervals=intervals)
+    states, outputs = subdiagonal(gamma[1:] / gamma[:-1]), band(gamma[1:, None] * weights)
+    return assemble(process, ts, states, outputs, noise, prediction, name or f"adams{degree}", intervals=intervals)
 
 
-def _ruled(process: Process, variable: str, ts: Array, rows: Array, weights: Array, rule: str) -> Array:
+def _ruled(gaps: Array, rows: Array, weights: Array, rule: str) -> Array:
     """The exact weights (N, r + 1) of the steps ``rows``, or what the rule makes of them."""
     r = weights.shape[1] - 1
     midpoint = rule == "midpoint" or (rule == "released" and r == 1)
     if r == 0 or not (midpoint or (rule in ("halved", "released") and r == 2)):
         return weights
-    gaps = increments(process, variable, ts)
     back = np.cumsum(gaps[rows[:, None] - 1 - np.arange(r)], axis=1) / gaps[rows, None]
     z = np.concatenate([np.zeros((rows.size, 1)), -back], axis=1)  # the nodes, in units of the step
     differences = z[:, :, None] - z[:, None, :] + np.eye(r + 1)
@@ -113,12 +113,18 @@ def check_lam(process: Process, prediction: str, ts: Array, lam_sde: Any) -> flo
     return lam
 
 
-def step_noise(process: Process, prediction: str, ts: Array, lam_sde: float) -> tuple[Array | None, Array | None]:
+def step_noise(process: Process, prediction: str, ts: Array, lam_sde: float) -> tuple[Any, Any]:
     """(N + 1, N) noise of each step of the λ-family in the clock of ``prediction``, and the (N, 2) intervals in ρ²."""
     if not lam_sde:
-        return None, None
+        return None, ()
     sigma = process.sigma(ts)[1:]
-    return np.diag(sigma * noise_scale(process, prediction, ts, lam_sde), -1)[:, :-1], rho_intervals(process, ts)
+    return one_noise_a_step(sigma * noise_scale(process, prediction, ts, lam_sde)), rho_intervals(process, ts)
+
+
+def one_noise_a_step(scales: Array) -> csr_array:
+    """(N + 1, N) matrix that adds noise l times ``scales[l]`` (N,) at the end of step l."""
+    steps = scales.size
+    return csr_array((scales, np.arange(steps), np.append(0, np.arange(steps + 1))), shape=(steps + 1, steps))
 
 
 def noise_scale(process: Process, prediction: str, ts: Array, lam_sde: float) -> Array:
@@ -133,15 +139,6 @@ def rho_intervals(process: Process, ts: Array) -> Array:
     """(N, 2) the steps of a grid as intervals of the ρ² clock."""
     level = process.rho(ts) ** 2
     return np.stack([level[:-1], level[1:]], axis=1)
-
-
-def _band(rows: np.ndarray) -> np.ndarray:
-    """(N + 1, N + 1) matrix whose row k + 1 holds ``rows[k]`` at the columns k, k − 1, …"""
-    steps = rows.shape[0]
-    outputs = np.zeros((steps + 1, steps + 1))
-    for j in range(min(rows.shape[1], steps)):
-        outputs[np.arange(j, steps) + 1, np.arange(steps - j)] = rows[j:, j]
-    return outputs
 
 
 ADAMS_BASHFORTH = (
@@ -175,7 +172,7 @@ def ipndm(process: Process, ts: Any, terms: int = 4) -> Tableau:
     for k in range(ts.size - 1):
         combination = ADAMS_BASHFORTH[min(k, terms - 1)]
         rows[k, : len(combination)] = transfer[k] * np.array(combination)
-    return assemble(process, ts, np.diag(gamma[1:] / gamma[:-1], -1), _band(rows), "eps", f"ipndm{terms}")
+    return assemble(process, ts, subdiagonal(gamma[1:] / gamma[:-1]), band(rows), None, "eps", f"ipndm{terms}")
 
 
 _DEIS = "Zhang & Chen 2023 (arXiv 2204.13902)"

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid, check_nodes
-from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
-from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process
+from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.weights import Integrals, check_finite
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import Recorder, combined
 from deis_analysis.validate import choose
-from deis_analysis.weights import adams_weights, check_finite, increments
 
 
 @dataclass(frozen=True)
@@ -114,28 +115,25 @@ def runge_kutta(
     if not isinstance(tableau, ButcherTableau):
         tableau, name = RUNGE_KUTTA[choose("tableau", tableau, RUNGE_KUTTA)], name or f"rk_{tableau}"
     check_finite(process, prediction, variable, ts)
-    steps, s = ts.size - 1, len(tableau.b)
+    steps = ts.size - 1
     natural = _NATURAL.get(prediction) == variable  # φ = κ: then Δκ is the weight of DDIM, bit for bit
-    check_nodes(steps * s + 1)
-    delta = adams_weights(process, prediction, variable, ts, 0)[:, 0] if natural else increments(process, variable, ts)
-    first = np.arange(steps) * s  # index of each step's first node
-    times = np.empty(steps * s + 1)
-    times[-1] = ts[-1]
-    for i, c in enumerate(tableau.c):
-        times[first + i] = _stage_times(process, ts, variable, float(c))
-    slope = np.ones_like(times)
-    if not natural:
-        with np.errstate(divide="ignore", invalid="ignore"):  # assemble names the step that is singular
-            slope = process.kappa_rate(prediction, times) / process.variable_rate(variable, times)
-    gamma = process.gamma(prediction, times)
-    states, outputs = (np.zeros((times.size, times.size)) for _ in range(2))
-    for i, row in enumerate([*tableau.a[1:], tableau.b], 1):
-        states[first + i, first] = gamma[first + i] / gamma[first]
-        for j, weight in enumerate(row):
-            with np.errstate(invalid="ignore"):
-                outputs[first + i, first + j] = gamma[first + i] * delta * float(weight) * slope[first + j]
-    nodes = tuple(range(0, times.size, s))
-    return assemble(process, times, states, outputs, prediction, name, nodes, step_labels(nodes, times.size))
+    integrals = Integrals(process, prediction, variable, ts)
+    delta = integrals.adams(np.zeros(steps, dtype=int))[:, 0] if natural else integrals.increments
+    times = np.stack([_stage_times(process, ts, variable, float(c)) for c in tableau.c], axis=1)
+    gamma, ends = process.gamma(prediction, times).tolist(), process.gamma(prediction, ts).tolist()
+    with np.errstate(divide="ignore", invalid="ignore"):  # the recorder names the step that is singular
+        slope = 1.0 if natural else process.kappa_rate(prediction, times) / process.variable_rate(variable, times)
+        scale = (delta[:, None] * (slope + 0.0 * times)).tolist()
+    *stages, last = [[float(w) for w in row] for row in (*tableau.a[1:], tableau.b)]
+    r = Recorder(process, ts, prediction)
+    x = r.x_T
+    for i, (t, g, d) in enumerate(zip(times.tolist(), gamma, scale, strict=True)):
+        k = [d[0] * r.call(x)]  # Δ κ′ p of each stage
+        for j, row in enumerate(stages, 1):
+            u = g[j] / g[0] * x + g[j] * combined(row, k)
+            k.append(d[j] * r.call(u, t[j]))
+        x = r.node(ends[i + 1] / g[0] * x + ends[i + 1] * combined(last, k))
+    return r.tableau(name)
 
 
 for _key, _tableau in RUNGE_KUTTA.items():

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid, check_nodes
-from deis_analysis.process import Process
-from deis_analysis.schedules import RectifiedFlow
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Process
+from deis_analysis.process.schedules import RectifiedFlow
 from deis_analysis.solvers.exponential_adams import MOST_LAM, rho_intervals
 from deis_analysis.solvers.exponential_rk import runge_kutta
-from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.solvers.registry import Solver, register
 from deis_analysis.solvers.stochastic import euler_maruyama
+from deis_analysis.solvers.weights import check_finite
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import Recorder
 from deis_analysis.validate import choose, nonnegative
-from deis_analysis.weights import check_finite
 
 
 def flow_sampler(process: Process, ts: Any, tableau: str = "1euler", *, name: str = "flow") -> Tableau:
@@ -78,8 +79,6 @@ def gdss_splitting(process: Process, ts: Any, variance: str = "exact", *, name: 
     ts = check_grid(process, ts)
     choose("variance", variance, ("exact", "published"))
     check_finite(process, "score", "t", ts)
-    steps = ts.size - 1
-    check_nodes(3 * steps + 1)
     middles = 0.5 * (ts[:-1] + ts[1:])
     if middles[-1] < process.t_min:  # the time of the data, 0 on EDM, may lie outside the range; no other time below it
         raise ValueError(
@@ -91,20 +90,16 @@ def gdss_splitting(process: Process, ts: Any, variance: str = "exact", *, name: 
     squared = alpha[1:] ** 2 * (rho[:-1] ** 2 - rho[1:] ** 2)
     if variance == "published":
         squared *= (alpha[:-1] / alpha[1:]) ** 2
-    scale = np.sqrt(squared)
-    size = 3 * steps + 1
-    times = np.append(np.stack([points[:-1:2], points[1::2], points[1::2]], axis=1).reshape(-1), ts[-1])
-    states, outputs, noise = np.zeros((size, size)), np.zeros((size, size)), np.zeros((size, 2 * steps))
-    first, i = 3 * np.arange(steps), np.arange(steps)
-    states[first + 1, first] = alpha[1::2] / alpha[:-1:2]
-    noise[first + 1, 2 * i] = scale[::2]
-    states[first + 2, first + 1] = 1.0
-    outputs[first + 2, first] = (ts[:-1] - ts[1:]) * process.diffusion_squared(ts[:-1])
-    states[first + 3, first + 2] = alpha[2::2] / alpha[1::2]
-    noise[first + 3, 2 * i + 1] = scale[1::2]
-    nodes = tuple(range(0, size, 3))
-    intervals, labels = rho_intervals(process, points), step_labels(nodes, size)
-    return assemble(process, times, states, outputs, "score", name, nodes, labels, noise, intervals)
+    c, g2 = np.sqrt(squared), process.diffusion_squared(ts[:-1])
+    r, intervals = Recorder(process, ts, "score"), rho_intervals(process, points)
+    x = r.x_T
+    for i in range(ts.size - 1):
+        score = r.call(x)
+        x_1 = r.state(alpha[2 * i + 1] / alpha[2 * i] * x + c[2 * i] * r.noise(intervals[2 * i]), middles[i])
+        x_2 = r.state(x_1 + (ts[i] - ts[i + 1]) * g2[i] * score, middles[i])
+        z_2 = r.noise(intervals[2 * i + 1])
+        x = r.node(alpha[2 * i + 2] / alpha[2 * i + 1] * x_2 + c[2 * i + 1] * z_2)
+    return r.tableau(name)
 
 
 _FLOW = "Lipman et al. 2023 (flow matching, arXiv 2210.02747), sec. 3"

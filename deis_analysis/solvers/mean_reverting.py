@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid
-from deis_analysis.process import Array, Process, require_process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.solvers.exponential_adams import adams
 from deis_analysis.solvers.registry import Solver, register
 from deis_analysis.solvers.stochastic import ddpm

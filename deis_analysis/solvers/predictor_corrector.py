@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid, check_nodes
-from deis_analysis.process import Array, Process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.exponential_adams import MOST_DEGREE
-from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.weights import Integrals
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import Recorder, combined
 from deis_analysis.validate import boolean, choose, positive_int
-from deis_analysis.weights import check_finite, increments, step_weights
 
 
 def unipc(
@@ -55,58 +56,48 @@ def unipc(
     ts, order = check_grid(process, ts), positive_int("order", order, most=MOST_DEGREE)
     choose("prediction", prediction, ("eps", "x0"))
     choose("variant", variant, ("bh1", "bh2"))
+    integrals = Integrals(process, prediction, "lam", ts)
     steps = ts.size - 1
-    check_nodes(2 * steps)
-    check_finite(process, prediction, "lam", ts)
-    gamma = process.gamma(prediction, ts)
     used = np.minimum(np.arange(1, steps + 1), order)
     if boolean("lower_order_final", lower_order_final):
         used = np.minimum(used, np.arange(steps, 0, -1))
-    evaluated = np.maximum(2 * np.arange(steps + 1) - 1, 0)  # node of the model's value at time i: the predicted state
-    kept = 2 * np.arange(steps + 1)  # node of the corrected state
-    kept[-1] = evaluated[-1]
-    states, outputs = (np.zeros((2 * steps, 2 * steps)) for _ in range(2))
-    for p in np.unique(used):
+    half = _half_steps(integrals, process, prediction, ts, variant)
+    predict, correct = np.zeros((steps, order)), np.zeros((steps, order + 1))
+    for p in map(int, np.unique(used)):
         i = np.flatnonzero(used == p)  # steps that use p nodes
-        ratio = gamma[i + 1] / gamma[i]
-        for row, nodes, weights in (
-            (evaluated[i + 1], range(p), _predictor(process, prediction, ts, i, p, variant)),
-            (kept[i + 1], range(-1, p), _corrector(process, prediction, ts, i, p, variant)),
-        ):
-            here = np.ones(i.size, dtype=bool) if nodes[0] == 0 else i < steps - 1  # the last step is not corrected
-            states[row[here], kept[i[here]]] = ratio[here]
-            for j, back in enumerate(nodes):
-                outputs[row[here], evaluated[i[here] - back]] = gamma[i[here] + 1] * weights[here, j]
-    times = np.concatenate([ts[:1], np.repeat(ts[1:], 2)[:-1]])
-    ends = tuple(kept.tolist())
-    labels = step_labels(ends, times.size)
-    return assemble(process, times, states, outputs, prediction, name or f"unipc{order}", ends, labels)
+        predict[i, :p] = half(i, True) if p == 2 else integrals.weights(i - p + 1, p - 1, p, tuple(range(p)[::-1]))
+        correct[i, : p + 1] = (
+            half(i, False) if p == 1 else integrals.weights(i - p + 1, p - 1, p, tuple(range(p + 1)[::-1]))
+        )
+    gamma = process.gamma(prediction, ts).tolist()
+    r = Recorder(process, ts, prediction)
+    x = r.x_T
+    known = [r.call(x)]  # the model's values at the predicted states, latest first
+    for n, (w, w_c) in enumerate(zip(predict.tolist(), correct.tolist(), strict=True)):
+        ratio, g = gamma[n + 1] / gamma[n], gamma[n + 1]
+        predicted = ratio * x + g * combined(w, known)
+        if n == steps - 1:  # the last step is not corrected
+            r.node(predicted)
+            break
+        known = [r.call(predicted, ts[n + 1]), *known[:order]]
+        x = r.node(ratio * x + g * combined(w_c, known))
+    return r.tableau(name or f"unipc{order}")
 
 
-def _predictor(process: Process, prediction: str, ts: Array, i: Array, p: int, variant: str) -> Array:
-    """(N, p) weights in y of the values at times i, i − 1, …"""
-    if p == 2:
-        gaps = increments(process, "lam", ts)
-        return _half(process, prediction, ts, i, -gaps[i] / gaps[i - 1], variant)
-    return step_weights(process, prediction, "lam", ts, i - p + 1, p - 1, p, tuple(range(p - 1, -1, -1)))
+def _half_steps(integrals: Integrals, process: Process, prediction: str, ts: Array, variant: str) -> Any:
+    """(steps i, whether to predict) → (N, 2) weights of Δκ p₀ + ½ B (p₁ − p₀) h/(λ₁ − λ₀), latest value first."""
+    h, whole = integrals.increments, integrals.adams(np.zeros(ts.size - 1, dtype=int))[:, 0]
+    b = whole
+    if variant == "bh1":  # B = h in place of e^h − 1 (eps) or of e^−h − 1 (x0): h dκ/dλ at the step's end
+        rho = process.rho(ts[1:])
+        b = h * (-rho if prediction == "eps" else 1.0 / rho)
 
+    def half(i: Array, predict: bool) -> Array:
+        slope = -h[i] / h[i - 1] if predict else 1.0
+        weights = np.stack([whole[i] - 0.5 * b[i] * slope, 0.5 * b[i] * slope], axis=1)
+        return weights if predict else weights[:, ::-1]
 
-def _corrector(process: Process, prediction: str, ts: Array, i: Array, p: int, variant: str) -> Array:
-    """(N, p + 1) weights in y of the values at times i + 1, i, i − 1, …"""
-    if p == 1:
-        return _half(process, prediction, ts, i, np.ones(i.size), variant)[:, ::-1]
-    return step_weights(process, prediction, "lam", ts, i - p + 1, p - 1, p, tuple(range(p, -1, -1)))
-
-
-def _half(process: Process, prediction: str, ts: Array, i: Array, slope: Array, variant: str) -> Array:
-    """(N, 2) weights of Δκ p₀ + ½ B (p₁ − p₀) · slope, slope = h/(λ₁ − λ₀)."""
-    whole = step_weights(process, prediction, "lam", ts, i, 0, 1, (0,))[:, 0]
-    if variant == "bh2":
-        b = whole
-    else:  # B = h in place of e^h − 1 (eps) or of e^−h − 1 (x0): h dκ/dλ at the step's end
-        rho = process.rho(ts[i + 1])
-        b = increments(process, "lam", ts)[i] * (-rho if prediction == "eps" else 1.0 / rho)
-    return np.stack([whole - 0.5 * b * slope, 0.5 * b * slope], axis=1)
+    return half
 
 
 for _prediction in ("eps", "x0"):

@@ -10,17 +10,19 @@ steps are equal in t.  So every member is of order 2, in its start as in the res
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid, check_nodes
-from deis_analysis.process import Process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Process
 from deis_analysis.solvers.exponential_adams import ADAMS_BASHFORTH
-from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.weights import adams_weights
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import Line, Recorder, combined
 from deis_analysis.validate import choose
-from deis_analysis.weights import adams_weights
 
 # Pseudo Runge–Kutta starts: stages as (share of the step, stage whose ε the transfer uses), and the final weights.
 _STARTS: dict[str, tuple[tuple[tuple[float, int], ...], tuple[float, ...]]] = {
@@ -48,36 +50,27 @@ def pndm(process: Process, ts: Any, kind: str = "f", *, name: str = "") -> Table
     ts = check_grid(process, ts)
     start, started, terms = _KINDS[choose("kind", kind, _KINDS)]
     stages, final = _STARTS[start]
-    steps = ts.size - 1
-    started = min(started, steps)
-    extra = len(stages)  # model calls of a starting step beyond the first
-    nodes = np.concatenate([np.arange(started) * (extra + 1), started * (extra + 1) + np.arange(steps + 1 - started)])
-    times = np.empty(nodes[-1] + 1)
-    times[nodes] = ts
-    check_nodes(times.size)
-    states, outputs = (np.zeros((times.size, times.size)) for _ in range(2))
 
-    def transfer(row: int, begin: int, combination: dict[int, float]) -> None:
-        """The row x_row = φ(x_begin, Σ weight · ε_node)."""
-        gamma = process.gamma("eps", times[[begin, row]])
-        whole = gamma[1] * adams_weights(process, "eps", "rho", times[[begin, row]], 0)[0, 0]
-        states[row, begin] = gamma[1] / gamma[0]
-        for node, weight in combination.items():
-            outputs[row, node] = whole * weight
+    def transfer(x: Line, e: Line, t: float, s: float) -> Line:
+        """φ(x, e, t, s), a DDIM step."""
+        gamma, whole = process.gamma("eps", np.array([t, s])), adams_weights(process, "eps", "rho", np.array([t, s]), 0)
+        with np.errstate(divide="ignore", invalid="ignore"):  # the recorder names the step that is singular
+            return gamma[1] / gamma[0] * x + gamma[1] * whole[0, 0] * e
 
-    for i in range(steps):
-        first, last = int(nodes[i]), int(nodes[i + 1])
+    r = Recorder(process, ts)
+    x, known = r.x_T, list[Line]()
+    for i, (t, s) in enumerate(pairwise(ts.tolist())):
+        known.append(r.call(x))
         if i < started:
-            for stage, (share, uses) in enumerate(stages, 1):
-                times[first + stage] = ts[i] + share * (ts[i + 1] - ts[i])
-                transfer(first + stage, first, {first + uses: 1.0})
-            transfer(last, first, {first + j: weight for j, weight in enumerate(final)})
+            e = [known[-1]]
+            for share, uses in stages:
+                middle = t + share * (s - t)
+                e.append(r.call(transfer(x, e[uses], t, middle), middle))
+            mean = combined(final, e)
         else:
-            combination = ADAMS_BASHFORTH[min(i, terms - 1)]
-            transfer(last, first, {int(nodes[i - j]): weight for j, weight in enumerate(combination)})
-    grid_nodes = tuple(nodes.tolist())
-    labels = step_labels(grid_nodes, times.size)
-    return assemble(process, times, states, outputs, "eps", name or f"{kind}_pndm", grid_nodes, labels)
+            mean = combined(ADAMS_BASHFORTH[min(i, terms - 1)], known[::-1])
+        x = r.node(transfer(x, mean, t, s))
+    return r.tableau(name or f"{kind}_pndm")
 
 
 _LIU = "Liu et al. 2022 (PNDM, arXiv 2202.09778)"

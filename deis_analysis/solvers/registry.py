@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from deis_analysis.grids import check_grid, grid
-from deis_analysis.process import PREDICTIONS, VARIABLES, Array, Process
-from deis_analysis.schedules import VPLinear
-from deis_analysis.tableau import Tableau
+from deis_analysis.process.convention import Model, type_of
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.grids import grid as time_grid
+from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process, require_process
+from deis_analysis.process.schedules import VPLinear
+from deis_analysis.tableau import Builder, Tableau, run
 from deis_analysis.validate import choose, instance
 
 
@@ -65,7 +65,7 @@ class Solver:
     @cached_property
     def stochastic(self) -> bool:
         """Whether the method draws noise, read off a short table."""
-        return self.build(self.home, grid(self.home, self.shortest)).stochastic
+        return self.build(self.home, time_grid(self.home, self.shortest)).stochastic
 
     @property
     def shortest(self) -> int:
@@ -98,46 +98,63 @@ def build(name: str, process: Process, ts: Any) -> Tableau:
     return SOLVERS[choose("name", name, SOLVERS)].build(process, check_grid(process, ts))
 
 
-def assemble(
-    process: Process,
-    times: Array,
-    states: Array,
-    outputs: Array,
-    prediction: str,
-    name: str,
-    grid_nodes: tuple[int, ...] = (),
-    labels: tuple[str, ...] = (),
-    noise: Array | None = None,
-    intervals: Array | None = None,
-) -> Tableau:
-    """A table for ``process``, shifted by the mean that the process reverts to."""
-    bad = ~(np.isfinite(states) & np.isfinite(outputs)).all(axis=1)
-    if noise is not None:
-        bad |= ~np.isfinite(noise).all(axis=1)
-    if bad.any():
-        k = int(np.argmax(bad))
+def row_of(solver: str | Solver | Builder) -> Solver | Builder:
+    """The registry row of a name, a row itself, or a function (process, ts) → `Tableau`.
+
+    Raises:
+        ValueError: an unknown name (with the nearest ones), or none of the three.
+    """
+    if isinstance(solver, Solver) or (callable(solver) and not isinstance(solver, str)):
+        return solver
+    return SOLVERS[choose("solver", solver, SOLVERS)]
+
+
+def builder_of(solver: str | Solver | Builder) -> Builder:
+    """The function (process, ts) → `Tableau` of a name, a row, or a function itself; errors as `row_of`."""
+    row = row_of(solver)
+    return row.build if isinstance(row, Solver) else row
+
+
+def sample(
+    solver: str | Solver | Builder,
+    model: Any,
+    x_T: Any,
+    steps: int = 10,
+    grid: str = "t2",
+    *,
+    process: Process | None = None,
+    prediction: str | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    noise: Any = None,
+    progress: bool = False,
+    model_dtype: Any = None,
+) -> Any:
+    """Sample in one line: the grid, the table, in terms of what the model predicts, and its run.
+
+    Args:
+        solver: a registry name, a row, or a function (process, ts) → `Tableau`.
+        model: a model that says what it is (`deis_analysis.Model`), or a function with ``process`` and ``prediction``.
+        x_T: the state at the grid's first time, any shape, of floating dtype.
+        steps, grid, t_start, t_end: see `deis_analysis.grid`, of which ``grid`` is the kind.
+        noise, progress, model_dtype: see `deis_analysis.run`.
+
+    Returns:
+        the sample, kind, shape and dtype of ``x_T``.
+
+    Raises:
+        ValueError: a bare function without process or prediction, or with others than a model says; as `run`.
+    """
+    known = type_of(model)
+    if known is None:
+        missing = [n for n, v in (("process", process), ("prediction", prediction)) if v is None]
+        if missing:
+            raise ValueError(f"model does not say what it is, and {missing[0]}=None; allowed: a Model, or both")
+        model = Model(model, require_process(process), str(prediction))
+    elif process not in (None, known[0]) or prediction not in (None, known[1]):
         raise ValueError(
-            f"t={float(times[k - 1])!r} to {float(times[k])!r}: the step of {name} is singular there on {process!r}; "
-            "allowed: times at which its coefficients are finite"
+            f"process={process!r}, prediction={prediction!r}, but the model says {known[0]!r}, {known[1]!r}"
         )
-    for matrix in (states, outputs) if noise is None else (states, outputs, noise):
-        matrix.setflags(write=False)  # handed over, so that a long table is not copied
-    return Tableau(
-        times=times,
-        states=states,
-        outputs=outputs,
-        prediction=prediction,
-        name=name,
-        grid_nodes=grid_nodes,
-        labels=labels,
-        mean=process.mean,
-        noise=noise,  # type: ignore[arg-type]
-        intervals=intervals,  # type: ignore[arg-type]
-    )
-
-
-def step_labels(grid_nodes: tuple[int, ...], count: int) -> tuple[str, ...]:
-    """``u0 u0.1 u0.2 u1 …``: the number of the step, then of the stage, for ``count`` nodes."""
-    step = np.searchsorted(grid_nodes, np.arange(count), side="right") - 1
-    stage = np.arange(count) - np.array(grid_nodes)[step]
-    return tuple(f"u{i}" if j == 0 else f"u{i}.{j}" for i, j in zip(step, stage, strict=True))
+    ts = time_grid(model.process, steps, grid, t_start, t_end)
+    table = builder_of(solver)(model.process, ts)
+    return run(table, model, x_T, noise, progress=progress, model_dtype=model_dtype)

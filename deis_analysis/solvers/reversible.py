@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid, check_nodes
-from deis_analysis.process import Array, Process
-from deis_analysis.solvers.registry import Solver, assemble, register, step_labels
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Array, Process
+from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.weights import adams_weights
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import Recorder
 from deis_analysis.validate import between, choose, finite
-from deis_analysis.weights import adams_weights
 
 
 def bdia(process: Process, ts: Any, gamma: float = 1.0, *, prediction: str = "eps", name: str = "bdia") -> Tableau:
@@ -66,15 +67,19 @@ def belm(process: Process, ts: Any, g: Any, *, prediction: str = "eps", name: st
     share = finite("g", g)
     if share.shape not in ((), (ts.size - 2,)) or not np.all(share > 0):
         raise ValueError(f"g={g!r} must be positive: one number or {ts.size - 2}, one per step after the first")
-    scale = process.gamma(prediction, ts)
-    n = ts.size
-    states, outputs = np.zeros((n, n)), np.zeros((n, n))
-    states[1, 0], outputs[1, 0] = scale[1] / scale[0], scale[1] * delta[0]
-    k = np.arange(2, n)
-    states[k, k - 2] = share * scale[k] / scale[k - 2]
-    states[k, k - 1] = (1.0 - share) * scale[k] / scale[k - 1]
-    outputs[k, k - 1] = scale[k] * (delta[1:] + share * delta[:-1])
-    return assemble(process, ts, states, outputs, prediction, name)
+    g, h = np.broadcast_to(share, (ts.size - 2,)), delta
+    gamma = process.gamma(prediction, ts)
+    r = Recorder(process, ts, prediction)
+    before = r.x_T
+    x = r.node(gamma[1] / gamma[0] * before + gamma[1] * h[0] * r.call(before))
+    for i in range(1, ts.size - 1):
+        y = (
+            g[i - 1] / gamma[i - 1] * before
+            + (1.0 - g[i - 1]) / gamma[i] * x
+            + (h[i] + g[i - 1] * h[i - 1]) * r.call(x)
+        )
+        before, x = x, r.node(gamma[i + 1] * y)
+    return r.tableau(name)
 
 
 def obelm(process: Process, ts: Any, *, prediction: str = "eps", name: str = "obelm") -> Tableau:
@@ -116,22 +121,17 @@ def reversible_heun(process: Process, ts: Any, *, prediction: str = "eps", name:
     """
     ts = check_grid(process, ts)
     delta = _increments(process, prediction, ts)
-    steps = ts.size - 1
-    check_nodes(2 * steps + 1)
-    times = np.concatenate([ts[:1], np.repeat(ts[1:], 2)])
-    scale = process.gamma(prediction, times)
-    states, outputs = (np.zeros((times.size, times.size)) for _ in range(2))
-    states[1, 0], outputs[1, 0] = 1.0, delta[0]  # ŷ₀ = y₀
-    hat = 2 * np.arange(steps) + 1  # ŷ after each step; y follows it
-    y, before = hat + 1, np.maximum(hat - 2, 0)
-    states[hat[1:], y[:-1]], states[hat[1:], before[1:]] = 2.0, -1.0
-    outputs[hat, before] = delta
-    states[y, hat - 1] = 1.0
-    outputs[y, before], outputs[y, hat] = 0.5 * delta, 0.5 * delta
-    states *= scale[:, None] / scale
-    outputs *= scale[:, None]
-    nodes = (0, *y.tolist())
-    return assemble(process, times, states, outputs, prediction, name, nodes, step_labels(nodes, times.size))
+    gamma = process.gamma(prediction, ts)
+    r = Recorder(process, ts, prediction)
+    x = hat = r.x_T
+    p = r.call(hat)
+    for i, h in enumerate(delta):
+        ratio = gamma[i + 1] / gamma[i]
+        hat_s = ratio * (2.0 * x - hat) + gamma[i + 1] * h * p
+        p_s = r.call(hat_s, ts[i + 1])
+        x = r.node(ratio * x + 0.5 * gamma[i + 1] * h * (p + p_s))
+        hat, p = hat_s, p_s
+    return r.tableau(name)
 
 
 _BDIA = "Zhang et al. 2024 (BDIA, arXiv 2307.10829)"

@@ -10,19 +10,22 @@ order 1; of strong order 1, since the noise is additive, but ½ where a step of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from deis_analysis.grids import check_grid
-from deis_analysis.process import Array, Process
-from deis_analysis.solvers.exponential_adams import MOST_LAM, rho_intervals
-from deis_analysis.solvers.registry import Solver, assemble, register
+from deis_analysis import backend
+from deis_analysis.process.convention import predicting, type_of
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Array, Process, require_process
+from deis_analysis.solvers.exponential_adams import MOST_LAM, one_noise_a_step, rho_intervals
+from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.weights import check_finite, increments
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.recorder import Recorder, assemble
+from deis_analysis.tableau.rows import subdiagonal
 from deis_analysis.validate import boolean, choose, finite, function, nonnegative, positive_int, real
-from deis_analysis.weights import check_finite, increments
 
 
 def _grid(process: Process, ts: Any) -> Array:
@@ -35,9 +38,8 @@ def _grid(process: Process, ts: Any) -> Array:
 def _one_line(process: Process, ts: Array, a: Array, b: Array, c: Array, name: str, prediction: str = "eps") -> Tableau:
     """The table of x_s = a x + b p + c z, one entry of a, b, c (N,) per step."""
     noisy = c != 0
-    noise = np.diag(c, -1)[:, :-1][:, noisy] if noisy.any() else None
-    intervals = rho_intervals(process, ts)[noisy] if noisy.any() else None
-    return assemble(process, ts, np.diag(a, -1), np.diag(b, -1), prediction, name, noise=noise, intervals=intervals)
+    noise, intervals = one_noise_a_step(c)[:, np.flatnonzero(noisy)], rho_intervals(process, ts)[noisy]
+    return assemble(process, ts, subdiagonal(a), subdiagonal(b), noise, prediction, name, intervals=intervals)
 
 
 def _posterior_variance(process: Process, ts: Array) -> Array:
@@ -186,32 +188,53 @@ def analytic_dpm(
     std = np.sqrt(optimal)
     if last_std is not None:
         std[-1] = min(std[-1], nonnegative("last_std", last_std))
-    return _one_line(process, ts, np.diag(base.states, -1), np.diag(base.outputs, -1), std, name)
+    return _one_line(process, ts, base.matrices.states.diagonal(-1), base.matrices.outputs.diagonal(-1), std, name)
 
 
-def moment_estimate(model: Callable[[Any, float], Any], ts: Any, states: Callable[[float], Any]) -> Array:
-    """Γ_t = E‖ε(x_t, t)‖²/d at the times of ``ts`` but the last, for `analytic_dpm`.
+def moment_estimate(model: Any, ts: Any, data: Any, *, process: Process | None = None, seed: int = 0) -> Array:
+    r"""Γ_t = E‖ε_θ(x_t, t)‖²/d at the times of ``ts`` but the last, for `analytic_dpm`, as
+
+    .. math:: Γ_t = 1 - E‖ε - ε_θ(x_t, t)‖^2/d , \qquad x_t = α_t x_0 + σ_t ε ,
+
+    which is the same for ε_θ = E[ε | x_t].  Analytic-DPM needs ρ²(1 − Γ): the Monte-Carlo error of E‖ε_θ‖² itself times
+    ρ², 2e4 at t = 1 of `VPLinear`, would be all of it; this one's is relative to 1 − Γ.  What is below 0 counts as 0.
 
     Args:
-        model: ε model. ts: (N + 1,) times. states: function of t that gives samples of x_t, shape (n, …).
+        model: a model that says what it predicts (`deis_analysis.Model`), or an ε function with its ``process``.
+        ts: (N + 1,) times. data: (n, …) samples of x₀, NumPy or torch, of floating dtype.
+        seed: of ε, one draw per sample for all times.
+
+    Returns:
+        (N,) float64.
 
     Raises:
-        ValueError: functions that are not, times that are not finite, an output that is not or has another shape.
+        ValueError: a function without process, times that are not finite, no data, an output of another shape or not
+            finite.
 
     Source: Bao et al. 2022, the Monte-Carlo estimate of Γ.
     """
-    function("model", model)
-    function("states", states)
-    times = finite("ts", ts)
+    known = type_of(model)
+    if known is None and process is None:
+        raise ValueError("process=None must be given for a model that does not say what it is")
+    process = require_process(known[0] if process is None and known else process)
+    eps = function("model", predicting(model, process, "eps"))
+    times, x0 = finite("ts", ts), backend.floating("data", data)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"ts has shape {times.shape}; allowed: one dimension, at least 2 times")
+    if x0.ndim == 0 or 0 in x0.shape:
+        raise ValueError(f"data has shape {tuple(x0.shape)}; allowed: (n, ...) with n >= 1")
+    rng = np.random.default_rng(positive_int("seed", seed, minimum=0))
+    z = backend.like(rng.standard_normal(tuple(x0.shape)), x0)
 
     def moment(t: float) -> float:
-        x = states(t)
-        eps = finite("eps", model(x, t))
-        if eps.shape != np.shape(x) or eps.size == 0:
-            raise ValueError(f"model returned shape {eps.shape} for states of shape {np.shape(x)}; allowed: the same")
-        return float(np.mean(eps**2))
+        alpha = float(process.alpha(t))
+        x = alpha * x0 + float(process.sigma(t)) * z
+        if process.mean is not None:
+            x = x + (1.0 - alpha) * backend.like(process.mean, x0)
+        found = finite("eps", backend.wide(eps(x, t)))
+        if found.shape != tuple(x0.shape):
+            raise ValueError(f"model returned shape {found.shape} for data {tuple(x0.shape)}; allowed: the same")
+        return max(0.0, 1.0 - float(np.mean((np.asarray(backend.wide(z)) - found) ** 2)))
 
     return np.array([moment(float(t)) for t in times[:-1]])
 
@@ -307,22 +330,18 @@ def ancestral(process: Process, ts: Any, eta: float = 1.0, *, second: bool = Fal
         return _one_line(process, ts, ratio, alpha[1:] * (down - rho[:-1]), alpha[1:] * up, name)
     if np.any(down == 0):
         raise ValueError(f"eta={eta!r} leaves ρ_down = 0, where a second-order step in λ is singular; take a smaller η")
-    middle = np.sqrt(rho[:-1] * down)
-    steps = ts.size - 1
-    times, size = np.empty(2 * steps + 1), 2 * steps + 1
-    times[::2], times[1::2] = ts, process.time_from_rho(middle)
-    states, outputs = np.zeros((size, size)), np.zeros((size, size))
-    first = 2 * np.arange(steps)
-    alpha_m = process.alpha(times[1::2])
-    states[first + 1, first] = alpha_m * middle / (alpha[:-1] * rho[:-1])
-    outputs[first + 1, first] = alpha_m * (1.0 - middle / rho[:-1])
-    states[first + 2, first] = alpha[1:] * down / (alpha[:-1] * rho[:-1])
-    outputs[first + 2, first + 1] = alpha[1:] * (1.0 - down / rho[:-1])
-    noise = np.zeros((size, steps))
-    noise[first + 2, np.arange(steps)] = alpha[1:] * up
-    grid_nodes = tuple(range(0, size, 2))
-    intervals = rho_intervals(process, ts)
-    return assemble(process, times, states, outputs, "x0", name, grid_nodes, (), noise, intervals)
+    sigma_down, middle = alpha[1:] * down, np.sqrt(rho[:-1] * down)
+    t_m = process.time_from_rho(middle)
+    alpha_m = process.alpha(t_m)
+    r, intervals = Recorder(process, ts, "x0"), rho_intervals(process, ts)
+    x = r.x_T
+    for i in range(ts.size - 1):
+        d = r.call(x)
+        u = alpha_m[i] * (middle[i] / rho[i] * x / alpha[i] + (1.0 - middle[i] / rho[i]) * d)
+        d_m = r.call(u, t_m[i])
+        x = sigma_down[i] / rho[i] * x / alpha[i] + alpha[i + 1] * (1.0 - down[i] / rho[i]) * d_m
+        x = r.node(x + alpha[i + 1] * up[i] * r.noise(intervals[i]))
+    return r.tableau(name)
 
 
 _KD = "ancestral sampler of k-diffusion 0.1.1"

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from deis_analysis.grids import check_grid
-from deis_analysis.process import Array, Process, require_process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Array, Process, require_process
+from deis_analysis.solvers.weights import phi
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.steppers.protocol import StepperRow, register_stepper
 from deis_analysis.validate import choose, positive, positive_int
-from deis_analysis.weights import phi
 
 
 @dataclass(frozen=True)

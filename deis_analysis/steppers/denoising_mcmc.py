@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.grids import grid
-from deis_analysis.many import along, as_times, run_many
-from deis_analysis.mixture import GaussianMixture, ProductMixture
-from deis_analysis.process import PREDICTIONS, Array, Process, require_process
+from deis_analysis.problems.mixture import GaussianMixture, ProductMixture
+from deis_analysis.process.grids import grid
+from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.solvers.exponential_rk import runge_kutta
 from deis_analysis.tableau import Builder, Model, Tableau
+from deis_analysis.tableau.many import along, as_times, run_many
 from deis_analysis.validate import choose, positive, positive_int
 
 Classifier = Callable[[Any], Any]  # x (n, …) -> (n, K) unnormalised log p(k | x)

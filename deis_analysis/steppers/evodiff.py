@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from deis_analysis.grids import check_grid
-from deis_analysis.process import Array, Process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import Array, Process
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.steppers.protocol import StepperRow, register_stepper
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.brownian import path_of
-from deis_analysis.grids import check_nodes
 from deis_analysis.tableau import Model, Tableau
+from deis_analysis.tableau.brownian import path_of
 
 _KINDS = ("state", "output", "noise")  # the order in which `run` adds terms, so that a rerun rounds alike
 _FRESH = float(np.exp(28.0))  # ρ² beyond any process: where draws that belong to no step have their intervals
@@ -121,7 +120,6 @@ class History:
         kept = self._reached(last)
         position = {k: i for i, k in enumerate(kept)}
         n = len(kept)
-        check_nodes(n)
         arrays = {"state": np.zeros((n, n)), "output": np.zeros((n, n)), "noise": np.zeros((n, len(self.intervals)))}
         for k in kept[1:]:
             for c, kind, j in self.tape[k][1] or ():

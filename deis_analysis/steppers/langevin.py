@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from deis_analysis.grids import check_grid
-from deis_analysis.process import PREDICTIONS, Array, Process, require_process
+from deis_analysis.process.grids import check_grid
+from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.steppers.protocol import StepperRow, register_stepper
 from deis_analysis.validate import choose, positive, positive_int

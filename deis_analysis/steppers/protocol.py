@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from deis_analysis import backend
-from deis_analysis.process import PREDICTIONS, Array, Process, require_process
+from deis_analysis.process.convention import predicting
+from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.tableau import Model, Tableau
 from deis_analysis.validate import choose
@@ -113,7 +114,6 @@ class Simulation:
 
         None where a state was not a combination of earlier ones, or the numbers differ between samples (`tableaux`).
         Noise columns are numbered as drawn: ``run(tableau, model, x, noise)`` with the same noise gives ``x`` again.
-        ValueError above 20,001 nodes, since tables are dense.
         """
         last = self._nodes[-1]
         if self._history.opaque(last) or self._history.varies(last):
@@ -135,7 +135,8 @@ def simulate(
 
     Args:
         stepper: such as ``STEPPERS["dpm_adaptive_23"].build(process, ts)``.
-        model: ``model(x, t)`` with ``t`` a float in process time, predicting ``stepper.prediction``.
+        model: ``model(x, t)`` with ``t`` a float in process time; one that says what it predicts is converted to
+            ``stepper.prediction``, a bare function predicts that.
         x: (n, …) the start, floating dtype, NumPy or torch.
         noise: for stochastic steppers: an integer seed or a `BrownianPath`, a function ``noise(l)`` of the number of
             the draw (the fast choice), or a sequence of arrays; each the shape of ``x``, standard normal.
@@ -154,7 +155,7 @@ def simulate(
         raise ValueError("x has shape (); allowed: at least one dimension, the first of which counts samples")
     mean = process.mean
     history = History(
-        model,
+        predicting(model, process, stepper.prediction),
         start,
         noise,
         depth=stepper.depth,

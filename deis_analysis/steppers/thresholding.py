@@ -13,9 +13,9 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from deis_analysis import backend
-from deis_analysis.many import along
-from deis_analysis.process import PREDICTIONS, Process, require_process
+from deis_analysis.process.process import PREDICTIONS, Process, require_process
 from deis_analysis.tableau import Model
+from deis_analysis.tableau.many import along
 from deis_analysis.validate import choose, positive, scalar
 
 

@@ -1,0 +1,59 @@
+"""From a spec, as the command line takes it, to the subject that it names."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from deis_analysis.audit import adapters
+from deis_analysis.audit.subject import Subject, function_subject, parse_spec, registry_subject
+from deis_analysis.solvers import SOLVERS
+
+
+def subject_of(spec: str) -> Subject:
+    """The subject that a spec names.
+
+    Raises:
+        ValueError: the spec, a name or an option is unknown, or the package is not installed.
+    """
+    source, name, options = parse_spec(spec)
+    if source == "registry":
+        if options:
+            raise ValueError(f"spec={spec!r}: registry rows take no options")
+        return registry_subject(name)
+    if source.endswith(".py"):
+        return _from_file(spec, Path(source), name, options)
+    if source in ("diffusers", "k_diffusion", "azula"):
+        return adapters.adapt(spec, source, name, options)
+    raise ValueError(
+        f"spec={spec!r}: source {source!r} is unknown. Allowed: registry, diffusers, k_diffusion, azula, a .py file"
+    )
+
+
+def _from_file(spec: str, path: Path, name: str, options: dict[str, Any]) -> Subject:
+    if not path.is_file():
+        raise ValueError(f"spec={spec!r}: there is no file {str(path)!r}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"spec={spec!r}: importing the file failed: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"spec={spec!r}: {str(path)!r} has no function {name!r}")
+    return function_subject(function, spec=spec, **options)
+
+
+def catalogue(source: str) -> list[str]:
+    """The specs that ``deis-analysis audit --all SOURCE`` sweeps.
+
+    Raises:
+        ValueError: an unknown source, or its package is not installed.
+    """
+    if source == "registry":
+        return [f"registry:{name}" for name in SOLVERS]
+    return adapters.catalogue(source)

@@ -1,0 +1,95 @@
+"""Files of reference solutions, named by all that a reference depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.process.process import MeanReverting, Process
+from deis_analysis.storage import atomic
+from deis_analysis.validate import real
+
+Cache = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+_FORMAT = 1  # to be raised where what was kept is no longer an answer to its question
+
+
+def files(cache: Cache, key: str | None, model: Any, question: Mapping[str, Any]) -> list[Path]:
+    """Where the answer to ``question`` may be, in each of the folders.
+
+    Raises:
+        ValueError: a cache without a key, a question that cannot be hashed, no folder.
+    """
+    if cache is None:
+        return []
+    key = getattr(model, "digest", None) if key is None else key
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"key={key!r} must be a string that says what the model is, such as a hash of its weights")
+    folders = [Path(f) for f in ([cache] if isinstance(cache, (str, os.PathLike)) else cache)]
+    if not folders:
+        raise ValueError("cache=[] must be a folder or several")
+    name = fingerprint({**question, "key": key})
+    return [folder / f"{name}.npz" for folder in folders]
+
+
+def fingerprint(question: Mapping[str, Any]) -> str:
+    """Hex sha256 of numbers, strings, arrays, processes and lists of such, by name; equal on all machines.
+
+    Raises:
+        ValueError: something else, also as a parameter of a process.
+    """
+    text = json.dumps({"format": _FORMAT, **{k: _described(v) for k, v in question.items()}}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Process):
+        kind = type(value)
+        if isinstance(value, MeanReverting):
+            return [kind.__qualname__, _described([value.process, real("mean", value.mean), value.noise_scale])]
+        if dataclasses.is_dataclass(value):
+            names = [f.name for f in dataclasses.fields(value) if f.init]
+        else:
+            names = sorted(vars(value))
+        own = kind.__module__.startswith("deis_analysis.")  # wherever in the package: as when the first files were made
+        home = "deis_analysis.schedules" if own else kind.__module__
+        return [f"{home}.{kind.__qualname__}", {n: _described(getattr(value, n)) for n in names}]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, (list, tuple)):
+        return [_described(v) for v in value]
+    if not hasattr(value, "shape"):
+        raise ValueError(f"cache: {value!r} cannot be hashed; allowed: numbers, strings, arrays, processes")
+    array = np.ascontiguousarray(real("array", value), dtype="<f8")
+    return [list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+
+
+def load(path: Path, names: set[str], shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """The values of those ``names`` that `store` wrote, ``states`` of that shape; None for no file or a damaged one."""
+    try:
+        with np.load(path) as file:
+            found = {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
+        whole = set(found) == names and found["states"].shape == shape and np.isfinite(found["states"]).all()
+        return found if whole else None
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def store(path: Path, values: Mapping[str, Any]) -> None:
+    """Write numbers, strings and arrays; the file is there only as a whole. What cannot be written is a warning."""
+    try:
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **values)
+    except OSError as error:  # what was computed is worth more than the file
+        warnings.warn(f"the reference is not kept: {error}")

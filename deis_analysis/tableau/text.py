@@ -1,0 +1,124 @@
+"""Tables as text, LaTeX, HTML and JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.tableau.rows import Matrices, Row, from_triplets, row_numbers
+
+FORMAT = "deis_analysis.Tableau/1"
+_SHOWN = 24  # nodes of a drawing
+
+
+def latex(form: Any, digits: int = 4, limit: int = 12) -> str:
+    """A Butcher form as a LaTeX array, at most ``limit`` calls wide (the middle ones elided)."""
+    m = form.times.size
+    shown: list[int | None] = list(range(m)) if m <= limit else [*range(limit // 2), None, *range(m - limit // 2, m)]
+    head = " & ".join(r"\cdots" if j is None else f"p_{{{j}}}" for j in shown)
+    lines = [rf"\begin{{array}}{{c|c|{'c' * len(shown)}}}", rf"t & x_T & {head} \\ \hline"]
+    for k in [*shown, m]:
+        if k is None:
+            lines.append(r"\vdots & \vdots & " + " & ".join("" for _ in shown) + r" \\")
+            continue
+        if k == m:
+            lines.append(r"\hline")
+        cells = [r"\cdots" if j is None else _number(form.weights[k, j], digits, "") for j in shown]
+        time = "" if k == m else f"{form.times[k]:.{digits}g}"
+        lines.append(" & ".join([time, _number(form.start[k], digits, "0"), *cells]) + r" \\")
+    return "\n".join([*lines, r"\end{array}"])
+
+
+def _number(value: float, digits: int, zero: str) -> str:
+    if value == 0:
+        return zero
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    return rf"{mantissa}\cdot10^{{{int(exponent)}}}" if exponent else mantissa
+
+
+def _elided(n: int, limit: int) -> list[int]:
+    """Node numbers to show, −1 where the middle is left out."""
+    return list(range(n)) if n <= limit else [*range(limit // 2), -1, *range(n - limit // 2, n)]
+
+
+def draw(title: str, times: Any, labels: Any, plan: list[Row], limit: int = _SHOWN) -> str:
+    """A table as text: one equation per node, at most ``limit`` of them (the middle ones elided)."""
+    lines, shown = [title], _elided(len(plan), limit)
+    width = max(len(labels(k)) for k in shown if k >= 0)
+    for k in shown:
+        if k < 0:
+            lines.append("  …")
+            continue
+        text = "x_T" if k == 0 else " ".join(f"{value:+.6g} {symbol}" for value, symbol in _symbols(plan[k], labels))
+        lines.append(f"  t = {times[k]:<10.6g} {labels(k):>{width}} = {text or '0'}")
+    return "\n".join(lines)
+
+
+def _symbols(row: Row, labels: Any) -> list[tuple[float, str]]:
+    """(coefficient, name) of each term."""
+    terms = [(c, labels(j)) for c, j in row.states]
+    return terms + [(c, f"p({labels(j)})") for c, j in row.outputs] + [(c, f"z{j}") for c, j in row.noises]
+
+
+def as_html(title: str, times: Any, labels: Any, plan: list[Row], limit: int = _SHOWN) -> str:
+    """A table for a notebook: a row per node with its terms, coefficients coloured by their sign."""
+    lines = []
+    for k in _elided(len(plan), limit):
+        if k < 0:
+            lines.append("<tr><td colspan=3>…</td></tr>")
+            continue
+        terms = " ".join(
+            f'<span style="color:{"#b2182b" if c < 0 else "#2166ac"}">{c:+.5g}</span>&#8239;{html.escape(symbol)}'
+            for c, symbol in _symbols(plan[k], labels)
+        )
+        name = html.escape(labels(k))
+        lines.append(
+            f"<tr><td>{times[k]:.5g}</td><td>{name}</td><td style='text-align:left'>"
+            f"{'x_T' if k == 0 else terms or '0'}</td></tr>"
+        )
+    head = "<tr><th>t</th><th>node</th><th style='text-align:left'>combination</th></tr>"
+    return f"<table><caption>{html.escape(title)}</caption>{head}{''.join(lines)}</table>"
+
+
+def to_json(matrices: Matrices, **fields: Any) -> str:
+    """Text that `parse` restores bit for bit; matrices as [row, column, value] of their entries."""
+    sparse = {
+        name: [list(entry) for entry in zip(row_numbers(m).tolist(), m.indices.tolist(), m.data.tolist(), strict=True)]
+        for name, m in matrices._asdict().items()
+    }
+    return json.dumps({"format": FORMAT, **fields, **sparse})
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The fields of the table that `to_json` wrote; ValueError if ``text`` is not one."""
+    try:
+        data = json.loads(text)
+        if data["format"] != FORMAT:
+            raise ValueError(f"text has format {data['format']!r}; allowed: {FORMAT!r}")
+        n, columns = len(data["times"]), len(data["intervals"])
+        shapes = {"states": (n, n), "outputs": (n, n), "noise": (n, columns)}
+        return dict(
+            times=data["times"],
+            **{name: _matrix(data[name], shape) for name, shape in shapes.items()},
+            prediction=data["prediction"],
+            name=data["name"],
+            labels=tuple(data["labels"]),
+            intervals=np.array(data["intervals"]).reshape(columns, 2),
+            grid_nodes=tuple(data["grid_nodes"]),
+            mean=None if data["mean"] is None else np.array(data["mean"]),
+        )
+    except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
+        raise ValueError(f"text is not a tableau written by to_json: {error!r}") from error
+
+
+def _matrix(entries: list[list[float]], shape: tuple[int, int]) -> Any:
+    """The sparse matrix with these [row, column, value]."""
+    table = np.array(entries, dtype=np.float64).reshape(len(entries), 3)
+    rows, columns = table[:, 0].astype(int), table[:, 1].astype(int)
+    if np.any(rows >= shape[0]) or np.any(columns >= shape[1]):
+        raise IndexError(f"an entry lies outside of {shape}")
+    order = np.lexsort((columns, rows))
+    return from_triplets(rows[order], columns[order], table[order, 2], shape)
