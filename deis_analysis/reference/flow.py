@@ -123,9 +123,10 @@ def reference_solution(
 
     What a certificate cannot see: the model was asked at finitely many times. A feature of it that is narrower than the
     widest gap between these can lie in a gap; both methods then step over it, agree, and are wrong. ``message`` tells
-    the widest gap. To narrow it one more call is made for every five, in the widest gaps; one bad row of 1,000 of a
-    network that rounds its time can still go unseen. Where ``levels`` are known each of them is asked at, and it is
-    found out wherever it is; that costs a call per level.
+    the widest gap. To narrow it one more call is made for every five, in the widest gaps. It helps, and is no proof: of
+    a model on VPLinear (two modes, variance .05, eight states) that is off by 1 in one row of 1,000, right elsewhere,
+    40 of 48 rows were found out at the default tolerances and 20 of 48 at 1e-6. Where ``levels`` are known each of them
+    is asked at, and the row is found out wherever it is; that costs a call per level.
 
     Args:
         model: ``model(x, t) -> prediction``; gets NumPy arrays if ``x_T`` is one, torch tensors otherwise, in float64.
