@@ -9,7 +9,7 @@ import numpy as np
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Process
 from deis_analysis.solvers.exponential_adams import adams
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import assemble
 from deis_analysis.tableau.rows import subdiagonal
@@ -54,5 +54,6 @@ def ei_score(process: Process, ts: Any) -> Tableau:
 
 
 _DEIS = "Zhang & Chen 2023 (arXiv 2204.13902)"
-register(Solver("euler", euler, "baselines", 1, 1, -1, f"{_DEIS}, eq. 7"))
-register(Solver("ei_score", ei_score, "baselines", 1, 1, 0, f"{_DEIS}, eq. 8", prediction="score"))
+_row = family(euler, family="baselines")
+_row("euler", 1, -1, source=f"{_DEIS}, eq. 7")
+_row("ei_score", 1, 0, build=ei_score, source=f"{_DEIS}, eq. 8", prediction="score")

@@ -15,7 +15,6 @@ to f″h²: half of what is needed (``rule="halved"``).  It therefore converges 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import numpy as np
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import PREDICTIONS, Array, Process
 from deis_analysis.solvers.exponential_adams import adams, check_lam, noise_scale, rho_intervals
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import Integrals, clock
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Line, Recorder, combined
@@ -207,121 +206,79 @@ _DPM, _PP, _SEEDS = (
 )
 
 
-_ALGORITHM = {
-    "dpm": {1: "first order, DDIM", 2: "alg. 1", 3: "alg. 2"},
-    "dpmpp": {1: "first order, DDIM", 2: "alg. 1", 3: "singlestep third order of the authors' package"},
-}
-
-
-def _register_singlestep() -> None:
-    for prefix, prediction, source in (("dpm", "eps", _DPM), ("dpmpp", "x0", _PP)):
-        letter = "s" if prediction == "x0" else ""
-        for order, taylor in ((1, False), (2, False), (2, True), (3, False), (3, True)):
-            name = f"{prefix}_{order}{letter if order > 1 else ''}{'_taylor' if taylor else ''}"
-            register(
-                Solver(
-                    name=name,
-                    build=partial(singlestep, order=order, prediction=prediction, taylor=taylor, name=name),
-                    family="dpm_singlestep",
-                    order=order,
-                    order_exact_start=order,
-                    degree=0 if order == 2 and not taylor else min(order - 1, 1) if not taylor else order - 1,
-                    prediction=prediction,
-                    variable="lam",
-                    stages=order,
-                    source=f"{source}, {_ALGORITHM[prefix][order]}",
-                )
-            )
-    register(
-        Solver(
-            name="dpm_fast",
-            build=dpm_fast,
-            family="dpm_singlestep",
-            order=2,
-            order_exact_start=2,
-            degree=1,
-            variable="lam",
-            final_steps=2,
-            block=3,
-            source=f"{_DPM}, sec. 3.4",
+_THIRD = "singlestep third order of the authors' package"
+_row = family(singlestep, family="dpm_singlestep", variable="lam")
+for _prediction, _prefix, _letter, _third in (("eps", f"{_DPM}, ", "", "alg. 2"), ("x0", f"{_PP}, ", "s", _THIRD)):
+    _solver = "dpm" if _prediction == "eps" else "dpmpp"
+    for _stages, _taylor, _degree, _source in (
+        (1, False, 0, "first order, DDIM"),
+        (2, False, 0, "alg. 1"),
+        (2, True, 1, "alg. 1"),
+        (3, False, 1, _third),
+        (3, True, 2, _third),
+    ):
+        _row(
+            f"{_solver}_{_stages}{_letter if _stages > 1 else ''}{'_taylor' if _taylor else ''}",
+            _stages,
+            _degree,
+            {"order": _stages, "prediction": _prediction, "taylor": _taylor},
+            prediction=_prediction,
+            stages=_stages,
+            source=_prefix + _source,
         )
+_row("dpm_fast", 2, 1, build=dpm_fast, final_steps=2, block=3, source=f"{_DPM}, sec. 3.4")
+
+_row = family(adams, family="dpm_multistep", variable="lam")
+for _name, _prediction, _degree, _rule, _exact_start, _exactness, _source in (
+    ("dpm_2m", "eps", 1, "midpoint", 2, 0, f"{_DPM}; multistep form of the authors' package"),
+    ("dpm_2m_taylor", "eps", 1, "exact", 2, 1, f"{_DPM}; multistep, exact weights"),
+    ("dpm_3m", "eps", 2, "released", 2, 1, f"{_DPM}; multistep form of the authors' package"),
+    ("dpm_3m_exact", "eps", 2, "exact", 3, 2, f"{_DPM}; multistep, exact weights"),
+    ("dpmpp_2m", "x0", 1, "midpoint", 2, 0, f"{_PP}, alg. 2"),
+    ("dpmpp_2m_exact", "x0", 1, "exact", 2, 1, f"{_PP}, alg. 2 with exact weights"),
+    ("dpmpp_3m", "x0", 2, "released", 2, 1, f"{_PP}; third order of the authors' package"),
+    ("dpmpp_3m_exact", "x0", 2, "exact", 3, 2, f"{_PP}; third order with exact weights"),
+):
+    _row(
+        _name,
+        2,
+        _exactness,
+        {"degree": _degree, "prediction": _prediction, "variable": "lam", "rule": _rule},
+        order_exact_start=_exact_start,
+        prediction=_prediction,
+        starting_steps=_degree,
+        source=_source,
     )
 
-
-def _register_multistep() -> None:
-    rows = (
-        ("dpm_2m", "eps", 1, "midpoint", 2, 0, f"{_DPM}; multistep form of the authors' package"),
-        ("dpm_2m_taylor", "eps", 1, "exact", 2, 1, f"{_DPM}; multistep, exact weights"),
-        ("dpm_3m", "eps", 2, "released", 2, 1, f"{_DPM}; multistep form of the authors' package"),
-        ("dpm_3m_exact", "eps", 2, "exact", 3, 2, f"{_DPM}; multistep, exact weights"),
-        ("dpmpp_2m", "x0", 1, "midpoint", 2, 0, f"{_PP}, alg. 2"),
-        ("dpmpp_2m_exact", "x0", 1, "exact", 2, 1, f"{_PP}, alg. 2 with exact weights"),
-        ("dpmpp_3m", "x0", 2, "released", 2, 1, f"{_PP}; third order of the authors' package"),
-        ("dpmpp_3m_exact", "x0", 2, "exact", 3, 2, f"{_PP}; third order with exact weights"),
-    )
-    for name, prediction, degree, rule, exact_start, exactness, source in rows:
-        build = partial(adams, degree=degree, prediction=prediction, variable="lam", rule=rule, name=name)
-        register(
-            Solver(
-                name=name,
-                build=build,
-                family="dpm_multistep",
-                order=2,
-                order_exact_start=exact_start,
-                degree=exactness,
-                prediction=prediction,
-                variable="lam",
-                starting_steps=degree,
-                source=source,
-            )
+_SDE = {"variable": "lam", "lam_sde": 1.0, "strong_order": 1}
+_row = family(adams, family="sde_multistep", **_SDE)
+for _prefix, _prediction, _of in (("sde_dpm", "eps", "noise"), ("sde_dpmpp", "x0", "data")):
+    for _suffix, _degree, _rule, _exactness in (
+        ("1", 0, "exact", 0),
+        ("2m", 1, "midpoint", 0),
+        ("2m_exact", 1, "exact", 1),
+        ("3m", 2, "halved", 1),
+        ("3m_exact", 2, "exact", 2),
+    ):
+        _source = f"{_PP}, SDE forms" if _degree < 2 else f"k-diffusion's 3M SDE (0.1.1), for the {_of} prediction"
+        _row(
+            f"{_prefix}_{_suffix}",
+            min(_degree + 1, 2),
+            _exactness,
+            {"degree": _degree, "prediction": _prediction, "variable": "lam", "rule": _rule, "lam_sde": 1.0},
+            prediction=_prediction,
+            starting_steps=_degree,
+            source=_source + ", exact weights" * _suffix.endswith("exact"),
         )
-
-
-_register_singlestep()
-_register_multistep()
-
-
-def _register_stochastic() -> None:
-    rows: list[tuple[str, Any, str, int, int, int, int, str]] = []
-    # name, build, prediction, degree, weak order, starting steps, stages, source
-    for prefix, prediction, of in (("sde_dpm", "eps", "noise"), ("sde_dpmpp", "x0", "data")):
-        for suffix, degree, rule, exactness in (
-            ("1", 0, "exact", 0),
-            ("2m", 1, "midpoint", 0),
-            ("2m_exact", 1, "exact", 1),
-            ("3m", 2, "halved", 1),
-            ("3m_exact", 2, "exact", 2),
-        ):
-            name = f"{prefix}_{suffix}"
-            build = partial(
-                adams, degree=degree, prediction=prediction, variable="lam", rule=rule, lam_sde=1.0, name=name
-            )
-            source = f"{_PP}, SDE forms" if degree < 2 else f"k-diffusion's 3M SDE (0.1.1), for the {of} prediction"
-            source += ", exact weights" * suffix.endswith("exact")
-            rows.append((name, build, prediction, exactness, min(degree + 1, 2), degree, 1, source))
-    for order in (1, 2, 3):
-        for suffix, prediction in (("", "eps"), ("_x0", "x0")):
-            name = f"seeds_{order}{suffix}"
-            build = partial(singlestep, order=order, prediction=prediction, lam_sde=1.0, name=name)
-            rows.append((name, build, prediction, int(order == 3), min(order, 2), 0, order, f"{_SEEDS}, SEEDS-{order}"))
-    for name, build, prediction, exactness, weak, starting, stages, source in rows:
-        register(
-            Solver(
-                name=name,
-                build=build,
-                family="seeds" if name.startswith("seeds") else "sde_multistep",
-                order=weak,
-                order_exact_start=None,
-                degree=exactness,
-                prediction=prediction,
-                variable="lam",
-                stages=stages,
-                starting_steps=starting,
-                lam_sde=1.0,
-                strong_order=1,
-                source=source,
-            )
+_row = family(singlestep, family="seeds", **_SDE)
+for _stages in (1, 2, 3):
+    for _suffix, _prediction in (("", "eps"), ("_x0", "x0")):
+        _row(
+            f"seeds_{_stages}{_suffix}",
+            min(_stages, 2),
+            int(_stages == 3),
+            {"order": _stages, "prediction": _prediction, "lam_sde": 1.0},
+            prediction=_prediction,
+            stages=_stages,
+            source=f"{_SEEDS}, SEEDS-{_stages}",
         )
-
-
-_register_stochastic()

@@ -9,7 +9,6 @@ stochastic sampler first adds noise, from ρ to ρ̂ = (1 + γ) ρ, then integra
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.exponential_adams import rho_intervals
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder
 from deis_analysis.validate import between, nonnegative, scalar
@@ -119,39 +118,9 @@ def _sampler(process: Process, ts: Array, alpha: float | None, gammas: Array, sc
 
 
 _EDM = "Karras et al. 2022 (EDM, arXiv 2206.00364)"
-for _name, _alpha, _source in (
-    ("edm_euler", None, f"{_EDM}, alg. 1 without correction"),
-    ("edm_heun", 1.0, f"{_EDM}, alg. 1"),
-    ("edm_alpha", 0.7, f"{_EDM}, alg. 3 with alpha = 0.7"),
-):
-    register(
-        Solver(
-            name=_name,
-            build=partial(edm_sampler, alpha=_alpha, name=_name),
-            family="edm",
-            order=1 if _alpha is None else 2,
-            order_exact_start=1 if _alpha is None else 2,
-            degree=0 if _alpha is None else 1,
-            variable="rho",
-            stages=1 if _alpha is None else 2,
-            extra_calls=0 if _alpha is None else -1,
-            final_steps=0 if _alpha is None else 1,
-            source=_source,
-        )
-    )
-register(
-    Solver(
-        name="edm_churn",
-        build=edm_churn,
-        family="edm",
-        order=2,
-        order_exact_start=None,
-        degree=-1,
-        variable="rho",
-        stages=2,
-        extra_calls=-1,
-        final_steps=1,
-        strong_order=1,
-        source=f"{_EDM}, alg. 2 with S_churn = 1",
-    )
-)
+_row = family(edm_sampler, family="edm", variable="rho")
+_heun: dict[str, Any] = {"stages": 2, "extra_calls": -1, "final_steps": 1}
+_row("edm_euler", 1, 0, {"alpha": None}, source=f"{_EDM}, alg. 1 without correction")
+_row("edm_heun", 2, 1, source=f"{_EDM}, alg. 1", **_heun)
+_row("edm_alpha", 2, 1, {"alpha": 0.7}, source=f"{_EDM}, alg. 3 with alpha = 0.7", **_heun)
+_row("edm_churn", 2, -1, build=edm_churn, strong_order=1, source=f"{_EDM}, alg. 2 with S_churn = 1", **_heun)

@@ -5,7 +5,6 @@ All but iPNDM are points of one family, prediction × variable × degree.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy.sparse import csr_array
 
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import Integrals, adams_weights, check_finite, clock, increments
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import assemble
@@ -176,78 +175,48 @@ def ipndm(process: Process, ts: Any, terms: int = 4) -> Tableau:
 
 
 _DEIS = "Zhang & Chen 2023 (arXiv 2204.13902)"
-_FAMILIES = (
+_row = family(adams, family="adams")
+_row("ddim", 1, 0, {"degree": 0}, source=f"Song et al. 2021 (arXiv 2010.02502), eq. 12 with eta = 0; {_DEIS}, prop. 2")
+for _prefix, _variable, _first, _source in (
     ("tab", "t", 0, f"{_DEIS}, eq. 14-15"),
     ("rhoab", "rho", 0, f"{_DEIS}, sec. 3.3 (rhoAB)"),
     ("logrhoab", "lam", 1, f"{_DEIS}; log-rho variant of the authors' later implementation in diffusers"),
-)
-register(
-    Solver(
-        "ddim",
-        partial(adams, degree=0, name="ddim"),
-        "adams",
-        1,
-        1,
-        0,
-        f"Song et al. 2021 (arXiv 2010.02502), eq. 12 with eta = 0; {_DEIS}, prop. 2",
-    )
-)
-for _prefix, _variable, _first, _source in _FAMILIES:
+):
     for _degree in range(_first, 4):
-        register(
-            Solver(
-                name=f"{_prefix}{_degree}",
-                build=partial(adams, degree=_degree, variable=_variable, name=f"{_prefix}{_degree}"),
-                family="adams",
-                order=min(_degree + 1, 2),
-                order_exact_start=_degree + 1,
-                degree=_degree,
-                variable=_variable,
-                starting_steps=_degree,
-                source=_source,
-            )
-        )
-for _terms in range(1, 5):
-    register(
-        Solver(
-            name=f"ipndm{_terms}",
-            build=partial(ipndm, terms=_terms),
-            family="ipndm",
-            order=min(_terms, 2),
-            order_exact_start=min(_terms, 2),
-            degree=0,
-            starting_steps=_terms - 1,
-            source=f"Liu et al. 2022 (arXiv 2202.09778), eq. 12; {_DEIS}, app. H.2",
-        )
-    )
-for _degree in range(3):
-    register(
-        Solver(
-            name=f"ito_eab{_degree + 1}",
-            build=partial(adams, degree=_degree, variable="lam", lam_sde=0.5, name=f"ito_eab{_degree + 1}"),
-            family="sde_multistep",
-            order=min(_degree + 1, 2),
-            order_exact_start=None,
-            degree=_degree,
-            variable="lam",
+        _row(
+            f"{_prefix}{_degree}",
+            min(_degree + 1, 2),
+            _degree,
+            {"degree": _degree, "variable": _variable},
+            order_exact_start=_degree + 1,
+            variable=_variable,
             starting_steps=_degree,
-            lam_sde=0.5,
-            strong_order=1,
-            source=f"{_DEIS}, eq. 4 with lambda = 1/2, "
-            + ("extrapolated eps" if _degree else "frozen eps; Ito sampler of azula 0.11"),
+            source=_source,
         )
+
+_row = family(ipndm, family="ipndm", source=f"Liu et al. 2022 (arXiv 2202.09778), eq. 12; {_DEIS}, app. H.2")
+for _terms in range(1, 5):
+    _row(f"ipndm{_terms}", min(_terms, 2), 0, {"terms": _terms}, starting_steps=_terms - 1)
+
+_row = family(adams, family="sde_multistep", variable="lam", lam_sde=0.5, strong_order=1)
+for _degree, _source in enumerate(("frozen eps; Ito sampler of azula 0.11", "extrapolated eps", "extrapolated eps")):
+    _row(
+        f"ito_eab{_degree + 1}",
+        min(_degree + 1, 2),
+        _degree,
+        {"degree": _degree, "variable": "lam", "lam_sde": 0.5},
+        starting_steps=_degree,
+        source=f"{_DEIS}, eq. 4 with lambda = 1/2, {_source}",
     )
+
+_row = family(adams, family="ipndm", variable="rho")
 for _terms in range(2, 5):
-    register(
-        Solver(
-            name=f"ipndm_v{_terms}",
-            build=partial(adams, degree=_terms - 1, variable="rho", name=f"ipndm_v{_terms}"),
-            family="ipndm",
-            order=2,
-            order_exact_start=_terms,
-            degree=_terms - 1,
-            variable="rho",
-            starting_steps=_terms - 1,
-            source="variable-step iPNDM of diff-sampler (Zhou et al. 2024, arXiv 2312.00094), exact weights in rho",
-        )
+    _row(
+        f"ipndm_v{_terms}",
+        2,
+        _terms - 1,
+        {"degree": _terms - 1, "variable": "rho"},
+        order_exact_start=_terms,
+        starting_steps=_terms - 1,
+        source="variable-step iPNDM of diff-sampler (Zhou et al. 2024, arXiv 2312.00094), exact weights in rho",
     )

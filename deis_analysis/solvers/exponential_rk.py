@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction as Q
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import Integrals, check_finite
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder, combined
@@ -136,17 +135,13 @@ def runge_kutta(
     return r.tableau(name)
 
 
+_row = family(runge_kutta, family="runge_kutta", variable="rho")
 for _key, _tableau in RUNGE_KUTTA.items():
-    register(
-        Solver(
-            name=f"rhork_{_key}",
-            build=partial(runge_kutta, tableau=_key, name=f"rhork_{_key}"),
-            family="runge_kutta",
-            order=_tableau.order,
-            order_exact_start=_tableau.order,
-            degree=_tableau.degree,
-            variable="rho",
-            stages=len(_tableau.b),
-            source=f"Zhang & Chen 2023 (arXiv 2204.13902), sec. 3.3 (rhoRK); tableau: {_tableau.source}",
-        )
+    _row(
+        f"rhork_{_key}",
+        _tableau.order,
+        _tableau.degree,
+        {"tableau": _key},
+        stages=len(_tableau.b),
+        source=f"Zhang & Chen 2023 (arXiv 2204.13902), sec. 3.3 (rhoRK); tableau: {_tableau.source}",
     )

@@ -7,7 +7,6 @@ the angle: the result is the naive method on the probability flow.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import RectifiedFlow
 from deis_analysis.solvers.exponential_adams import MOST_LAM, rho_intervals
 from deis_analysis.solvers.exponential_rk import runge_kutta
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.stochastic import euler_maruyama
 from deis_analysis.solvers.weights import check_finite
 from deis_analysis.tableau import Tableau
@@ -103,55 +102,16 @@ def gdss_splitting(process: Process, ts: Any, variance: str = "exact", *, name: 
 
 
 _FLOW = "Lipman et al. 2023 (flow matching, arXiv 2210.02747), sec. 3"
-for _name, _key, _order, _stages in (
-    ("flow_euler", "1euler", 1, 1),
-    ("flow_midpoint", "2midpoint", 2, 2),
-    ("flow_heun", "2heun", 2, 2),
-):
-    register(
-        Solver(
-            name=_name,
-            build=partial(flow_sampler, tableau=_key, name=_name),
-            family="flow",
-            order=_order,
-            order_exact_start=_order,
-            degree=_order - 1,
-            prediction="v",
-            stages=_stages,
-            source=_FLOW,
-            home=RectifiedFlow(),
-        )
-    )
-register(
-    Solver(
-        name="flow_sde",
-        build=flow_sde,
-        family="flow",
-        order=1,
-        order_exact_start=None,
-        degree=0,
-        prediction="eps",
-        lam_sde=0.7 / 2**0.5,
-        strong_order=1,
-        source="Liu et al. 2025 (Flow-GRPO, arXiv 2505.05470), the sampling SDE",
-        home=RectifiedFlow(),
-    )
-)
-for _name, _variance, _source in (
-    ("gdss_s4", "exact", "Jo et al. 2022 (GDSS, arXiv 2202.02514), S4 solver, with the variance of reverse time"),
-    ("gdss_s4_published", "published", "Jo et al. 2022 (GDSS, arXiv 2202.02514), S4 solver, variance as released"),
-):
-    register(
-        Solver(
-            name=_name,
-            build=partial(gdss_splitting, variance=_variance, name=_name),
-            family="splitting",
-            order=1,
-            order_exact_start=None,
-            degree=-1,
-            prediction="score",
-            lam_sde=1.0,
-            strong_order=1,
-            source=_source,
-        )
-    )
+_row = family(flow_sampler, family="flow", source=_FLOW, prediction="v", home=RectifiedFlow())
+_row("flow_euler", 1, 0, {"tableau": "1euler"})
+_row("flow_midpoint", 2, 1, {"tableau": "2midpoint"}, stages=2)
+_row("flow_heun", 2, 1, {"tableau": "2heun"}, stages=2)
+
+_GRPO = "Liu et al. 2025 (Flow-GRPO, arXiv 2505.05470), the sampling SDE"
+_row = family(flow_sde, family="flow", strong_order=1, home=RectifiedFlow())
+_row("flow_sde", 1, 0, lam_sde=0.7 / 2**0.5, source=_GRPO)
+
+_GDSS = "Jo et al. 2022 (GDSS, arXiv 2202.02514), S4 solver"
+_row = family(gdss_splitting, family="splitting", prediction="score", lam_sde=1.0, strong_order=1)
+_row("gdss_s4", 1, -1, {"variance": "exact"}, source=f"{_GDSS}, with the variance of reverse time")
+_row("gdss_s4_published", 1, -1, {"variance": "published"}, source=f"{_GDSS}, variance as released")

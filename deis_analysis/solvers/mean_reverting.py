@@ -10,7 +10,6 @@ of DDPM carry the mean.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.solvers.exponential_adams import adams
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.stochastic import ddpm
 from deis_analysis.tableau import Tableau
 from deis_analysis.validate import choose, positive_int
@@ -85,43 +84,22 @@ def resfusion_start(process: Process) -> float:
 
 
 _MRS = "Li et al. 2025 (MRS, arXiv 2502.07856)"
-for _kind, _lam in (("ode", 0.0), ("sde", 1.0)):
-    for _prediction in ("eps", "x0", "v"):
+_row = family(mrs, family="mrs", variable="lam")
+for _kind, _lam, _strong in (("ode", 0.0, None), ("sde", 1.0, 1)):
+    for _prediction, _measured in (("eps", "eps"), ("x0", "x0"), ("v", "x0")):
         for _order in (1, 2, 3):
-            register(
-                Solver(
-                    name=f"mrs_{_kind}_{_prediction}_{_order}",
-                    build=partial(
-                        mrs,
-                        order=_order,
-                        prediction=_prediction,
-                        lam_sde=_lam,
-                        name=f"mrs_{_kind}_{_prediction}_{_order}",
-                    ),
-                    family="mrs",
-                    order=min(_order, 2),
-                    order_exact_start=None if _lam else min(_order, 2),
-                    degree=min(_order, 2) - 1,
-                    prediction="eps" if _prediction == "eps" else "x0",
-                    variable="lam",
-                    starting_steps=_order - 1,
-                    lam_sde=_lam,
-                    strong_order=1 if _lam else None,
-                    source=_MRS + (", third order by analogy" if _order == 3 and _lam else ""),
-                )
+            _row(
+                f"mrs_{_kind}_{_prediction}_{_order}",
+                min(_order, 2),
+                min(_order, 2) - 1,
+                {"order": _order, "prediction": _prediction, "lam_sde": _lam},
+                prediction=_measured,
+                starting_steps=_order - 1,
+                lam_sde=_lam,
+                strong_order=_strong,
+                source=_MRS + (", third order by analogy" if _order == 3 and _lam else ""),
             )
-register(
-    Solver(
-        name="resfusion",
-        build=resfusion,
-        family="ancestral",
-        order=1,
-        order_exact_start=None,
-        degree=0,
-        prediction="x0",
-        variable="lam",
-        lam_sde=1.0,
-        strong_order=1,
-        source="Shi et al. 2024 (Resfusion, arXiv 2311.14900), reverse process",
-    )
-)
+
+_SHI = "Shi et al. 2024 (Resfusion, arXiv 2311.14900), reverse process"
+_row = family(resfusion, family="ancestral", variable="lam", lam_sde=1.0, strong_order=1)
+_row("resfusion", 1, 0, prediction="x0", source=_SHI)

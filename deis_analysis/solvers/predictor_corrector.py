@@ -14,7 +14,7 @@ published linear system determines the exact weights, whatever B is.
 
 from __future__ import annotations
 
-from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.exponential_adams import MOST_DEGREE
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import Integrals
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder, combined
@@ -100,27 +100,16 @@ def _half_steps(integrals: Integrals, process: Process, prediction: str, ts: Arr
     return half
 
 
-for _prediction in ("eps", "x0"):
-    for _variant in ("bh1", "bh2"):
-        for _order in (1, 2, 3):
-            register(
-                Solver(
-                    name=f"unipc{_order}_{_variant}_{_prediction}",
-                    build=partial(
-                        unipc,
-                        order=_order,
-                        prediction=_prediction,
-                        variant=_variant,
-                        name=f"unipc{_order}_{_variant}_{_prediction}",
-                    ),
-                    family="unipc",
-                    order=min(_order + 1, 3),
-                    order_exact_start=_order + 1,
-                    degree={1: 0, 2: 2, 3: 3}[_order],
-                    prediction=_prediction,
-                    variable="lam",
-                    starting_steps=_order - 1,
-                    final_steps=1,
-                    source="Zhao et al. 2023 (UniPC, arXiv 2302.04867), alg. 1-2",
-                )
-            )
+_ZHAO = "Zhao et al. 2023 (UniPC, arXiv 2302.04867)"
+_row = family(unipc, family="unipc", variable="lam", final_steps=1, source=f"{_ZHAO}, alg. 1-2")
+for _prediction, _variant in product(("eps", "x0"), ("bh1", "bh2")):
+    for _order, _global, _degree in ((1, 2, 0), (2, 3, 2), (3, 3, 3)):
+        _row(
+            f"unipc{_order}_{_variant}_{_prediction}",
+            _global,
+            _degree,
+            {"order": _order, "prediction": _prediction, "variant": _variant},
+            order_exact_start=_order + 1,
+            prediction=_prediction,
+            starting_steps=_order - 1,
+        )

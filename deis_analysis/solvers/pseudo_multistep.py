@@ -9,7 +9,6 @@ steps are equal in t.  So every member is of order 2, in its start as in the res
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Process
 from deis_analysis.solvers.exponential_adams import ADAMS_BASHFORTH
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import adams_weights
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Line, Recorder, combined
@@ -74,21 +73,8 @@ def pndm(process: Process, ts: Any, kind: str = "f", *, name: str = "") -> Table
 
 
 _LIU = "Liu et al. 2022 (PNDM, arXiv 2202.09778)"
-for _name, _kind, _extra, _starting, _source in (
-    ("f_pndm", "f", 9, 3, f"{_LIU}, eq. 12-13"),
-    ("s_pndm", "s", 1, 1, f"{_LIU}, eq. 14"),
-    ("plms", "plms", 1, 3, f"{_LIU}, eq. 12; PLMS of latent diffusion (arXiv 2112.10752)"),
-):
-    register(
-        Solver(
-            name=_name,
-            build=partial(pndm, kind=_kind, name=_name),
-            family="pndm",
-            order=2,
-            order_exact_start=2,
-            degree=0,
-            extra_calls=_extra,
-            starting_steps=_starting,
-            source=_source,
-        )
-    )
+_PLMS = "PLMS of latent diffusion (arXiv 2112.10752)"
+_row = family(pndm, family="pndm")
+_row("f_pndm", 2, 0, {"kind": "f"}, extra_calls=9, starting_steps=3, source=f"{_LIU}, eq. 12-13")
+_row("s_pndm", 2, 0, {"kind": "s"}, extra_calls=1, starting_steps=1, source=f"{_LIU}, eq. 14")
+_row("plms", 2, 0, {"kind": "plms"}, extra_calls=1, starting_steps=3, source=f"{_LIU}, eq. 12; {_PLMS}")

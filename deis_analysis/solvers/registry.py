@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from inspect import signature
 from typing import Any
 
 from deis_analysis.process.convention import Model, type_of
@@ -80,13 +81,48 @@ class Solver:
 SOLVERS: dict[str, Solver] = {}
 
 
-def register(row: Solver) -> Solver:
-    """Add a row; ValueError if the name is taken, or ``row`` is not a `Solver`."""
-    instance("row", row, Solver)
-    if row.name in SOLVERS:
-        raise ValueError(f"name={row.name!r} is already registered, by {SOLVERS[row.name].source}")
-    SOLVERS[row.name] = row
+def register(row: Solver | str, *, alias: str = "", **changes: Any) -> Solver:
+    """Add a row, or one more name of a registered method: ``register("ancestral_ve", alias="ddpm", source=...)``.
+
+    Args:
+        row: the row, or with ``alias`` a new name.
+        alias: the registered name whose row is repeated, its table under the new name. changes: claims that differ.
+
+    Raises:
+        ValueError: the name is taken; ``row`` is not a `Solver`; an unknown ``alias``.
+    """
+    if alias:
+        known = SOLVERS[choose("alias", alias, SOLVERS)]
+        row = replace(known, name=str(row), build=_named(known.build, str(row)), **changes)
+    added: Solver = instance("row", row, Solver)
+    if added.name in SOLVERS:
+        raise ValueError(f"name={added.name!r} is already registered, by {SOLVERS[added.name].source}")
+    SOLVERS[added.name] = added
+    return added
+
+
+def family(builder: Callable[..., Tableau], **shared: Any) -> Callable[..., Solver]:
+    """What rows of a family share, said once: ``row(name, order, degree, options, **claims)``, which registers a row.
+
+    Args:
+        builder: (process, ts, **options) → `Tableau`; ``row(..., build=other)`` takes another one. Its tables get the
+            row's name if it takes a ``name``.
+        shared: claims of every row, by the names of `Solver`'s fields. The order with an exact start is the order
+            unless it is said; for a row with a strong order it is None.
+    """
+
+    def row(name: str, order: int, degree: int, options: dict[str, Any] | None = None, **claims: Any) -> Solver:
+        claims = {"build": builder, **shared, **claims}
+        claims["build"] = _named(partial(claims["build"], **(options or {})), name)
+        exact_start = None if claims.get("strong_order") is not None else order
+        return register(Solver(name=name, order=order, degree=degree, **{"order_exact_start": exact_start, **claims}))
+
     return row
+
+
+def _named(build: Callable[..., Tableau], name: str) -> Callable[..., Tableau]:
+    """``build`` with ``name`` for its tables, if it takes one."""
+    return partial(build, name=name) if "name" in signature(build).parameters else build
 
 
 def build(name: str, process: Process, ts: Any) -> Tableau:

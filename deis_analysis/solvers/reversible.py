@@ -14,14 +14,13 @@ is unstable in the other.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import adams_weights
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder
@@ -135,42 +134,14 @@ def reversible_heun(process: Process, ts: Any, *, prediction: str = "eps", name:
 
 
 _BDIA = "Zhang et al. 2024 (BDIA, arXiv 2307.10829)"
-for _name, _build, _order, _source in (
-    ("bdia", partial(bdia, name="bdia"), 2, f"{_BDIA}, BDIA-DDIM, gamma = 1"),
-    ("bdia_half", partial(bdia, gamma=0.5, name="bdia_half"), 1, f"{_BDIA}, BDIA-DDIM, gamma = 1/2"),
-    ("obelm", obelm, 2, "Wang et al. 2024 (BELM, arXiv 2410.07273), O-BELM"),
-    (
-        "obelm_x0",
-        partial(obelm, prediction="x0", name="obelm_x0"),
-        2,
-        "Wang et al. 2024 (BELM, arXiv 2410.07273), O-BELM on the data prediction",
-    ),
-):
-    _x0 = _name.endswith("x0")
-    register(
-        Solver(
-            name=_name,
-            build=_build,
-            family="reversible",
-            order=_order,
-            order_exact_start=_order,
-            degree=1 if "obelm" in _name else 0,
-            prediction="x0" if _x0 else "eps",
-            variable="inv_rho" if _x0 else "rho",
-            starting_steps=1,
-            source=_source,
-        )
-    )
-register(
-    Solver(
-        name="reversible_heun",
-        build=reversible_heun,
-        family="reversible",
-        order=2,
-        order_exact_start=2,
-        degree=1,
-        variable="rho",
-        extra_calls=1,
-        source="Kidger 2022 (arXiv 2202.02435), reversible Heun method",
-    )
-)
+_BELM = "Wang et al. 2024 (BELM, arXiv 2410.07273), O-BELM"
+_KIDGER = "Kidger 2022 (arXiv 2202.02435), reversible Heun method"
+_row = family(bdia, family="reversible", variable="rho", starting_steps=1)
+_row("bdia", 2, 0, source=f"{_BDIA}, BDIA-DDIM, gamma = 1")
+_row("bdia_half", 1, 0, {"gamma": 0.5}, source=f"{_BDIA}, BDIA-DDIM, gamma = 1/2")
+_row = family(obelm, family="reversible", starting_steps=1)
+_row("obelm", 2, 1, variable="rho", source=_BELM)
+_data = {"prediction": "x0", "variable": "inv_rho"}
+_row("obelm_x0", 2, 1, {"prediction": "x0"}, source=f"{_BELM} on the data prediction", **_data)
+_row = family(reversible_heun, family="reversible", variable="rho", extra_calls=1)
+_row("reversible_heun", 2, 1, source=_KIDGER)

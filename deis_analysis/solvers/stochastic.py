@@ -10,7 +10,6 @@ order 1; of strong order 1, since the noise is additive, but ½ where a step of 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from deis_analysis.process.convention import predicting, type_of
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.solvers.exponential_adams import MOST_LAM, one_noise_a_step, rho_intervals
-from deis_analysis.solvers.registry import Solver, register
+from deis_analysis.solvers.registry import family, register
 from deis_analysis.solvers.weights import check_finite, increments
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder, assemble
@@ -261,46 +260,22 @@ _SONG, _DDIM = "Song et al. 2021 (score SDE, arXiv 2011.13456)", "Song et al. 20
 _HO = "Ho et al. 2020 (DDPM, arXiv 2006.11239), alg. 2"
 _BAO = "Bao et al. 2022 (Analytic-DPM, arXiv 2201.06503), theorem 1"
 _ZHOU = "Zhou et al. 2025 (G2RPO, arXiv 2510.01982), one step of DDIM(1) inside DDIM"
-_ROWS: tuple[tuple[str, Any, str, int, float, str, str], ...] = (
-    # name, build, prediction and degree of exactness, λ, family, source
-    ("ddim_eta1", ddim_eta, "x0", 0, 1.0, "ddim_eta", f"{_DDIM}, eq. 16 with eta = 1"),
-    ("ddim_eta05", partial(ddim_eta, eta=0.5), "x0", -1, 0.5, "ddim_eta", f"{_DDIM}, eq. 16"),
-    ("ddpm", ddpm, "x0", 0, 1.0, "ancestral", f"{_HO}, small variance"),
-    ("ddpm_large", partial(ddpm, variance="forward"), "x0", 0, 1.0, "ancestral", f"{_HO}, large variance"),
-    (
-        "ancestral_vp",
-        partial(ddpm, variance="forward"),
-        "x0",
-        0,
-        1.0,
-        "score_sde",
-        f"{_SONG}, app. F, ancestral predictor for VP",
-    ),
-    ("ancestral_ve", ddpm, "x0", 0, 1.0, "score_sde", f"{_SONG}, app. F, ancestral predictor for VE"),
-    ("reverse_diffusion", reverse_diffusion, "x0", -1, 1.0, "score_sde", f"{_SONG}, app. E"),
-    ("euler_maruyama", euler_maruyama, "eps", -1, 1.0, "score_sde", f"{_SONG}, eq. 6"),
-    ("analytic_ddpm", analytic_dpm, "x0", 0, 1.0, "analytic_dpm", _BAO),
-    ("analytic_ddim", partial(analytic_dpm, eta=0.0), "eps", 0, 0.0, "analytic_dpm", _BAO),
-    ("g2rpo", one_sde_step, "x0", -1, 0.0, "ddim_eta", _ZHOU),
-)
-for _name, _build, _prediction, _degree, _lam, _family, _source in _ROWS:
-    register(
-        Solver(
-            name=_name,
-            build=partial(_build, name=_name),
-            family=_family,
-            order=1,
-            order_exact_start=None,
-            degree=_degree,
-            prediction=_prediction,
-            variable="lam",
-            lam_sde=_lam,
-            strong_order=0.5
-            if _name in ("analytic_ddim", "g2rpo")
-            else 1,  # noise of variance h² a step, or in one step
-            source=_source,
-        )
-    )
+_row = family(ddpm, variable="lam", prediction="x0", lam_sde=1.0, strong_order=1)
+_eta = {"build": ddim_eta, "family": "ddim_eta"}
+_row("ddim_eta1", 1, 0, source=f"{_DDIM}, eq. 16 with eta = 1", **_eta)
+_row("ddim_eta05", 1, -1, {"eta": 0.5}, lam_sde=0.5, source=f"{_DDIM}, eq. 16", **_eta)
+_row("ddpm", 1, 0, family="ancestral", source=f"{_HO}, small variance")
+_row("ddpm_large", 1, 0, {"variance": "forward"}, family="ancestral", source=f"{_HO}, large variance")
+_SDE = {"family": "score_sde"}
+register("ancestral_vp", alias="ddpm_large", source=f"{_SONG}, app. F, ancestral predictor for VP", **_SDE)
+register("ancestral_ve", alias="ddpm", source=f"{_SONG}, app. F, ancestral predictor for VE", **_SDE)
+_row("reverse_diffusion", 1, -1, build=reverse_diffusion, source=f"{_SONG}, app. E", **_SDE)
+_row("euler_maruyama", 1, -1, build=euler_maruyama, prediction="eps", source=f"{_SONG}, eq. 6", **_SDE)
+_row = family(analytic_dpm, family="analytic_dpm", variable="lam", source=_BAO)
+_row("analytic_ddpm", 1, 0, prediction="x0", lam_sde=1.0, strong_order=1)
+_row("analytic_ddim", 1, 0, {"eta": 0.0}, strong_order=0.5)  # the noise of a step has variance h²
+_row = family(one_sde_step, family="ddim_eta", variable="lam", prediction="x0", source=_ZHOU)
+_row("g2rpo", 1, -1, strong_order=0.5)  # noise in one step only
 
 
 def ancestral(process: Process, ts: Any, eta: float = 1.0, *, second: bool = False, name: str = "ancestral") -> Tableau:
@@ -345,23 +320,7 @@ def ancestral(process: Process, ts: Any, eta: float = 1.0, *, second: bool = Fal
 
 
 _KD = "ancestral sampler of k-diffusion 0.1.1"
-for _name, _second, _source in (
-    ("euler_ancestral", False, f"{_KD}, Euler"),
-    ("dpmpp_2s_ancestral", True, f"{_KD}, DPM-Solver++(2S); Lu et al. 2022 (arXiv 2211.01095), alg. 1"),
-):
-    register(
-        Solver(
-            name=_name,
-            build=partial(ancestral, second=_second, name=_name),
-            family="ancestral",
-            order=2 if _second else 1,
-            order_exact_start=None,
-            degree=0,
-            prediction="x0",
-            variable="lam",
-            stages=2 if _second else 1,
-            lam_sde=1.0,
-            strong_order=1,
-            source=_source,
-        )
-    )
+_2S = "DPM-Solver++(2S); Lu et al. 2022 (arXiv 2211.01095), alg. 1"
+_row = family(ancestral, family="ancestral", variable="lam", prediction="x0", lam_sde=1.0, strong_order=1)
+_row("euler_ancestral", 1, 0, source=f"{_KD}, Euler")
+_row("dpmpp_2s_ancestral", 2, 0, {"second": True}, stages=2, source=f"{_KD}, {_2S}")
