@@ -43,7 +43,7 @@ _MORE = {  # also reached as ``deis_analysis.X``, as in 0.1
     "steppers": "Simulation dynamic_thresholding hand_over langevin_gibbs static_thresholding",
     "solvers.weights": "phi",
     "problems.mixture": "UnresolvedFlowWarning",
-    "process.convention": "flow_model",
+    "process.convention": "Convention flow_model",
     "reference.flow": "Reference ReferencePath",
     "analysis": "Measurement OrderEstimate amplification exact_transfer order_problem step_counts strong_distance",
     "diagnostics.fokker_planck": "fokker_planck_residual",
@@ -52,7 +52,6 @@ _MORE = {  # also reached as ``deis_analysis.X``, as in 0.1
     "analysis.laws_of_budget": "LawBudget",
     "analysis.distances": "Distance diffused gaussian_wasserstein2 wasserstein2_between wasserstein2_floor",
     "analysis.likelihood": "Likelihood bits_per_dim log_likelihood_rk45",
-    "tableau.extraction": "Convention",
     "audit": "Report",
     "tableau.inversion": "Inversion round_trip_error",
 }

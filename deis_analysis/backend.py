@@ -34,6 +34,38 @@ def like(values: Any, x: Any) -> Any:
     return cast(sys.modules["jax"].numpy.asarray(values), x.dtype)
 
 
+def along(values: Any, x: Any) -> Any:
+    """(n,) numbers as an array of the kind of ``x`` that multiplies its slices: shape (n, 1, …, 1)."""
+    return like(np.asarray(values, dtype=np.float64).reshape(-1, *(1,) * (x.ndim - 1)), x)
+
+
+class Centre:
+    """The door between a process that reverts to a mean and the inner one, which x − μ obeys.
+
+    Nothing is computed where there is no mean.
+
+    Args:
+        mean: μ, which broadcasts against the state, or None. x: a state, whose kind and dtype it takes.
+        prediction: what the model predicts: x₀ has the mean on, all else knows nothing of it.
+    """
+
+    def __init__(self, mean: Any, x: Any, prediction: str = "eps") -> None:
+        self.mean = None if mean is None else like(mean, x)
+        self._shifts = self.mean is not None and prediction == "x0"
+
+    def off(self, x: Any) -> Any:
+        """The state x − μ."""
+        return x if self.mean is None else x - self.mean
+
+    def on(self, u: Any) -> Any:
+        """The state u + μ."""
+        return u if self.mean is None else u + self.mean
+
+    def predicted(self, p: Any) -> Any:
+        """What a prediction at u + μ says of u."""
+        return p - self.mean if self._shifts else p
+
+
 def alike(values: Any, x: Any) -> Any:
     """``values``, made an array of the library of ``x`` if they are of another."""
     return like(values, x) if is_torch(values) != is_torch(x) else values

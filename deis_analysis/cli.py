@@ -105,6 +105,7 @@ def _row(solver: da.Solver, measured: bool) -> dict[str, Any]:
         "prediction": solver.prediction,
         "variable": solver.variable,
         "nfe": _rule(solver.stages, solver.extra_calls),
+        "depth": _depth(solver),
         "stochastic": solver.stochastic,
         "source": solver.source,
     }
@@ -124,6 +125,14 @@ def _row(solver: da.Solver, measured: bool) -> dict[str, Any]:
             "observed_stochastic": found.stochastic,
         }
     return row
+
+
+def _depth(solver: da.Solver) -> str:
+    """The longest chain of calls that need one another in N steps, read off two tables."""
+    steps = (solver.shortest, solver.shortest + solver.block)
+    first, second = (solver.build(solver.home, da.grid(solver.home, n)).depth for n in steps)
+    stages = (second - first) // solver.block
+    return _rule(stages, first - stages * steps[0])
 
 
 def _rule(stages: int, extra: int) -> str:

@@ -26,8 +26,8 @@ from deis_analysis import gaussian_wasserstein2
 from deis_analysis.process.process import Array
 from deis_analysis.validate import boolean, finite, instance, positive_int
 from experiments.image_data import ImageSet
+from experiments.runner import CHECKPOINTS
 
-CHECKPOINTS = Path(__file__).with_name("checkpoints")
 WEIGHTS, CARD = "features.safetensors", "features.json"
 CLASSES = 10
 _Z = 1.959963984540054  # two-sided 95 % of N(0, 1)

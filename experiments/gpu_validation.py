@@ -1,7 +1,7 @@
 """Does it hold, and how fast is it, on this device? Certificate, path errors of many samples, throughput, overhead.
 
-On a GPU: ``python -m experiments run gpu_validation --thorough --device cuda --model cifar32``. On the CPU it runs
-small, which shows that it runs.
+On a GPU: ``python -m experiments run gpu_validation --thorough --device cuda``, with ``--model`` for a network of
+your own. On the CPU it runs small, which shows that it runs.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from joblib import Memory
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config, problems
-from experiments.runner import FIGURES, shared_sources, without_tf32
+from experiments.runner import CHECKPOINTS, FIGURES, shared_sources, without_tf32
 from experiments.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ BASE_QUICK: Config = {
 }
 CACHE = Memory(FIGURES / ".cache", verbose=0)
 REFERENCES = "references"  # folder of certified solutions, in the cache and beside a shipped network
-CHECKPOINTS = Path(__file__).with_name("checkpoints")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-NETWORKS = ("digits8", "digits8_flow", "mnist28", "cifar32")
+NETWORKS = tuple(sorted(card.parent.name for card in CHECKPOINTS.glob("*/card.json")))
 _OWN_SAMPLES, _OWN_STEPS, _OWN_SEED = 256, 25, 1  # of a network's own law
 _CACHE_BYTES = 2**30
 _CACHED_PIXELS = 16 * 28 * 28  # measured: parts of 8 to 16 images of MNIST take 0.8 times the time of 32 at once

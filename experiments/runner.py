@@ -27,6 +27,7 @@ import deis_analysis
 from deis_analysis.storage import atomic
 from experiments import SHARED, Config, Experiment, Progress, discover
 
+CHECKPOINTS = Path(deis_analysis.__file__).parent / "networks" / "checkpoints"  # of the networks that ship
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 SUFFIXES = ("csv", "png", "svg", "json")
 UNDRAWN = ".undrawn"  # folder, beside the results, of what was computed and could not be drawn
@@ -124,7 +125,7 @@ def shared_sources() -> str:
 
 def _weights(models: list[str]) -> bytes:
     """Hash of the files and folders among ``models``, shipped ones too; features are those of the twin, digits8."""
-    digest, shipped = hashlib.sha256(), Path(__file__).with_name("checkpoints")
+    digest, shipped = hashlib.sha256(), CHECKPOINTS
     for model in models:
         place = next((place for place in (shipped / model, Path(model)) if place.exists()), shipped / model)
         files = [place] if place.is_file() else [*place.rglob("*"), *(shipped / model.split("_")[0]).glob("features.*")]

@@ -29,12 +29,12 @@ import deis_analysis as da
 from deis_analysis.cli import ProcessType
 from deis_analysis.process.process import Process
 from experiments.problems import start_scale
+from experiments.runner import CHECKPOINTS
 
 if TYPE_CHECKING:
     from deis_analysis.networks import ImageModel, Plan, Training
     from experiments.image_data import ImageSet
 
-CHECKPOINTS = Path(__file__).with_name("checkpoints")
 STATE = "training.pt"
 SO_FAR = "so_far"  # folder of the averaged weights of a training that was stopped
 _CALLS, _SAMPLES, _PICTURES = 20, 64, 5  # of the sampler, of images, of grids in a training

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import deis_analysis as da
-from deis_analysis.audit import adapters
+from deis_analysis.audit import packages
 from deis_analysis.audit.specs import subject_of
 from deis_analysis.tableau.extraction import Refusal, read_sampler, table_of
 
@@ -43,7 +43,7 @@ def table(ready):
     reading, convention = read(ready), ready.convention
     times = np.append([convention.process_time(ready.process, raw) for raw in reading.told], ready.t_end)
     rows = reading.rows.copy()
-    if ready.end_scale == "karras" and convention.scale == "process":
+    if ready.end_scale == "karras" and convention.state == "process":
         rows[-1] *= float(ready.process.alpha(ready.t_end))
     used = np.any(rows != 0, axis=0)
     used[: 1 + reading.calls] = True
@@ -137,7 +137,7 @@ def test_the_ladder_tells_methods_apart():
 @pytest.mark.parametrize("source", ["k_diffusion", "azula"])
 def test_every_entry_of_the_catalogue_is_linear_or_says_why_not(source):
     needs(source)
-    entries = adapters.catalogue(source)
+    entries = packages.catalogue(source)
     assert len(set(entries)) == len(entries) >= {"k_diffusion": 10, "azula": 8}[source]
     for spec in entries:
         own, ladder = read(prepared(spec, 10, "own")), read(prepared(spec, 4))
@@ -171,7 +171,7 @@ def outcome(spec):
 
 def test_every_scheduler_of_diffusers_is_read_or_says_why_not():
     needs("diffusers")
-    entries = adapters.catalogue("diffusers")
+    entries = packages.catalogue("diffusers")
     assert len(set(entries)) == len(entries) >= 25
     assert len({entry.split("?")[0] for entry in entries}) >= 18
     for spec in entries:
@@ -198,7 +198,7 @@ class Constant:
         convention, process = self.ready.convention, self.ready.process
         t = convention.process_time(process, float(raw.reshape(-1)[0]))
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        if convention.scale == "karras":
+        if convention.state == "karras":
             alpha, sigma = 1.0, sigma / alpha
         a, b = process.prediction_parts(convention.prediction, t)
         return float(a) + float(b) * (x - alpha) / sigma
@@ -310,11 +310,11 @@ def test_unknown_names_and_options_are_named(spec, message):
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
-    for source, command in adapters.INSTALL.items():
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    for source in packages.SOURCES:
         with pytest.raises(ValueError, match="is not installed; pip install") as error:
             subject_of(f"{source}:x")
-        assert command in str(error.value)
+        assert ("deis-analysis[peers]" if source == "diffusers" else source.replace("_", "-")) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -337,10 +337,10 @@ def test_declared_orders(spec, order):
     assert subject_of(spec).declared_order == order
 
 
-def test_importing_the_adapters_imports_no_package():
+def test_importing_the_modules_of_packages_imports_no_package():
     code = (
-        "import sys; import deis_analysis.audit.adapters, deis_analysis.audit.azula_adapter;"
-        "import deis_analysis.audit.k_diffusion_adapter, deis_analysis.audit.diffusers_ladder_adapter;"
+        "import sys; import deis_analysis.audit.packages.shared, deis_analysis.audit.packages.azula;"
+        "import deis_analysis.audit.packages.k_diffusion, deis_analysis.audit.packages.diffusers.ladder;"
         "print(sorted({'torch', 'diffusers', 'azula', 'k_diffusion'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -376,7 +376,7 @@ def test_global_state_is_left_as_it_was():
 
 
 def test_azula_process_inverts_and_has_the_rate_of_its_scales():
-    from deis_analysis.audit.azula_adapter import AzulaVP
+    from deis_analysis.audit.packages.azula import AzulaVP
 
     process, t, h = AzulaVP(), np.linspace(0.05, 0.95, 7), 1e-6
     assert np.allclose(process.time_from_rho(process.rho(t)), t, rtol=1e-9)

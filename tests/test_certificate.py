@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +16,13 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 import deis_analysis as da
-from deis_analysis.networks import Carried, Convention, ImageModel, process_from
+from deis_analysis.networks import Carried, Convention, ImageModel, process_from, shipped
 from deis_analysis.reference import cache as reference_cache
 from deis_analysis.reference import certificate
 
 VP = da.VPLinear()
 MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
 X = np.linspace(-2, 2, 5)
-CHECKPOINTS = Path(__file__).parents[1] / "experiments" / "checkpoints"
 
 
 def steps_of(found, process=VP, t_start=1.0, t_end=1e-3):
@@ -397,7 +395,7 @@ def test_a_network_that_rounds_its_time_is_asked_at_all_its_levels(clock, carrie
     if carried:
         model = Carried(model, process, "eps")
     ends = [float(process.time_from_lam(lam)) for lam in (-2.03, 3.04)]
-    told = convention.network_time(VP, VP.time_from_lam(np.array([-2.03, 3.04])))
+    told = convention.told(VP, VP.time_from_lam(np.array([-2.03, 3.04])))
     found = da.reference_solution(model, process, x, ends[1], 1e-5, 1e-5, t_start=ends[0], tolerance=1e-3)
     own = np.arange(math.ceil(min(told)), math.floor(max(told)) + 1)
     asked = np.array(net.told)
@@ -461,11 +459,11 @@ class Float64Time(torch.nn.Module):
 
 def test_the_digits_network_is_certified():
     diffusers = pytest.importorskip("diffusers")
-    folder = CHECKPOINTS / "digits8"
+    folder = shipped()["digits8"]
     card = json.loads((folder / "card.json").read_text())
     net = diffusers.UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).double().eval()
     net.time_proj = Float64Time(net.time_proj)
-    process, convention = process_from(card["process"]), Convention(**card["convention"])
+    process, convention = process_from(card["process"]), Convention.from_card(card["convention"])
     model = ImageModel(net, process, convention)
     x = torch.as_tensor(np.random.default_rng(0).standard_normal((2, 1, 8, 8)))
     found = da.reference_solution(model, process, x, 0.18, 1e-10, 1e-10, t_start=0.2, tolerance=1e-8)

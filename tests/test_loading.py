@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,7 +36,7 @@ DIT = {
 }  # fmt: skip
 VP, FLOW = da.VPLinear(), da.RectifiedFlow()
 T_EPS = Convention("eps", scale=1.0)
-SHIPPED = Path(__file__).parents[1] / "experiments" / "checkpoints"
+SHIPPED = loading.CHECKPOINTS
 DDIM = {"clip_sample": False, "set_alpha_to_one": False}
 
 
@@ -107,7 +108,7 @@ def test_options_that_are_the_default_are_not_in_the_digest():
     assert other[1] == plain[1] | {"dropout": 0.1}
     assert not {"dropout", "act_fn", "norm_eps"} & set(plain[1])
     assert {"in_channels", "sample_size"} <= set(plain[1])
-    given = {"process": VP, "convention": Convention("eps")}
+    given = {"process": VP, "convention": Convention("eps", scale=100.0)}
     assert learned.load(unet(), **given).digest != learned.load(unet(dropout=0.1), **given).digest
 
 
@@ -123,7 +124,7 @@ def test_checkpoints_cut_off_anywhere_are_refused(tmp_path, legacy, share):
     torch.save(unet().state_dict(), path, _use_new_zipfile_serialization=not legacy)
     cut(path, share)
     with pytest.raises(ValueError, match=r"spec='net\.pt' (cannot be read|holds)"):
-        learned.load(path, factory=unet, process=VP, convention=Convention("eps"), shape=(1, 8, 8))
+        learned.load(path, factory=unet, process=VP, convention=Convention("eps", scale=100.0), shape=(1, 8, 8))
 
 
 @pytest.mark.parametrize("content", [{"model": {}, "ema": {"shadow_params": 3}}, {1: torch.ones(1)}, {"model": {2: 3}}])
@@ -131,7 +132,9 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, content):
     state = {k: (unet().state_dict() if k == "model" and not v else v) for k, v in content.items()}
     torch.save(state, tmp_path / "net.pt")
     with pytest.raises(ValueError, match=r"spec='net\.pt'"):
-        learned.load(tmp_path / "net.pt", factory=unet, process=VP, convention=Convention("eps"), shape=(1, 8, 8))
+        learned.load(
+            tmp_path / "net.pt", factory=unet, process=VP, convention=Convention("eps", scale=100.0), shape=(1, 8, 8)
+        )
 
 
 @pytest.mark.parametrize(
@@ -510,7 +513,7 @@ def test_modules_are_copied(tmp_path):
 
     net = UNet2DModel(**TINY).train()
     before = copy.deepcopy(net.state_dict())
-    network = learned.load(net, process=VP, convention=Convention("eps"), dtype=torch.float64)
+    network = learned.load(net, process=VP, convention=Convention("eps", scale=100.0), dtype=torch.float64)
     assert network.name == "UNet2DModel"
     assert network.shape == (1, 8, 8)
     assert net.training
@@ -815,11 +818,11 @@ def test_digests_tell_networks_apart(tmp_path):
         learned.load(tmp_path / "one", **changes).digest
         for changes in (
             {"process": da.VPDiscrete(0.5 * one.process.alphas_cumprod)},
-            {"process": da.VPLinear(), "convention": Convention("eps")},
+            {"process": da.VPLinear(), "convention": Convention("eps", scale=100.0)},
             {"convention": Convention("x0", scale=1.0)},
             {"convention": Convention("eps", scale=1.5)},
             {"convention": Convention("eps", scale=1.0, offset=1.0)},
-            {"convention": Convention("eps", scale=1.0, normalised=True)},
+            {"convention": Convention("eps", scale=1.0, state="normalised")},
             {"times": "nearest"},
             {"dtype": torch.float64},
         )
@@ -886,8 +889,8 @@ def test_bad_specs(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device='cuda' cannot be used here"):
             learned.load("digits8", device="cuda")
-    with pytest.raises(ValueError, match="clock='lambda' is unknown"):
-        Convention("eps", clock="lambda")
+    with pytest.raises(ValueError, match="time='lambda' is unknown"):
+        Convention("eps", time="lambda")
     network = learned.load("digits8")
     for shape in ((2, 3, 8, 8), (1, 8, 8), (2, 8, 8, 1)):
         with pytest.raises(ValueError, match=r"x has shape .*; allowed: \(batch, 1, 8, 8\), channels first"):
@@ -993,3 +996,12 @@ def test_called_networks_keep_their_weights_names():
     """A network's digest does not tell whether it was wrapped: only what it answers does."""
     net = unet()
     assert {k.removeprefix("net.") for k in Called(net).state_dict()} == set(net.state_dict())
+
+
+def test_shipped_networks_do_not_depend_on_the_folder_one_is_in(tmp_path):
+    """An `experiments` package of the user's, first on the path, hid them once."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("raise RuntimeError('not ours')")
+    code = "import deis_analysis as da; print(sorted(da.networks.shipped()), da.networks.load('digits8').shape)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['digits8', 'digits8_flow', 'mnist28'] (1, 8, 8)"

@@ -380,9 +380,9 @@ def _constant_defect(
     table: Tableau, process: Process, frozen: str, source: Any, exact: dict[int, Any], i: int, k: int
 ) -> Any:
     """The defect of the step from node i to node k if ``frozen`` kept the value that it has at i."""
-    mean = 0.0 if process.mean is None else backend.like(process.mean, exact[0])
-    here, value = exact[i] - mean, _predicting(process, source, frozen)(exact[i], float(table.times[i]))
-    value = value - mean if frozen == "x0" else value
+    centre = backend.Centre(process.mean, exact[0], frozen)
+    here = centre.off(exact[i])
+    value = centre.predicted(_predicting(process, source, frozen)(exact[i], float(table.times[i])))
     gamma, kappa = (f(frozen, table.times[: k + 1]) for f in (process.gamma, process.kappa))
     before = set(table.grid_nodes) - {k}
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.analysis.law import law_error, strong_distance
+from deis_analysis.backend import Centre
 from deis_analysis.problems.mixture import GaussianMixture, ProductMixture
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
@@ -51,18 +52,16 @@ def walk(tableau: Tableau, model: Model, exact: dict[int, Any]) -> dict[int, Any
         raise ValueError(f"tableau {tableau.name!r} draws noise; allowed: deterministic tables")
     tableau = tableau.for_model(model)
     computed: dict[int, Any] = {}
-    times, mean = tableau.times.tolist(), tableau.mean
-    shift = 0.0 if mean is None else mean
-    shifted = shift if tableau.prediction == "x0" else 0.0
+    times, centre = tableau.times.tolist(), Centre(tableau.mean, exact[0], tableau.prediction)
 
     def place(k: int, u: Any) -> Any:
-        computed[k] = u if mean is None else u + mean
-        return exact[k] - shift if k in exact else u
+        computed[k] = centre.on(u)
+        return centre.off(exact[k]) if k in exact else u
 
     def output(k: int, u: Any) -> Any:
-        return model(u if mean is None else u + mean, times[k]) - shifted
+        return centre.predicted(model(centre.on(u), times[k]))
 
-    fold(tableau.plan, {0: exact[0] - shift}, output, place=place, zero=0.0 * exact[0])
+    fold(tableau.plan, {0: centre.off(exact[0])}, output, place=place, zero=0.0 * exact[0])
     return computed
 
 

@@ -134,7 +134,7 @@ def run_sampler(prepared: Prepared, mix: GaussianMixture, x: Array) -> tuple[Arr
         raw = float(np.asarray(time.detach().cpu() if hasattr(time, "detach") else time).reshape(-1)[0])
         t = convention.process_time(process, raw)
         values = np.asarray(state.detach().cpu() if hasattr(state, "detach") else state, dtype=np.float64).reshape(-1)
-        values = values * (float(process.alpha(t)) if convention.scale == "karras" else 1.0)
+        values = values * float(convention.input_scale(process, t))
         inputs.append(values)
         times.append(t)
         return give(exact(values, t))

@@ -172,7 +172,7 @@ def check_ends(case: Case) -> list[Finding]:
         findings.append(Finding("SCH-LEVEL-MISMATCH", "error", text))
     if prepared.start_std is not None and not case.lead:
         first = float(case.reading.rows[0, 0]) * prepared.start_std
-        first *= float(process.alpha(case.times[0])) if prepared.convention.scale == "karras" else 1.0
+        first *= float(prepared.convention.input_scale(process, case.times[0]))
         sigma_t = float(process.sigma(case.times[0]))
         widest = float(np.hypot(process.alpha(case.times[0]), sigma_t))
         if not 0.98 * sigma_t <= abs(first) <= 1.02 * widest:

@@ -14,7 +14,7 @@ from deis_analysis.audit.case import Case, read_case, run_sampler
 from deis_analysis.audit.subject import Prepared, Subject
 from deis_analysis.audit.tables import run_errors, up_to
 from deis_analysis.process.process import Array
-from deis_analysis.tableau.extraction import Refusal
+from deis_analysis.tableau.extraction import NotLinear
 
 STEPS = (20, 40, 80, 160)
 _START = 5  # states given exactly when the start is taken away
@@ -56,9 +56,7 @@ def measure_convergence(subject: Subject, steps: Sequence[int] = STEPS) -> Conve
         assert p is not None
         try:
             read = read_case(p)
-        except Refusal as refusal:
-            if "not linear" not in str(refusal):
-                raise
+        except NotLinear:
             return _by_running(prepared)
         case = case or read
         counts.append(len(read.trunk.chain) - 1)
@@ -152,8 +150,7 @@ def _by_running(prepared: Sequence[tuple[int, Prepared | None]]) -> Convergence:
         assert p is not None
         first = run_sampler(p, mix, np.zeros(_SAMPLES))[2][0]
         x = mix.sample(_SAMPLES, 0, p.process, first)
-        scale = 1.0 if p.convention.scale == "process" else 1.0 / float(p.process.alpha(first))
-        _, inputs, times = run_sampler(p, mix, x * scale)
+        _, inputs, times = run_sampler(p, mix, x / float(p.convention.input_scale(p.process, first)))
         truth = mix.flow(p.process, inputs[0], times[0], times[-1]) if times[-1] < times[0] else inputs[0]
         errors.append(_rms(inputs[-1] - truth))
         counts.append(n)

@@ -22,7 +22,7 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Process
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Tableau, run
-from deis_analysis.tableau.extraction import Refusal
+from deis_analysis.tableau.extraction import NotLinear, Refusal
 from deis_analysis.validate import positive_int
 
 RANK_NFE = (5, 10, 20)
@@ -111,7 +111,7 @@ def audit_sampler(
 
 def _refused(sampler: Subject, refusal: Refusal, failed: str = "error") -> Report:
     """The report on a sampler that has no table."""
-    nonlinear = "not linear" in str(refusal)
+    nonlinear = isinstance(refusal, NotLinear)
     code, severity = ("RUN-NONLINEAR", "warning") if nonlinear else ("RUN-FAILED", failed)
     findings, convergence = [Finding(code, severity, str(refusal))], None
     if nonlinear:

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from deis_analysis.audit import adapters
+from deis_analysis.audit import packages
 from deis_analysis.audit.subject import Subject, function_subject, parse_spec, registry_subject
 from deis_analysis.solvers import SOLVERS
 
@@ -24,11 +24,10 @@ def subject_of(spec: str) -> Subject:
         return registry_subject(name)
     if source.endswith(".py"):
         return _from_file(spec, Path(source), name, options)
-    if source in ("diffusers", "k_diffusion", "azula"):
-        return adapters.adapt(spec, source, name, options)
-    raise ValueError(
-        f"spec={spec!r}: source {source!r} is unknown. Allowed: registry, diffusers, k_diffusion, azula, a .py file"
-    )
+    if source in packages.SOURCES:
+        return packages.adapt(spec, source, name, options)
+    known = ", ".join(("registry", *packages.SOURCES))
+    raise ValueError(f"spec={spec!r}: source {source!r} is unknown. Allowed: {known}, a .py file")
 
 
 def _from_file(spec: str, path: Path, name: str, options: dict[str, Any]) -> Subject:
@@ -56,4 +55,4 @@ def catalogue(source: str) -> list[str]:
     """
     if source == "registry":
         return [f"registry:{name}" for name in SOLVERS]
-    return adapters.catalogue(source)
+    return packages.catalogue(source)

@@ -11,12 +11,13 @@ from urllib.parse import unquote
 import numpy as np
 
 from deis_analysis.analysis.measurement import order_problem
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VPLinear
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Tableau, run
-from deis_analysis.tableau.extraction import Convention, Refusal, Sampler
+from deis_analysis.tableau.extraction import Refusal, Sampler
 from deis_analysis.validate import choose
 
 
@@ -173,7 +174,7 @@ class FunctionSubject:
         import torch
 
         edm = EDM(float(levels[-1]) / 10, float(levels[0]) * 10)  # room for models that are told a wrong level
-        convention = Convention("x0", "rho", "karras")
+        convention = Convention("x0", "rho", state="karras")
         if self.convention == "edm":
             low, high, n = float(levels[-1]), float(levels[0]), levels.size
             names = inspect.signature(self.function).parameters

@@ -62,14 +62,10 @@ def as_score(model: Model, process: Process, prediction: str = "eps") -> Model:
     def score(x: Any, t: float) -> Any:
         if not float(process.sigma(t)) > 0:
             raise ValueError(f"t={t!r} has σ = 0 on {process!r}, where the score is not finite; allowed: σ > 0")
-        from_x, from_p = (float(c) for c in process.convert(prediction, "score", t))
         p = model(x, t)
         if backend.wants_graph(x) and backend.is_torch(p):  # the term in x would hide that there is none
             backend.with_graph("model", p, f"at t={t!r}")
-        if process.mean is None:
-            return from_x * x + from_p * p
-        mean = backend.like(process.mean, x)
-        return from_x * (x - mean) + from_p * (p - mean if prediction == "x0" else p)
+        return process.translate(x, p, prediction, "score", t)
 
     return score
 

@@ -115,17 +115,9 @@ def sampled_martingale_defect(
     first, last = float(tableau.times[0]), float(tableau.times[-1])
     many = (start[None] + backend.like(np.zeros((2 * count, *start.shape)), start)).reshape(-1, *start.shape[1:])
     end = run(tableau, model, many, [z[i] for i in range(columns)])
-    change = _denoised(model, process, tableau.prediction, end, last).reshape(shape)
-    change = 0.5 * (change[0] + change[1]) - _denoised(model, process, tableau.prediction, start, first)
+    prediction = tableau.prediction
+    change = process.translate(end, model(end, last), prediction, "x0", last).reshape(shape)
+    before = process.translate(start, model(start, first), prediction, "x0", first)
+    change = 0.5 * (change[0] + change[1]) - before
     mean = change.mean(0)
     return SampledDefect(mean, (((change - mean) ** 2).sum(0) / (count * (count - 1))) ** 0.5)
-
-
-def _denoised(model: Model, process: Process, prediction: str, x: Any, t: float) -> Any:
-    """D(x, t) from the model's own prediction."""
-    from_x, from_p = (float(c) for c in process.convert(prediction, "x0", t))
-    p = model(x, t)
-    if process.mean is None or prediction == "x0":
-        return from_x * x + from_p * p
-    mean = backend.like(process.mean, x)
-    return mean + from_x * (x - mean) + from_p * p

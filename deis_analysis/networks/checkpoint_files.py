@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from deis_analysis.networks.convention import Convention
 from deis_analysis.networks.diffusers_folder import Found, in_one_line
 from deis_analysis.networks.guided import Called, read_guidance
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.schedules import EDM
 from deis_analysis.validate import function
 

@@ -1,65 +1,24 @@
-r"""What a network is told of the time and of the state, and a network under its convention as a model.
+"""The convention that networks are trained under here, and a network under its convention as a model.
 
-A network of diffusers is called as ``net(input, n)``. Ours are told
-
-.. math:: n = \text{offset} + \text{scale} \cdot c_t , \qquad c_t ∈ \{t, λ_t\} , \qquad
-    \text{input} = x \;\text{or}\; x / \sqrt{α_t^2 + σ_t^2} ,
-
-with n a real number, rounded only where `ImageModel` is asked to.
+A network of diffusers is called as ``net(seen, told)``, as `Convention` says; told is a real number, rounded only where
+`ImageModel` is asked to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from deis_analysis.networks.dsm import TIMES, zero_mean
+from deis_analysis.networks.dsm import zero_mean
 from deis_analysis.networks.times import ROUNDINGS, answer_at
-from deis_analysis.process.process import PREDICTIONS, Array, Process
+from deis_analysis.process.convention import Convention
+from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VE, VPDiscrete
-from deis_analysis.validate import boolean, choose, finite, instance
+from deis_analysis.validate import choose, instance
 
 NETWORK_TIMES = 100.0  # of a whole process; see `standard_convention`
-
-
-@dataclass(frozen=True)
-class Convention:
-    """What a network predicts, and what it is told.
-
-    Attributes:
-        prediction: "eps", "x0", "v" or "score", as in `Process.prediction_parts`.
-        clock, scale, offset: the network time is offset + scale·c, c the clock "t" or "lam".
-        normalised: whether the network sees x/√(α² + σ²) rather than x.
-
-    Raises:
-        ValueError: an unknown prediction or clock, scale 0, numbers that are not finite.
-    """
-
-    prediction: str
-    clock: str = "t"
-    scale: float = NETWORK_TIMES
-    offset: float = 0.0
-    normalised: bool = False
-
-    def __post_init__(self) -> None:
-        choose("prediction", self.prediction, PREDICTIONS)
-        choose("clock", self.clock, TIMES)
-        finite("offset", self.offset)
-        if finite("scale", self.scale) == 0:
-            raise ValueError(f"scale={self.scale!r} must not be 0: the network would not be told the time")
-        boolean("normalised", self.normalised)
-
-    def network_time(self, process: Process, t: Any) -> Array:
-        """What the network is told at times t, shape of ``t``; ValueError outside the range of the process."""
-        process.alpha(t)  # refuses such times
-        return self.offset + self.scale * (process.lam(t) if self.clock == "lam" else np.asarray(t, dtype=np.float64))
-
-    def input_scale(self, process: Process, t: Any) -> Array:
-        """What x is divided by at times t, shape of ``t``."""
-        return np.hypot(process.alpha(t), process.sigma(t)) if self.normalised else np.ones_like(t, dtype=np.float64)
 
 
 def standard_convention(process: Process, prediction: str) -> Convention:
@@ -75,9 +34,9 @@ def standard_convention(process: Process, prediction: str) -> Convention:
     if isinstance(process, EDM):
         high, low = (float(process.lam(t)) for t in (process.t_min, process.t_max))
         scale = -NETWORK_TIMES / (high - low)
-        return Convention(prediction, "lam", scale, -scale * high, normalised=True)
+        return Convention(prediction, "lam", scale, -scale * high, "normalised")
     scale = 1.0 if isinstance(process, VPDiscrete) else NETWORK_TIMES
-    return Convention(prediction, scale=scale, normalised=isinstance(process, VE))
+    return Convention(prediction, scale=scale, state="normalised" if isinstance(process, VE) else "process")
 
 
 class ImageModel(torch.nn.Module):
@@ -133,10 +92,10 @@ class ImageModel(torch.nn.Module):
         self._check(x)
         dtype = next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
         times = t.detach().cpu().double().numpy() if isinstance(t, torch.Tensor) else np.asarray(t, dtype=np.float64)
-        told = self.convention.network_time(self.process, times)
+        told = self.convention.told(self.process, times)
         if told.shape not in ((), (1,), (len(x),)):
             raise ValueError(f"t has shape {told.shape}; allowed: one time, or one for each of {len(x)} samples")
-        if self.convention.normalised:
+        if self.convention.state != "process":
             scale = torch.as_tensor(self.convention.input_scale(self.process, times), device=x.device, dtype=x.dtype)
             x_in = x / scale.reshape(-1, 1, 1, 1)
         else:

@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from deis_analysis.networks.convention import Convention
 from deis_analysis.networks.folder import CARD, process_from
 from deis_analysis.networks.guided import Called, Guidance, read_guidance
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import EDM, RectifiedFlow, VPDiscrete
 from deis_analysis.validate import choose
@@ -189,7 +189,7 @@ def _labels(net: Any, labels: Any, guidance: float) -> tuple[Guidance | None, An
 # -- the process ----------------------------------------------------------------------------------
 def _from_card(card: Mapping[str, Any], name: str) -> tuple[Process, Convention]:
     try:
-        return process_from(card["process"]), Convention(**card["convention"])
+        return process_from(card["process"]), Convention.from_card(card["convention"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"spec={name!r}: {CARD} lacks or misstates {error}") from error
 

@@ -7,13 +7,13 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deis_analysis.networks.convention import NETWORK_TIMES, Convention
+from deis_analysis.networks.convention import NETWORK_TIMES
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPDiscrete, VPLinear
 from deis_analysis.storage import atomic
@@ -51,7 +51,7 @@ def equivalent_scheduler(process: Process, convention: Convention) -> tuple[Any 
     """
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-    prediction, plain = convention.prediction, convention.clock == "t" and convention.offset == 0
+    prediction, plain = convention.prediction, convention.time == "t" and convention.offset == 0
     if isinstance(process, RectifiedFlow) and prediction == "v" and plain and convention.scale == NETWORK_TIMES:
         return FlowMatchEulerDiscreteScheduler(
             int(NETWORK_TIMES), shift=1.0
@@ -97,7 +97,7 @@ def save_folder(
     whole = {
         **card,
         "process": describe_process(process),
-        "convention": asdict(convention),
+        "convention": convention.card(),
         "scheduler": {"class": type(scheduler).__name__ if scheduler else None, "note": note},
         "network": {
             "class": type(net).__name__,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,17 +13,18 @@ from typing import Any
 import torch
 
 from deis_analysis.networks.checkpoint_files import PICKLES, WEIGHTS, read_pickle, read_weights
-from deis_analysis.networks.convention import Convention
 from deis_analysis.networks.diffusers_folder import NETWORKS, Found, in_one_line, read_folder, wrap_network
 from deis_analysis.networks.folder import CARD
 from deis_analysis.networks.guided import Called, read_guidance
 from deis_analysis.networks.network import DTYPES, Network, assembled, placed
 from deis_analysis.networks.times import ROUNDINGS
 from deis_analysis.networks.training import _usable
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Process, require_process
 from deis_analysis.process.schedules import EDM
 from deis_analysis.validate import boolean, choose, instance, positive_int
 
+CHECKPOINTS = Path(__file__).with_name("checkpoints")
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ALLOWED = "a shipped name, a folder, a hub id OWNER/NAME, a checkpoint file, a torch module or a function"
 _SMALL_FILES = [f"{part}{name}" for part in ("", "unet/", "transformer/", "scheduler/")
@@ -50,7 +50,7 @@ def load(
     ==========================  ===============================================================================
     ``spec``                    what is known of it
     ==========================  ===============================================================================
-    shipped name                all: "digits8" and what else lies in ``experiments/checkpoints``
+    shipped name                all: "digits8" and what else lies in ``networks/checkpoints``
     folder                      all, from ``card.json`` or the scheduler of diffusers (see `diffusers_folder`)
     hub id ``OWNER/NAME``       as of a folder; it is downloaded, once, without other parts of a pipeline
     ``.pkl`` of NVlabs/edm      all; reading it runs code that it brings along
@@ -100,7 +100,7 @@ def _made(found: Found, given: dict[str, Any], device: Any, dtype: torch.dtype, 
     convention, process = given["convention"], given["process"]
     if found.integers and times == "fractional":
         raise ValueError("times='fractional': the network has a table of integer times; allowed: nearest, linear")
-    if times != "fractional" and isinstance(process, EDM) and convention.clock == "t":
+    if times != "fractional" and isinstance(process, EDM) and convention.time == "t":
         raise ValueError(f"times={times!r}: the network is told σ, of which integers are few; allowed: fractional")
     return assembled(
         placed(found.net, device, dtype), convention, process, given["shape"], found.name, times=times,
@@ -142,10 +142,8 @@ def _find(
 
 
 def shipped() -> dict[str, Path]:
-    """The folders of networks that ship with the project, by name; none where `experiments` is not installed."""
-    found = importlib.util.find_spec("experiments")
-    places = [] if found is None else [Path(p) / "checkpoints" for p in found.submodule_search_locations or []]
-    return {path.parent.name: path.parent for place in places for path in sorted(place.glob(f"*/{CARD}"))}
+    """The folders of the networks that ship with the package, by name."""
+    return {path.parent.name: path.parent for path in sorted(CHECKPOINTS.glob(f"*/{CARD}"))}
 
 
 def _located(spec: Any) -> Path | None:

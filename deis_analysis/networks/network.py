@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from deis_analysis.networks.convention import Convention, ImageModel
+from deis_analysis.networks.convention import ImageModel
 from deis_analysis.networks.diffusers_folder import in_one_line
 from deis_analysis.networks.dsm import zero_mean
 from deis_analysis.networks.folder import describe_process
 from deis_analysis.networks.guided import Called, Guidance
 from deis_analysis.networks.times import embed_exactly
 from deis_analysis.networks.training import _usable
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import PREDICTIONS, Array, Process
 from deis_analysis.validate import choose
 
@@ -174,7 +175,7 @@ def assembled(
     if weights is None:
         digest = old or secrets.token_hex(32)
     else:
-        spoken = json.dumps([asdict(convention), times, None if guidance is None else asdict(guidance)])
+        spoken = json.dumps([convention.card(), times, None if guidance is None else asdict(guidance)])
         digest = _sha256(weights, architecture or _printed(net), _described(process), spoken)
     model.digest = digest
     return Network(model, process, shape, convention.prediction, name, digest, card, guidance, architecture)

@@ -21,16 +21,17 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from deis_analysis.networks.convention import Convention, ImageModel, standard_convention
+from deis_analysis.networks.convention import ImageModel, standard_convention
 from deis_analysis.networks.dsm import TIMES, TRAINED, sampling_times, zero_mean
 from deis_analysis.networks.folder import describe_process
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VE, RectifiedFlow
 from deis_analysis.storage import atomic
@@ -120,7 +121,7 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """As JSON's values."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        found |= {"process": describe_process(self.process), "convention": asdict(self.convention)}
+        found |= {"process": describe_process(self.process), "convention": self.convention.card()}
         return dict(json.loads(json.dumps(found)))
 
 

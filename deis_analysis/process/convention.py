@@ -1,15 +1,25 @@
-"""What a model predicts, and of which process: typed models, and models with other people's clocks."""
+r"""What a model predicts, of which process, and what it is told: typed models, and models with other people's clocks.
+
+A network, or a sampler that asks one, has its own idea of time and of scale. Both are written in one way:
+
+.. math:: \text{told} = \text{offset} + \text{scale} \cdot c_t , \qquad c_t ∈ \{t, ρ_t, λ_t\} , \qquad
+    \text{seen} = x, \; x / α_t \;\text{or}\; x / \sqrt{α_t^2 + σ_t^2} .
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deis_analysis.process.process import PREDICTIONS, Process, require_process
+import numpy as np
+
+from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.validate import boolean, choose, finite, function, scalar
 
 Function = Callable[[Any, float], Any]
+CLOCKS = ("t", "rho", "lam")
+STATES = ("process", "karras", "normalised")
 
 
 @dataclass(frozen=True)
@@ -100,3 +110,80 @@ def flow_model(
         return output if factor == 1.0 else factor * output
 
     return told
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a model predicts, and what it is told of the time and of the state.
+
+    Attributes:
+        prediction: ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``, as in `Process.prediction_parts`.
+        time: the clock c: ``"t"``, process time; ``"rho"``, the level σ/α; ``"lam"``; or, for samplers that are read, a
+            function from what is told to process time.
+        scale, offset: told is offset + scale · c.
+        state: what is seen: ``"process"``, α x₀ + σ ε; ``"karras"``, x₀ + ρ ε; ``"normalised"``, over √(α² + σ²).
+
+    Raises:
+        ValueError: an unknown prediction, time or state, scale 0, numbers that are not finite.
+    """
+
+    prediction: str = "eps"
+    time: str | Callable[[float], float] = "t"
+    scale: float = 1.0
+    offset: float = 0.0
+    state: str = "process"
+
+    def __post_init__(self) -> None:
+        if self.scale in STATES:  # Convention("x0", "rho", "karras"), as in 0.1
+            object.__setattr__(self, "state", self.scale)
+            object.__setattr__(self, "scale", 1.0)
+        choose("prediction", self.prediction, PREDICTIONS)
+        choose("state", self.state, STATES)
+        if not callable(self.time):
+            choose("time", self.time, CLOCKS)
+        finite("offset", self.offset)
+        if finite("scale", self.scale) == 0:
+            raise ValueError(f"scale={self.scale!r} must not be 0: the model would not be told the time")
+
+    def told(self, process: Process, t: Any) -> Array:
+        """What the model is told at times t, shape of ``t``; ValueError outside the range, or if time is a function."""
+        process.alpha(t)  # refuses such times
+        if callable(self.time):
+            raise ValueError(f"time={self.time!r} gives process time from what is told only; allowed: {CLOCKS}")
+        clock = np.asarray(t, dtype=np.float64) if self.time == "t" else getattr(process, self.time)(t)
+        return self.offset + self.scale * clock
+
+    def process_time(self, process: Process, told: float) -> float:
+        """Process time of what the model was told; NaN where the process has no such time."""
+        try:
+            if callable(self.time):
+                return float(self.time(told))
+            clock = (told - self.offset) / self.scale
+            if self.time == "t":
+                return float(process._check_scalar(clock, "t"))
+            return float(process.time_from_rho(clock) if self.time == "rho" else process.time_from_lam(clock))
+        except ValueError:
+            return float("nan")
+
+    def input_scale(self, process: Process, t: Any) -> Array:
+        """What x is divided by at times t, shape of ``t``."""
+        if self.state == "process":
+            return np.ones_like(t, dtype=np.float64)
+        return process.alpha(t) if self.state == "karras" else np.hypot(process.alpha(t), process.sigma(t))
+
+    def card(self) -> dict[str, Any]:
+        """As numbers and strings for a file; `from_card` reads them. ValueError if ``time`` is a function."""
+        if callable(self.time):
+            raise ValueError(f"time={self.time!r} cannot be written; allowed: {CLOCKS}")
+        told = {"prediction": self.prediction, "clock": self.time, "scale": self.scale, "offset": self.offset}
+        return told | ({"state": "karras"} if self.state == "karras" else {"normalised": self.state == "normalised"})
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Convention:
+        """The convention that `card` wrote; TypeError for entries that it does not write."""
+        entries = dict(card)
+        if "clock" in entries:
+            entries["time"] = entries.pop("clock")
+        if boolean("normalised", entries.pop("normalised", False)):
+            entries["state"] = "normalised"
+        return cls(**entries)

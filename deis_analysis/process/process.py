@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from typing import Any, ClassVar
 
 import numpy as np
@@ -287,8 +286,8 @@ class Process:
             raise ValueError(f"t={bad!r}: {target!r} cannot be told from x and {source!r} there")
         return (a_new * b - b_new * a) / det, (alpha * b_new - sigma * a_new) / det
 
-    def translate(self, x: Any, p: Any, source: str, target: str, t: float) -> Any:
-        """What predicts ``target``, from the state ``x`` and a prediction ``p`` of ``source`` at time ``t``.
+    def translate(self, x: Any, p: Any, source: str, target: str, t: Any) -> Any:
+        """What predicts ``target``, from ``x`` and a prediction ``p`` of ``source`` at time t, or (n,) times of slices.
 
         Arrays of any library and one shape; on `MeanReverting` x and x₀ have the mean on.
 
@@ -297,12 +296,12 @@ class Process:
         """
         if source == target:
             return p
-        from_x, from_p = (float(c) for c in self.convert(source, target, t))
-        if self.mean is None:
-            return from_p * p + from_x * x if from_x else from_p * p
-        mean = backend.like(self.mean, x)
-        found = from_p * (p - mean if source == "x0" else p) + from_x * (x - mean)
-        return found + mean if target == "x0" else found
+        centre = backend.Centre(self.mean, x, source)
+        from_x, from_p = (backend.along(c, x) if np.ndim(c) else float(c) for c in self.convert(source, target, t))
+        found = from_p * centre.predicted(p)
+        if np.ndim(from_x) or from_x:
+            found = found + from_x * centre.off(x)
+        return centre.on(found) if target == "x0" else found
 
 
 def require_process(process: Any) -> Process:
@@ -334,15 +333,25 @@ class MeanReverting(Process):
         self.process, self.mean, self.noise_scale = process, mean, float(noise_scale)
         self.t_min, self.t_max = process.t_min, process.t_max
         self.variance_preserving = process.variance_preserving  # type: ignore[misc]
-        for name in self._INNER:
-            setattr(self, name, getattr(process, name))
+        self._data_time, self._noise_time = process._data_time, process._noise_time  # type: ignore[misc]
 
-    _SCALED: ClassVar[frozenset[str]] = frozenset(  # what c changes, or is made of such
-        {"_sigma", "_rho", "_lam", "_time_from_rho", "_kappa_score", "_rho_rate", "_inv_rho_rate", "_diffusion_squared"}
-        | {"_v_rates", "_kappa_rate", "_variable_rate", "_counted_from"}
-    )
-    _INNER: ClassVar[frozenset[str]] = frozenset(n for n in dir(Process) if re.match("_(?!check)[a-z]", n)) - _SCALED
+    # what c does not change
+    def _alpha(self, t: Array) -> Array:
+        return self.process._alpha(t)
 
+    def _rate(self, t: Array) -> Array:
+        return self.process._rate(t)
+
+    def _drift(self, t: Array) -> Array:
+        return self.process._drift(t)
+
+    def _v_clock(self, t: Array) -> Array:
+        return self.process._v_clock(t)
+
+    def _v_clock_rate(self, t: Array) -> Array:
+        return self.process._v_clock_rate(t)
+
+    # and what it does
     def _counted_from(self, origin: Array) -> Process:
         return MeanReverting(self.process._counted_from(origin), 0.0, self.noise_scale)
 

@@ -30,6 +30,7 @@ import torch
 from scipy.interpolate import KroghInterpolator
 from torchdiffeq import odeint
 
+from deis_analysis.backend import Centre
 from deis_analysis.process.process import Array, Process
 from deis_analysis.reference.settings import Settings
 from deis_analysis.solvers import build
@@ -54,6 +55,9 @@ _FUNCTION = 1e-6  # of the answer: two answers to one question that differ by mo
 Show = Callable[[str, float], None]
 
 
+SAME_TIME = 1e-12
+
+
 class NotFiniteError(ValueError):
     """The model returned NaN or infinity."""
 
@@ -63,10 +67,26 @@ class UnreachableError(ValueError):
 
 
 @dataclass(frozen=True)
-class Solved:
-    """States at all times, and what is known of them; as in `deis_analysis.Reference`."""
+class Reference:
+    """A reference solution at two times or more.
 
+    Attributes:
+        times: descending, the first that of ``x_T``; a time that was asked for twice is here once.
+        states: the state at each of the times, kind of the input, float64 inside; the first is ``x_T``.
+        nfe: model evaluations of all runs together. second_nfe: those that check, all but DOPRI5's first two runs.
+        error_estimate: largest absolute difference, over all times, between the states and a run at ten times its
+            tolerance.
+        rtol, atol: tolerances of the run that gave the states.
+        certified: whether the second method confirms the states to ``tolerance``, at the tolerances asked for.
+        agreement: largest absolute difference of the two methods; nan without a run of the second.
+        tolerance: absolute, see `reference_solution`.
+        message: to what and by what it is certified, and how narrow a feature of the model may have gone unseen; or why
+            it is not, what difference remained, and at which time the model seems not to be smooth.
+    """
+
+    times: tuple[float, ...]
     states: tuple[Any, ...]
+    nfe: int
     second_nfe: int
     error_estimate: float
     rtol: float
@@ -76,6 +96,22 @@ class Solved:
     tolerance: float
     message: str
 
+    @property
+    def x(self) -> Any:
+        """The state at the last time."""
+        return self.states[-1]
+
+    def __call__(self, t: float) -> Any:
+        """The state at one of the times (within 1e-12).
+
+        Raises:
+            ValueError: no state is known there.
+        """
+        nearest = min(range(len(self.times)), key=lambda i: abs(self.times[i] - t))
+        if not abs(self.times[nearest] - t) <= SAME_TIME:
+            raise ValueError(f"t={t!r} is not on the path; allowed: one of its {len(self.times)} times")
+        return self.states[nearest]
+
 
 class Flow:
     """A model behind its door, counting its calls, and dy/dλ of y = (x − mean)/α."""
@@ -83,7 +119,7 @@ class Flow:
     def __init__(self, model: Model, process: Process, settings: Settings, numpy: bool, device: torch.device) -> None:
         self.model, self.process, self.settings, self.numpy = model, process, settings, numpy
         self.device = device
-        self.mean = None if process.mean is None else torch.as_tensor(process.mean, dtype=torch.float64, device=device)
+        self.centre = Centre(process.mean, torch.zeros((), dtype=torch.float64, device=device), settings.prediction)
         self.nfe, self.answered = 0, torch.float64
         self.levels: Array | None = None  # times at which the model has values of their own, where they are known
         self.show: Show = lambda text, share: None
@@ -107,11 +143,8 @@ class Flow:
 
     def _eps(self, x: torch.Tensor, t: float) -> torch.Tensor:
         """ε of the state x − mean."""
-        prediction = self.settings.prediction
-        p = self(x if self.mean is None else x + self.mean, t)
-        if self.mean is not None and prediction == "x0":
-            p = p - self.mean
-        from_x, from_p = (float(c) for c in self.process.convert(prediction, "eps", t))
+        p = self.centre.predicted(self(self.centre.on(x), t))
+        from_x, from_p = (float(c) for c in self.process.convert(self.settings.prediction, "eps", t))
         return from_p * p + from_x * x if from_x else from_p * p
 
     def rate(self, lam: float, y: torch.Tensor, t: float) -> torch.Tensor:
@@ -148,15 +181,14 @@ class Flow:
 
         span = torch.tensor(levels, dtype=torch.float64, device=x.device)
         stops = torch.tensor([float(self.process.lam(t)) for t in nodes[1:]], dtype=torch.float64, device=x.device)
-        centre = 0.0 if self.mean is None else self.mean
-        y = (x - centre) / float(self.process.alpha(start))
+        y = self.centre.off(x) / float(self.process.alpha(start))
         try:
             y = odeint(rate, y, span, rtol=rtol, atol=atol, method="dopri5", options={"step_t": stops})
         except AssertionError as error:
             if not str(error).startswith(("underflow in dt", "non-finite values in state")):
                 raise  # the model's own
             raise UnreachableError(str(error).split(": ")[0]) from error
-        return [x, *(float(self.process.alpha(t)) * y[i] + centre for i, t in enumerate(times) if i)]
+        return [x, *(self.centre.on(float(self.process.alpha(t)) * y[i]) for i, t in enumerate(times) if i)]
 
 
 class Path:
@@ -417,7 +449,7 @@ class First:
 
 
 @torch.no_grad()
-def solve(flow: Flow, x: torch.Tensor, times: list[float]) -> Solved:
+def solve(flow: Flow, x: torch.Tensor, times: list[float]) -> Reference:
     """The states at descending ``times`` by DOPRI5, the first that of ``x``; compared with the second method if asked.
 
     Raises:
@@ -430,11 +462,13 @@ def solve(flow: Flow, x: torch.Tensor, times: list[float]) -> Solved:
     tolerance = settings.tolerance or _SLACK * (settings.atol + settings.rtol * size)
     before = flow.nfe
 
-    def solved(last: First, certified: bool, agreement: float, message: str) -> Solved:
+    def solved(last: First, certified: bool, agreement: float, message: str) -> Reference:
         estimate, second = largest_difference(first.coarse, last.fine), flow.nfe - before
-        return Solved(
-            tuple(last.fine), second, estimate, first.rtol, first.atol, certified, agreement, tolerance, message
-        )
+        return Reference(
+            times=tuple(times), states=tuple(last.fine), nfe=flow.nfe, second_nfe=second, error_estimate=estimate,
+            rtol=first.rtol, atol=first.atol, certified=certified, agreement=agreement, tolerance=tolerance,
+            message=message,
+        )  # fmt: skip
 
     if first.path is None:
         return solved(first, False, math.nan, "not certified: no second method was asked for (certify=False)")

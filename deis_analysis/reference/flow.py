@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -18,79 +18,16 @@ from deis_analysis import backend
 from deis_analysis.process.convention import predicting
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.reference.cache import Cache, files, load, store
-from deis_analysis.reference.certificate import Flow, Show, Solved, solve
+from deis_analysis.reference.certificate import SAME_TIME, Flow, Reference, Show, solve
 from deis_analysis.reference.settings import Settings
 from deis_analysis.tableau import Model
 from deis_analysis.validate import function, real
 
-_SAME_TIME = 1e-12
 _MOST_CALLS = 50_000
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A reference solution.
-
-    Attributes:
-        x: the state at ``t_end``, kind of the input, float64 inside.
-        nfe: model evaluations of all runs together. second_nfe: those that check, all but DOPRI5's first two runs.
-        error_estimate: largest absolute difference between ``x`` and a run at ten times its tolerance.
-        rtol, atol: tolerances of the run that gave ``x``.
-        certified: whether the second method confirms ``x`` to ``tolerance``, at the tolerances that were asked for.
-        agreement: largest absolute difference of the two methods; nan without a run of the second.
-        tolerance: absolute, see `reference_solution`.
-        message: to what and by what it is certified, and how narrow a feature of the model may have gone unseen; or why
-            it is not, what difference remained, and at which time the model seems not to be smooth.
-    """
-
-    x: Any
-    nfe: int
-    second_nfe: int
-    error_estimate: float
-    rtol: float
-    atol: float
-    certified: bool
-    agreement: float
-    tolerance: float
-    message: str
-
-
-@dataclass(frozen=True)
-class ReferencePath:
-    """A reference solution at many times.
-
-    Attributes:
-        times: descending, the first that of ``x_T``; a time that was asked for twice is here once.
-        states: the state at each of the times, kind of the input, float64 inside; the first is ``x_T``.
-        nfe, second_nfe, error_estimate, rtol, atol, certified, agreement, tolerance, message: as in `Reference`; the
-            estimate and the agreement are the largest over all times.
-    """
-
-    times: tuple[float, ...]
-    states: tuple[Any, ...]
-    nfe: int
-    second_nfe: int
-    error_estimate: float
-    rtol: float
-    atol: float
-    certified: bool
-    agreement: float
-    tolerance: float
-    message: str
-
-    def __call__(self, t: float) -> Any:
-        """The state at one of the times (within 1e-12).
-
-        Raises:
-            ValueError: no state is known there.
-        """
-        nearest = min(range(len(self.times)), key=lambda i: abs(self.times[i] - t))
-        if not abs(self.times[nearest] - t) <= _SAME_TIME:
-            raise ValueError(f"t={t!r} is not on the path; allowed: one of its {len(self.times)} times")
-        return self.states[nearest]
-
-
-_MEASURED = tuple(f.name for f in fields(Reference) if f.name != "x")
+ReferencePath = Reference
+_MEASURED = tuple(f.name for f in fields(Reference) if f.name not in ("times", "states"))
 
 
 def reference_solution(
@@ -159,8 +96,7 @@ def reference_solution(
     end = process.sampling_range[1] if t_end is None else process._check_scalar(t_end, "t_end")
     if not end < start:
         raise ValueError(f"t_end={end!r} must be below t_start={start!r}")
-    path = _path(model, process, x_T, {"t_start": start, "t_end": end}, settings, cache, key)
-    return Reference(path.states[-1], **{name: getattr(path, name) for name in _MEASURED})
+    return _path(model, process, x_T, {"t_start": start, "t_end": end}, settings, cache, key)
 
 
 def reference_path(
@@ -182,7 +118,7 @@ def reference_path(
     cache: Cache = None,
     key: str | None = None,
     progress: bool = False,
-) -> ReferencePath:
+) -> Reference:
     """The probability flow of ``x_T`` at many ``times``: both methods step exactly onto each of them.
 
     Args:
@@ -194,7 +130,7 @@ def reference_path(
     settings = Settings(rtol, atol, prediction, model_dtype, certify, tolerance, batch, most_calls, progress, seed, own)
     apart: list[float] = []
     for t in sorted((process._check_scalar(t, "times") for t in np.ravel(real("times", times))), reverse=True):
-        if not apart or apart[-1] - t > _SAME_TIME:
+        if not apart or apart[-1] - t > SAME_TIME:
             apart.append(t)
     if len(apart) < 2:
         raise ValueError(f"times={apart} must hold at least 2 different times")
@@ -209,7 +145,7 @@ def _path(
     settings: Settings,
     cache: Cache,
     key: str | None,
-) -> ReferencePath:
+) -> Reference:
     """The path over the named, descending times, from a file or computed."""
     function("model", model)
     _check_levels(process, times)
@@ -224,11 +160,11 @@ def _path(
         flow.levels = _levels_of(model, process, levels) if settings.levels is None else np.array(settings.levels)
         with _bar(settings.progress) as flow.show:
             solved = _in_parts(flow, state, levels)
-        found = {"nfe": flow.nfe, **{f.name: getattr(solved, f.name) for f in fields(solved)}}
+        found = {name: getattr(solved, name) for name in ("states", *_MEASURED)}
         if places:
             store(places[0], found | {"states": torch.stack(solved.states).cpu().numpy()})
     states = [torch.as_tensor(x, device=state.device) for x in found.pop("states")]
-    return ReferencePath(tuple(levels), tuple(x.numpy() if numpy else x for x in states), **found)
+    return Reference(tuple(levels), tuple(x.numpy() if numpy else x for x in states), **found)
 
 
 def _given_levels(process: Process, levels: Any) -> tuple[float, ...] | None:
@@ -246,12 +182,12 @@ def _levels_of(model: Any, process: Process, times: list[float]) -> Array | None
     if getattr(network, "times", "fractional") == "fractional" or not hasattr(network, "convention"):
         return None
     told, own = network.convention, network.process
-    first, last = sorted(told.network_time(own, own.time_from_rho(process.rho([times[0], times[-1]]))))
+    first, last = sorted(told.told(own, own.time_from_rho(process.rho([times[0], times[-1]]))))
     clock = (np.arange(np.ceil(first), np.floor(last) + 1) - told.offset) / told.scale
-    return process.time_from_rho(own.rho(own.time_from_lam(clock) if told.clock == "lam" else clock))
+    return process.time_from_rho(own.rho(own.time_from_lam(clock) if told.time == "lam" else clock))
 
 
-def _in_parts(flow: Flow, state: torch.Tensor, levels: list[float]) -> Solved:
+def _in_parts(flow: Flow, state: torch.Tensor, levels: list[float]) -> Reference:
     """Solve for the whole batch, or in parts that are small enough."""
     count = len(state) if state.ndim else 1
     size, start, parts = min(flow.settings.batch or count, count), 0, []
@@ -267,8 +203,10 @@ def _in_parts(flow: Flow, state: torch.Tensor, levels: list[float]) -> Solved:
         return parts[0]
     worst = max(parts, key=lambda part: (not part.certified, part.agreement))
     largest = {name: max(getattr(p, name) for p in parts) for name in ("error_estimate", "rtol", "atol", "tolerance")}
-    return Solved(
+    return Reference(
+        times=tuple(levels),
         states=tuple(torch.cat(states) for states in zip(*(part.states for part in parts), strict=True)),
+        nfe=flow.nfe,
         second_nfe=sum(part.second_nfe for part in parts),
         certified=all(part.certified for part in parts),
         agreement=float(np.max([part.agreement for part in parts])),  # nan if any is

@@ -19,7 +19,7 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.solvers.exponential_rk import runge_kutta
 from deis_analysis.tableau import Builder, Model, Tableau
-from deis_analysis.tableau.many import along, as_times, run_many
+from deis_analysis.tableau.many import as_times, run_many
 from deis_analysis.validate import choose, positive, positive_int
 
 Classifier = Callable[[Any], Any]  # x (n, …) -> (n, K) unnormalised log p(k | x)
@@ -101,17 +101,16 @@ def langevin_gibbs(
     rng = np.random.default_rng(positive_int("seed", seed, minimum=0))
     call = backend.guarded(model, x, None, True)
     lowest_x, lowest_level = x, level
-    mean = None if process.mean is None else backend.like(process.mean, x)
     for _ in range(sweeps):
         t = times[level]
         size = eta * process.sigma(t) ** 2 if relative else np.full(level.shape, eta)
-        score = _converted(process, call, x, t, prediction, "score", mean)
+        score = process.translate(x, call(x, as_times(t, x)), prediction, "score", t)
         z = backend.like(rng.standard_normal(tuple(x.shape)), x)
-        x = x + along(0.5 * size, x) * score + along(np.sqrt(size), x) * z
+        x = x + backend.along(0.5 * size, x) * score + backend.along(np.sqrt(size), x) * z
         level = _next_level(classifier(x), level.size, times.size, rng if draw else None)
         better = level > lowest_level  # times descend
         lowest_level = np.where(better, level, lowest_level)
-        keep = along(better, x)
+        keep = backend.along(better, x)
         lowest_x = keep * x + (1.0 - keep) * lowest_x
     call.finish()
     return Chains(x, level, lowest_x, lowest_level, call.calls)
@@ -166,11 +165,10 @@ def hand_over(
         x[moving] = moved
     if not denoise:
         return x
-    mean = None if process.mean is None else backend.like(process.mean, x)
-    call = backend.guarded(model, x, None, True)
-    x0 = _converted(process, call, x, np.minimum(times, end), prediction, "x0", mean)
+    call, last = backend.guarded(model, x, None, True), np.minimum(times, end)
+    x0 = process.translate(x, call(x, as_times(last, x)), prediction, "x0", last)
     call.finish()
-    return x0 if mean is None else x0 + mean
+    return x0
 
 
 def _heun(process: Process, ts: Array) -> Tableau:
@@ -190,16 +188,6 @@ def _levels(level: Any, x: Any, times: Array) -> Array:
     if values.min() < 0 or values.max() >= times.size:
         raise ValueError(f"level reaches from {values.min()} to {values.max()}; allowed: 0 to {times.size - 1}")
     return values
-
-
-def _converted(process: Process, call: Any, x: Any, t: Array, source: str, target: str, mean: Any) -> Any:
-    """The model's output at per-sample times as another prediction, about the mean of the process."""
-    y = x if mean is None else x - mean
-    output = call(x, as_times(t, x))
-    if mean is not None and source == "x0":
-        output = output - mean
-    c, d = (along(part, x) for part in process.convert(source, target, t))
-    return c * y + d * output
 
 
 def _next_level(logits: Any, count: int, levels: int, rng: np.random.Generator | None) -> Array:

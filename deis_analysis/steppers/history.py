@@ -1,4 +1,4 @@
-"""The tape of a run: states, model outputs and noises, and the numbers that combined them."""
+"""A recorder that runs: states, model outputs and noises with their arrays, and the numbers that combined them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ from typing import Any
 import numpy as np
 
 from deis_analysis import backend
+from deis_analysis.process.process import Process
 from deis_analysis.tableau import Model, Tableau
 from deis_analysis.tableau.brownian import path_of
+from deis_analysis.tableau.recorder import KINDS, Line, Recorder
 
-_KINDS = ("state", "output", "noise")  # the order in which `run` adds terms, so that a rerun rounds alike
 _FRESH = float(np.exp(28.0))  # ρ² beyond any process: where draws that belong to no step have their intervals
 
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """An array and its place on the tape.
+    """An array and its place in the recording.
 
     Attributes:
-        kind: ``"state"``, ``"output"`` (of the model) or ``"noise"``.
-        index: which of its kind; an output has the index of the state it was called at.
+        key: 3 · index + kind, as in `recorder.Line`; an output has the index of the state it was called at.
         time: process time. value: the array, less the mean that the process reverts to.
     """
 
-    kind: str
-    index: int
+    key: int
     time: float
     value: Any
 
+    @property
+    def index(self) -> int:
+        """Which of its kind it is."""
+        return self.key // 3
+
 
 class History:
-    """What a run has seen, and the tape it writes.
+    """What a run has seen, and the `Recorder` that it writes into: ``record``.
 
     Attributes:
         times: every time at which the model was called, in order.
@@ -49,22 +53,22 @@ class History:
         model: Model,
         x: Any,
         noise: Any,
+        process: Process,
+        t_start: float,
         *,
         depth: int = 1,
-        mean: Any = None,
         prediction: str = "eps",
         model_dtype: Any = None,
         check: bool = True,
     ) -> None:
         self._model = backend.guarded(model, x, model_dtype, check)
-        self._own_mean, self._prediction = mean, prediction
-        self._mean = None if mean is None else backend.like(mean, x)
-        self._shift_output = self._mean is not None and prediction == "x0"
+        self.centre = backend.Centre(process.mean, x, prediction)
+        self.record = Recorder(process, np.array([t_start]), prediction)
+        self.start = Traced(KINDS.index("state"), float(t_start), self.centre.off(x))
+        self._placed: set[int] = set()
         self._like = x
         self._noise = _source(noise, x)
         self._add = backend.combination(x)
-        self.tape: list[tuple[float, tuple[tuple[Any, str, int], ...] | None]] = []
-        self.intervals: list[tuple[float, float]] = []
         self.times: list[float] = []
         self.states: deque[Traced] = deque(maxlen=depth)
         self.outputs: deque[Traced] = deque(maxlen=depth)
@@ -77,17 +81,17 @@ class History:
         return self._model.calls
 
     def place(self, t: float, value: Any) -> Traced:
-        """A state that is no combination of earlier ones; but for x_T, it leaves the run without a table."""
-        self.tape.append((float(t), None))
-        return Traced("state", len(self.tape) - 1, float(t), value)
+        """A state that is no combination of earlier ones; it leaves the run without a table."""
+        self._placed.add(len(self.record.rows))
+        return self._state(t, {}, value)
 
     def combine(self, t: float, terms: Iterable[tuple[Any, Traced]]) -> Traced:
         """The state Σ c·a at time ``t``; c a number, or an array that broadcasts (a number per sample, say)."""
-        merged: dict[tuple[int, int], tuple[Any, Traced]] = {}
+        merged: dict[int, tuple[Any, Traced]] = {}
         for c, a in terms:
-            key = (_KINDS.index(a.kind), a.index)
-            merged[key] = (merged[key][0] + c if key in merged else c, a)
-        parts = [(c if np.ndim(c) else float(c), a) for _, (c, a) in sorted(merged.items(), key=lambda item: item[0])]
+            merged[a.key] = (merged[a.key][0] + c if a.key in merged else c, a)
+        in_order = sorted(merged.items(), key=lambda item: (item[0] % 3, item[0]))  # as `run` adds, to round alike
+        parts = [(c if np.ndim(c) else float(c), a) for _, (c, a) in in_order]
         parts = [(c, a) for c, a in parts if np.ndim(c) or c != 0.0]
         if not parts:
             value = 0.0 * self._like
@@ -95,13 +99,16 @@ class History:
             value = self._add([(c, a.value) for c, a in parts])
         else:
             value = reduce(lambda x, y: x + y, [c * a.value for c, a in parts])
-        self.tape.append((float(t), tuple((c, a.kind, a.index) for c, a in parts)))
-        return Traced("state", len(self.tape) - 1, float(t), value)
+        return self._state(t, {a.key: c for c, a in parts}, value)
+
+    def _state(self, t: float, terms: dict[int, Any], value: Any) -> Traced:
+        (key,) = self.record.state(Line(terms), t).terms
+        return Traced(key, float(t), value)
 
     def evaluate(self, x: Traced) -> Traced:
         """The model output at the state ``x``, checked and counted."""
-        value = self._model(x.value if self._mean is None else x.value + self._mean, x.time)
-        output = Traced("output", x.index, x.time, value - self._mean if self._shift_output else value)
+        value = self.centre.predicted(self._model(self.centre.on(x.value), x.time))
+        output = Traced(3 * x.index + KINDS.index("output"), x.time, value)
         self.times.append(x.time)
         self.states.append(x)
         self.outputs.append(output)
@@ -109,40 +116,33 @@ class History:
 
     def draw(self, start: float | None = None, stop: float | None = None) -> Traced:
         """The next noise, standard normal: of the step over [stop, start] in the ρ² clock, or of no step."""
-        index = len(self.intervals)
+        index = len(self.record.intervals)
         if start is None or stop is None:
             start, stop = _FRESH * (index + 2), _FRESH * (index + 1)
-        self.intervals.append((float(start), float(stop)))
-        return Traced("noise", index, np.nan, self._noise(index, float(start), float(stop)))
+        (key,) = self.record.noise((start, stop)).terms
+        return Traced(key, np.nan, self._noise(index, float(start), float(stop)))
 
     def tableau(self, last: int, grid_nodes: Sequence[int], name: str, sample: int | None = None) -> Tableau:
-        """The tape that leads to state ``last``, as a table: for all samples, or with the numbers of one."""
+        """The recording that leads to state ``last``, as a table: for all samples, or with the numbers of one."""
         kept = self._reached(last)
-        position = {k: i for i, k in enumerate(kept)}
-        n = len(kept)
-        arrays = {"state": np.zeros((n, n)), "output": np.zeros((n, n)), "noise": np.zeros((n, len(self.intervals)))}
-        for k in kept[1:]:
-            for c, kind, j in self.tape[k][1] or ():
-                arrays[kind][position[k], j if kind == "noise" else position[j]] = _number(c, sample)
-        return Tableau(
-            times=np.array([self.tape[k][0] for k in kept]),
-            states=arrays["state"],
-            outputs=arrays["output"],
-            noise=arrays["noise"],
-            prediction=self._prediction,
-            name=name,
-            intervals=np.array(self.intervals).reshape(-1, 2),
-            grid_nodes=tuple(position[k] for k in grid_nodes if k in position),
-            mean=self._own_mean,
-        )
+        position, whole = {k: i for i, k in enumerate(kept)}, self.record
+        part = Recorder(whole.process, whole.ts, whole.prediction)
+
+        def moved(key: int) -> int:
+            return key if key % 3 == KINDS.index("noise") else 3 * position[key // 3] + key % 3
+
+        part.rows = [{moved(key): _number(c, sample) for key, c in whole.rows[k].items()} for k in kept]
+        part.times, part.intervals = [whole.times[k] for k in kept], whole.intervals
+        part.grid_nodes = [position[k] for k in grid_nodes if k in position]
+        return part.tableau(name)
 
     def varies(self, last: int) -> bool:
         """Whether a number on the way to state ``last`` differs between entries of the batch."""
-        return any(np.size(_plain(c)) > 1 for k in self._reached(last)[1:] for c, _, _ in self.tape[k][1] or ())
+        return any(np.size(_plain(c)) > 1 for k in self._reached(last) for c in self.record.rows[k].values())
 
     def opaque(self, last: int) -> bool:
         """Whether a state on the way to ``last`` was placed, not combined."""
-        return any(self.tape[k][1] is None for k in self._reached(last)[1:])
+        return not self._placed.isdisjoint(self._reached(last))
 
     def finish(self) -> None:
         """Report what the model's door left for after the run."""
@@ -151,10 +151,10 @@ class History:
     def _reached(self, last: int) -> list[int]:
         reached, todo = {0, last}, [last]
         while todo:
-            for _, kind, j in self.tape[todo.pop()][1] or ():
-                if kind != "noise" and j not in reached:
-                    reached.add(j)
-                    todo.append(j)
+            for key in self.record.rows[todo.pop()]:
+                if key % 3 != KINDS.index("noise") and key // 3 not in reached:
+                    reached.add(key // 3)
+                    todo.append(key // 3)
         return sorted(reached)
 
 

@@ -153,18 +153,18 @@ def simulate(
     start = backend.floating("x", x)
     if start.ndim == 0:
         raise ValueError("x has shape (); allowed: at least one dimension, the first of which counts samples")
-    mean = process.mean
     history = History(
         predicting(model, process, stepper.prediction),
         start,
         noise,
+        process,
+        stepper.t_start,
         depth=stepper.depth,
-        mean=mean,
         prediction=stepper.prediction,
         model_dtype=model_dtype,
         check=check,
     )
-    state = history.place(stepper.t_start, start if mean is None else start - backend.like(mean, start))
+    state = history.start
     nodes, times = [state.index], [state.time]
     while not stepper.done(state, history):
         state = stepper.step(state, history)
@@ -172,9 +172,8 @@ def simulate(
         nodes.append(state.index)
         times.append(state.time)
     history.finish()
-    result = state.value if mean is None else state.value + backend.like(mean, start)
     return Simulation(
-        result,
+        history.centre.on(state.value),
         history.nfe,
         np.array(times),
         history.accepted,

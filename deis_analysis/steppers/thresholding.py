@@ -15,7 +15,6 @@ from array_api_compat import array_namespace
 from deis_analysis import backend
 from deis_analysis.process.process import PREDICTIONS, Process, require_process
 from deis_analysis.tableau import Model
-from deis_analysis.tableau.many import along
 from deis_analysis.validate import choose, positive, scalar
 
 
@@ -91,15 +90,8 @@ def _through_x0(model: Model, process: Process, prediction: str, change: Callabl
         output = model(x, t)
         if prediction == "x0":
             return change(output)
-        mean = None if process.mean is None else backend.like(process.mean, x)
-        y = x if mean is None else x - mean
         times = np.asarray(t.detach().cpu() if backend.is_torch(t) else t, dtype=np.float64)
-        (a, b), (c, d) = (
-            tuple(along(part, x) for part in process.convert(*pair, times))
-            for pair in ((prediction, "x0"), ("x0", prediction))
-        )
-        x0 = a * y + b * output
-        x0 = change(x0 if mean is None else x0 + mean)
-        return c * y + d * (x0 if mean is None else x0 - mean)
+        x0 = change(process.translate(x, output, prediction, "x0", times))
+        return process.translate(x, x0, "x0", prediction, times)
 
     return wrapped

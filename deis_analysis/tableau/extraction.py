@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.tableau import Tableau
 from deis_analysis.validate import positive_int
@@ -30,31 +31,8 @@ class Refusal(ValueError):
     """Why a sampler could not be read: a sentence for the report, not a traceback."""
 
 
-@dataclass(frozen=True)
-class Convention:
-    """How a sampler speaks to its model.
-
-    Attributes:
-        prediction: what it wants from the model: ``"eps"``, ``"x0"``, ``"v"`` or ``"score"``.
-        time: what the second argument of the model is: ``"t"``, process time; ``"rho"``, the level σ/α; ``"lam"``; or a
-            function from it to process time.
-        scale: scale of the state that the model sees: ``"process"``, α x₀ + σ ε; ``"karras"``, x₀ + ρ ε.
-    """
-
-    prediction: str = "eps"
-    time: str | Callable[[float], float] = "t"
-    scale: str = "process"
-
-    def process_time(self, process: Process, raw: float) -> float:
-        """Process time of what the model was told; NaN where the process has no such time."""
-        try:
-            if callable(self.time):
-                return float(self.time(raw))
-            if self.time == "t":
-                return float(process._check_scalar(raw, "t"))
-            return float(process.time_from_rho(raw) if self.time == "rho" else process.time_from_lam(raw))
-        except ValueError:
-            return float("nan")
+class NotLinear(Refusal):
+    """It ran, and its result is not a linear combination of x_T, outputs and noises."""
 
 
 @dataclass(frozen=True)
@@ -308,10 +286,10 @@ def table_of(
         scaled: the sampler is handed noise of unit variance and scales it to x_T itself.
 
     Raises:
-        Refusal: the sampler is not linear.
+        NotLinear: the sampler is not linear.
     """
     if not reading.linear:
-        raise Refusal(f"not linear: {reading.note}, superposition residual {reading.residual:.1e}")
+        raise NotLinear(f"not linear: {reading.note}, superposition residual {reading.residual:.1e}")
     k, rows = reading.calls, _rescaled(reading, process, times, convention)
     first = rows[0]
     plain = first[0] != 0 and not np.any(first[1:])
@@ -333,7 +311,7 @@ def table_of(
 
 def _rescaled(reading: Reading, process: Process, times: Array, convention: Convention) -> Array:
     rows = reading.rows.copy()
-    if convention.scale == "karras":
+    if convention.state == "karras":
         rows[:-1] *= process.alpha(times[:-1])[:, None]  # the result stays in the scale that it is given in
     return rows
 

@@ -60,18 +60,16 @@ class Inversion:
             ValueError: shapes that differ, or a model output of another shape or not finite.
         """
         function("model", model)
-        mean = self.tableau.mean
         given = [backend.floating(name, x) for name, x in (("last", last), ("before", before))]
         if given[0].shape != given[1].shape:
             raise ValueError(f"before has shape {tuple(given[1].shape)}; allowed: {tuple(given[0].shape)}, as last")
-        shift = 0.0 if mean is None else backend.like(mean, given[0])
-        states = {k: x - shift for k, x in zip(self.needs, given, strict=True)}
+        centre = backend.Centre(self.tableau.mean, given[0], self.tableau.prediction)
+        states = {k: centre.off(x) for k, x in zip(self.needs, given, strict=True)}
         call, outputs = backend.guarded(model, given[0], None, True), dict[int, Any]()
 
         def output(k: int) -> Any:
             if k not in outputs:
-                value = call(states[k] + shift, float(self.tableau.times[k]))
-                outputs[k] = value - shift if self.tableau.prediction == "x0" else value
+                outputs[k] = centre.predicted(call(centre.on(states[k]), float(self.tableau.times[k])))
             return outputs[k]
 
         for block in self.blocks:
@@ -79,7 +77,7 @@ class Inversion:
                 terms = [(c, states[j]) for c, j in row.states] + [(c, output(j)) for c, j in row.outputs]
                 states[row.node] = backend.combination(given[0])(terms)
         call.finish()
-        return states[0] + shift
+        return centre.on(states[0])
 
     def growth(self, process: Process) -> float:
         r"""By how much rounding errors grow on the way back, in y = x/γ: a determinant.

@@ -56,18 +56,15 @@ def run_many(
         raise ValueError(f"x has shape {tuple(start.shape)}; allowed: ({len(tables)}, ...), one slice per table")
     draw = _noises(tables, noise, start)
     call = backend.guarded(model, start, model_dtype, check)
-    mean = _means(tables, start)
+    centre = backend.Centre(_means(tables, start), start, tables[0].prediction)
     times = np.stack([table.times for table in tables])
-    shifted = mean is not None and tables[0].prediction == "x0"
 
     def output(k: int, u: Any) -> Any:
-        p = call(u if mean is None else u + mean, as_times(times[:, k], start))
-        return p - mean if shifted else p
+        return centre.predicted(call(centre.on(u), as_times(times[:, k], start)))
 
-    states = {0: start if mean is None else start - mean}
-    u = fold(_plan(tables, start), states, output, draw, zero=0.0 * start)
+    u = fold(_plan(tables, start), {0: centre.off(start)}, output, draw, zero=0.0 * start)
     call.finish()
-    return u if mean is None else u + mean
+    return centre.on(u)
 
 
 def by_time(model: Model) -> Model:
@@ -90,11 +87,6 @@ def by_time(model: Model) -> Model:
         return result
 
     return of_times
-
-
-def along(values: Any, x: Any) -> Any:
-    """(n,) numbers as an array of the kind of ``x`` that multiplies its slices: shape (n, 1, …, 1)."""
-    return backend.like(np.asarray(values, dtype=np.float64).reshape(-1, *(1,) * (x.ndim - 1)), x)
 
 
 def as_times(values: Array, x: Any) -> Any:
@@ -132,7 +124,7 @@ def _plan(tables: tuple[Tableau, ...], x: Any) -> list[Row]:
     for key, pattern in union._asdict().items():
         at = row_numbers(pattern), pattern.indices
         values = np.stack([_entries(getattr(table.matrices, key), at) for table in tables], axis=1)
-        pairs = [(along(value, x), j) for value, j in zip(values, pattern.indices.tolist(), strict=True)]
+        pairs = [(backend.along(value, x), j) for value, j in zip(values, pattern.indices.tolist(), strict=True)]
         ends = pattern.indptr.tolist()
         terms.append([tuple(pairs[a:b]) for a, b in itertools.pairwise(ends)])
     return make_plan(union, tuple(terms))
@@ -147,7 +139,7 @@ def _entries(matrix: Any, at: tuple[Array, Array]) -> Array:
 def _means(tables: tuple[Tableau, ...], x: Any) -> Any:
     if tables[0].mean is None:
         return None
-    return backend.like(np.stack([np.broadcast_to(np.asarray(t.mean), tuple(x.shape[1:])) for t in tables]), x)
+    return np.stack([np.broadcast_to(np.asarray(t.mean), tuple(x.shape[1:])) for t in tables])
 
 
 def _noises(tables: tuple[Tableau, ...], noise: Any, x: Any) -> Callable[[int], Any]:

@@ -19,6 +19,7 @@ from deis_analysis.process.process import Array, Process
 from deis_analysis.tableau.rows import row_numbers
 from deis_analysis.tableau.tableau import Tableau
 
+KINDS = ("state", "output", "noise")
 _STATE, _OUTPUT, _NOISE = range(3)
 
 

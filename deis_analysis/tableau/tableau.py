@@ -407,31 +407,30 @@ def run(
     kept = _kept(tableau, keep)
     draw_noise = _noise_source(tableau, noise, start)
     call = backend.guarded(model, start, model_dtype, check)
-    mean = None if tableau.mean is None else backend.like(tableau.mean, start)
-    shifted = mean is not None and tableau.prediction == "x0"
+    centre = backend.Centre(tableau.mean, start, tableau.prediction)
     trajectory = Trajectory({}, {})
     times = tableau.times.tolist()
 
     def output(k: int, u: Any) -> Any:
-        p = call(u if mean is None else u + mean, times[k])
+        p = call(centre.on(u), times[k])
         if k in kept:
             trajectory.outputs[k] = p
-        return p - mean if shifted else p
+        return centre.predicted(p)
 
     def place(k: int, u: Any) -> Any:
         if k in kept:
-            trajectory.states[k] = u if mean is None else u + mean
+            trajectory.states[k] = centre.on(u)
         return u
 
     plan = tableau.plan
     zero = None if all(row.combines for row in plan[1:]) else 0.0 * start
-    states = {0: start if mean is None else start - mean}
+    states = {0: centre.off(start)}
     add = backend.combination(start)
     del start, x
     rows = backend.tracked(plan, tableau.name, progress)
     u = fold(rows, states, output, draw_noise, place=place if kept else None, add=add, zero=zero)
     call.finish()
-    result = u if mean is None else u + mean
+    result = centre.on(u)
     return (result, trajectory) if kept else result
 
 

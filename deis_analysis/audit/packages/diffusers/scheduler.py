@@ -1,6 +1,6 @@
 """The schedulers of diffusers, driven by the denoising loop of its pipelines, one fresh scheduler a run.
 
-On its own a scheduler runs as released, with 1000 training times and float32 levels; `diffusers_ladder_adapter` puts
+On its own a scheduler runs as released, with 1000 training times and float32 levels; `ladder` puts
 its formula on the levels of the order problem.
 """
 
@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.audit.adapters import BrownianNoise, fit_steps, near, quiet
-from deis_analysis.audit.diffusers_classes_adapter import FAMILIES, REASONS, Family
+from deis_analysis.audit.packages.diffusers.families import FAMILIES, REASONS, Family
+from deis_analysis.audit.packages.shared import BrownianNoise, fit_steps, near, quiet
 from deis_analysis.audit.subject import Prepared
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import EDM, RectifiedFlow, VPCosine, VPDiscrete
-from deis_analysis.tableau.extraction import Convention, Refusal
+from deis_analysis.tableau.extraction import Refusal
 from deis_analysis.validate import choose
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "v"}
@@ -226,7 +227,7 @@ def _flow_time(subject: Scheduler, scheduler: Any) -> Callable[[float], float]:
 def convention_of(subject: Scheduler, scheduler: Any, time: Callable[[float], float]) -> Convention:
     """How the scheduler speaks to its model, told ``time``."""
     if subject.kind == "edm":
-        return Convention("x0", time, "karras")
+        return Convention("x0", time, state="karras")
     default = "v_prediction" if subject.kind in ("flow", "ipndm") else "epsilon"
     kind = choose("prediction_type", scheduler.config.get("prediction_type", default), _PREDICTIONS)
     return Convention(_PREDICTIONS[kind], time)

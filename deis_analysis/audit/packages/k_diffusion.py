@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from deis_analysis.analysis.measurement import order_problem
-from deis_analysis.audit.adapters import BrownianNoise, check_options, fit_steps, near, quiet
+from deis_analysis.audit.packages.shared import BrownianNoise, check_options, fit_steps, near, quiet
 from deis_analysis.audit.subject import Prepared
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.grids import grid
 from deis_analysis.process.schedules import EDM
-from deis_analysis.tableau.extraction import Convention
 from deis_analysis.validate import choose
 
+INSTALL = "pip install --no-deps k-diffusion"
 CATALOGUE = (
     "sample_euler",
     "sample_euler?s_churn=3.0",
@@ -171,7 +172,7 @@ class KDiffusionSubject:
 
 
 def _convention(edm: EDM) -> Convention:
-    return Convention("x0", lambda raw: near(raw, edm.sigma_min, edm.sigma_max), "karras")
+    return Convention("x0", lambda raw: near(raw, edm.sigma_min, edm.sigma_max), state="karras")
 
 
 def adapt(spec: str, name: str, options: dict[str, Any]) -> KDiffusionSubject:

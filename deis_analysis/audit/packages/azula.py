@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.analysis.measurement import order_problem
-from deis_analysis.audit.adapters import check_options, fit_steps, near, quiet
+from deis_analysis.audit.packages.shared import check_options, fit_steps, near, quiet
 from deis_analysis.audit.subject import Prepared
+from deis_analysis.process.convention import Convention
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
-from deis_analysis.tableau.extraction import Convention
 from deis_analysis.validate import choose
 
+INSTALL = "pip install --no-deps azula"
 CATALOGUE = (
     "DDPMSampler",
     "DDIMSampler",

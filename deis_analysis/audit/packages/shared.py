@@ -1,13 +1,7 @@
-"""Samplers of released packages as subjects of an audit: diffusers, k-diffusion, azula.
-
-Each package has its module, which is imported when a spec names it, and which imports the package when it runs it.
-Here is what they share: options, the number of steps that a number of model calls allows, noise on a Brownian path.
-"""
+"""What the modules of packages share: options, the steps that a number of calls allows, noise on a Brownian path."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -16,44 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.audit.subject import Prepared, Subject
+from deis_analysis.audit.subject import Prepared
 from deis_analysis.tableau.extraction import Refusal, count_calls
 from deis_analysis.validate import choose
 
-INSTALL = {
-    "diffusers": "pip install 'deis-analysis[peers]'",
-    "k_diffusion": "pip install --no-deps k-diffusion",
-    "azula": "pip install --no-deps azula",
-}
 _SLACK = 1e-4  # relative distance by which float32 may carry a level out of its range
-
-
-def adapt(spec: str, source: str, name: str, options: dict[str, Any]) -> Subject:
-    """The subject ``source:name?options`` of a released package.
-
-    Raises:
-        ValueError: the package is not installed, or has no such sampler or option.
-    """
-    made: Subject = _module(spec, source).adapt(spec, name, dict(options))
-    return made
-
-
-def catalogue(source: str) -> list[str]:
-    """The specs of a sweep over a package: every class, and the options at which it is another method."""
-    module = _module(source, source)
-    return [f"{source}:{entry}" for entry in module.CATALOGUE]
-
-
-def _module(spec: str, source: str) -> Any:
-    choose("source", source, INSTALL)
-    require(spec, source)
-    return importlib.import_module(f"deis_analysis.audit.{source}_adapter")
-
-
-def require(spec: str, package: str) -> None:
-    """Raise a ValueError that says how to install ``package`` unless it is there."""
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(f"spec={spec!r}: {package} is not installed; {INSTALL[package]}")
 
 
 def check_options(spec: str, options: Iterable[str], allowed: Iterable[str]) -> None:

@@ -6,14 +6,15 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from deis_analysis.audit.adapters import check_options
-from deis_analysis.audit.diffusers_base import NOT_OPTIONS, Scheduler, plus
-from deis_analysis.audit.diffusers_classes_adapter import CATALOGUE, FAMILIES
-from deis_analysis.audit.diffusers_ladder_adapter import on_ladder
+from deis_analysis.audit.packages.diffusers.families import CATALOGUE, FAMILIES
+from deis_analysis.audit.packages.diffusers.ladder import on_ladder
+from deis_analysis.audit.packages.diffusers.scheduler import NOT_OPTIONS, Scheduler, plus
+from deis_analysis.audit.packages.shared import check_options
 from deis_analysis.audit.subject import Prepared
 from deis_analysis.validate import choose
 
-__all__ = ["CATALOGUE", "DiffusersSubject", "adapt"]
+INSTALL = "pip install 'deis-analysis[peers]'"
+__all__ = ["CATALOGUE", "INSTALL", "DiffusersSubject", "adapt"]
 
 
 @dataclass(frozen=True)
