@@ -1,16 +1,17 @@
 """One module = one question = one figure with its data and a sentence that is computed from them.
 
-An experiment is a module of this package with
+An experiment is a module of one of its `ROOMS` with
 
 * ``NAME``, ``QUESTION`` (one sentence), ``CONFIG`` (JSON-able), ``QUICK`` (what of it changes for a run of seconds),
 * ``compute(config, progress) -> DataFrame``: all the numbers, tidy; ``progress`` takes the share done, 0 … 1,
 * ``verdict(frame, config) -> str``: one sentence, computed from the frame,
 * ``draw(frame, config) -> Figure``: from the frame alone, so that a figure can be redrawn from its CSV,
 * if it likes, ``THOROUGH``: what of ``CONFIG`` changes for a long run; and in ``CONFIG`` a list ``models``, names from
-  `experiments.models`, which ``--model`` replaces, and a ``device``, which ``--device`` replaces;
+  `experiments.models.studies`, which ``--model`` replaces, and a ``device``, which ``--device`` replaces;
 * if its models cannot be image networks, ``IMAGE_NETWORKS = False``.
 
-Adding one is adding a file.  ``python -m experiments list`` shows them, ``run`` runs them.
+Adding one is adding a file. The rest is ``core``, ``models``, what is sampled from, and ``training``.
+  ``python -m experiments list`` shows them, ``run`` runs them.
 """
 
 from __future__ import annotations
@@ -18,26 +19,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 Config = dict[str, Any]
 Progress = Callable[[float], None]
 Frame = Any  # a pandas.DataFrame, whose stubs do not follow access to columns by name
-SHARED = (
-    "runner",
-    "style",
-    "problems",
-    "models",
-    "judging",
-    "score_defects",
-    "toy_network",
-    "image_data",
-    "train",
-    "certify",
-    "features",
-    "train_features",
-    "__main__",
-)
+ROOMS = ("paper", "study", "networks")  # where experiments lie; a result depends on ``core`` and ``models`` too
 
 
 class Experiment(Protocol):
@@ -60,9 +48,7 @@ class Experiment(Protocol):
 
 def discover() -> dict[str, Experiment]:
     """All experiments by name, in alphabetical order of their modules."""
-    found: dict[str, Experiment] = {}
-    for info in pkgutil.iter_modules(__path__):
-        if info.name not in SHARED:
-            module = cast(Experiment, importlib.import_module(f"{__name__}.{info.name}"))
-            found[module.NAME] = module
-    return found
+    places = [Path(__file__).with_name(room) for room in ROOMS]
+    found = sorted((info.name, place.name) for place in places for info in pkgutil.iter_modules([str(place)]))
+    modules = [cast(Experiment, importlib.import_module(f"{__name__}.{room}.{name}")) for name, room in found]
+    return {module.NAME: module for module in modules}

@@ -14,9 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from experiments import Experiment, discover
-from experiments.certify import certify_command
-from experiments.models import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
-from experiments.runner import (
+from experiments.core.runner import (
     FIGURES,
     Outcome,
     Task,
@@ -28,8 +26,10 @@ from experiments.runner import (
     run_parallel,
     takes,
 )
-from experiments.train import train_command
-from experiments.train_features import train_features_command
+from experiments.models.studies import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
+from experiments.training.certify import certify_command
+from experiments.training.train import train_command
+from experiments.training.train_features import train_features_command
 
 out_option = click.option(
     "--out",

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from deis_analysis.storage import atomic
-from experiments import models
+from experiments.models import studies
 
 T = TypeVar("T")
 FOLDER = Path()  # of this run of the tests, all its processes see it; set in conftest.py
@@ -48,7 +48,7 @@ def shared(compute: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
 
     def first(config: dict[str, Any], progress: Callable[[float], None]) -> pd.DataFrame:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(models, "reference_folders", lambda net: [references()])
+            patch.setattr(studies, "reference_folders", lambda net: [references()])
             return compute(config, progress)
 
     @functools.wraps(compute)

@@ -23,9 +23,11 @@ from click.testing import CliRunner, Result
 
 import deis_analysis as da
 from deis_analysis.storage import atomic
-from experiments import discover, field_audit, runner, solver_atlas, stochastic_law, style, unnamed_corner
+from experiments import discover
 from experiments.__main__ import main
-from experiments.problems import bootstrap_ratio, digits, distinct_solvers, steps_for
+from experiments.core import runner, style
+from experiments.models.problems import bootstrap_ratio, digits, distinct_solvers, steps_for
+from experiments.study import field_audit, solver_atlas, stochastic_law, unnamed_corner
 
 EXPERIMENTS = discover()
 CHEAP = "transfer"

@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from scipy.special import gammaln
 
 from deis_analysis import networks as learned
-from experiments import features as ft
-from experiments import network_law as law
-from experiments import train_features as tf
 from experiments.__main__ import main
-from experiments.image_data import ImageSet, read_images
+from experiments.models import features as ft
+from experiments.models.image_data import ImageSet, read_images
+from experiments.networks import network_law as law
+from experiments.training import train_features as tf
 
 RNG = np.random.default_rng(7)
 

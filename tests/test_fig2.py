@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import deis_analysis as da
 from deis_analysis.networks import MLP, train_dsm
-from experiments import fig2_fitting_error as fig2
-from experiments import toy_network
+from experiments.models import toy_network
+from experiments.paper import fig2_fitting_error as fig2
 
 VP = da.VPLinear()
 MIX = toy_network.toy_mixture()

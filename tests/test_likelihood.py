@@ -16,7 +16,7 @@ from strategies import CONTINUOUS, grids, processes
 
 import deis_analysis as da
 from deis_analysis.analysis.likelihood import bits_per_dim, log_likelihood, log_likelihood_rk45
-from experiments import appendix_likelihood
+from experiments.paper import appendix_likelihood
 
 VP = da.VPLinear()
 MIX = da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])

@@ -942,7 +942,7 @@ def test_bad_folders(tmp_path):
         (garbled, "config.json cannot be read"),
         (listed, "config.json is no JSON object"),
         (carded, "card.json lacks or misstates 'convention'"),
-        (odd, "clock='day' is unknown"),
+        (odd, "time='day' is unknown"),
         (changed("config.json", _class_name="UNet2DConditionModel"), "its network is a UNet2DConditionModel"),
         (changed("config.json", _class_name="gone"), "its network is a None"),
         (
@@ -985,8 +985,8 @@ def test_bad_folders(tmp_path):
             learned.load(folder, **changes)
 
 
-def test_shipped_networks_are_looked_for_without_importing(monkeypatch):
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+def test_without_the_shipped_networks_it_says_that_there_are_none(monkeypatch):
+    monkeypatch.setattr(loading, "CHECKPOINTS", loading.CHECKPOINTS / "nowhere")
     assert learned.shipped() == {}
     with pytest.raises(ValueError, match=r"spec='digits8': there is no such.*shipped: none here"):
         learned.load("digits8")

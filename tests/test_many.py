@@ -8,7 +8,8 @@ import torch
 from scipy.integrate import solve_ivp
 
 import deis_analysis as da
-from deis_analysis.tableau.many import along, by_time, run_many
+from deis_analysis.backend import along
+from deis_analysis.tableau.many import by_time, run_many
 
 VP, EDM = da.VPLinear(), da.EDM(0.002, 80.0)
 MIX = da.GaussianMixture([0.4, 0.6], [[-1.0, 0.3], [0.8, -0.5]], [[0.05, 0.2], [0.1, 0.03]])

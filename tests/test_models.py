@@ -10,12 +10,14 @@ import torch
 from click.testing import CliRunner
 
 import deis_analysis as da
-from experiments import discover, models, runner
+from experiments import discover
 from experiments.__main__ import main
-from experiments.problems import digits, noise, product_mixture
-from experiments.toy_network import QUICK_TRAINING
+from experiments.core import runner
+from experiments.models import studies
+from experiments.models.problems import digits, noise, product_mixture
+from experiments.models.toy_network import QUICK_TRAINING
 
-SMALL = {**models.BASE, "samples": 6, "rtol": 1e-6}
+SMALL = {**studies.BASE, "samples": 6, "rtol": 1e-6}
 
 
 def call(*args):
@@ -23,7 +25,7 @@ def call(*args):
 
 
 def test_the_path_of_a_mixture_is_its_exact_flow():
-    problem, mix = models.study("mixture", SMALL), product_mixture()
+    problem, mix = studies.study("mixture", SMALL), product_mixture()
     state, error = problem.path([0.5, 1e-3, 0.5])
     x = noise(6, 4, 0)
     assert error == 0.0
@@ -33,7 +35,7 @@ def test_the_path_of_a_mixture_is_its_exact_flow():
 
 
 def test_the_path_of_the_digits_is_certified():
-    problem = models.study("digits", SMALL)
+    problem = studies.study("digits", SMALL)
     state, error = problem.path([0.3, 1e-3])
     data, process, x = digits(), da.VPLinear(), noise(6, 64, 0)
     for t in (0.3, 1e-3):
@@ -41,12 +43,12 @@ def test_the_path_of_the_digits_is_certified():
         assert float(np.abs(state(t).numpy() - truth).max()) < 10 * error + 1e-7
     again, _ = problem.path([0.3, 1e-3])  # from the disk
     assert torch.equal(again(1e-3), state(1e-3))
-    assert torch.equal(problem.reference(1e-3)[0][0], models.study("digits", SMALL).reference(1e-3)[0][0])
+    assert torch.equal(problem.reference(1e-3)[0][0], studies.study("digits", SMALL).reference(1e-3)[0][0])
 
 
 @pytest.mark.parametrize("solver", ["tab2", "dpmpp_2m", "flow_euler"])
 def test_solvers_of_any_prediction_run_on_the_eps_model(solver):
-    problem, mix, process = models.study("mixture", SMALL), product_mixture(), da.VPLinear()
+    problem, mix, process = studies.study("mixture", SMALL), product_mixture(), da.VPLinear()
     ts = da.grid(process, 8, "t2", 1.0, 1e-3)
     table = da.build(solver, process, ts)
     own = da.run(table, mix.model(process, table.prediction), noise(6, 4, 0))
@@ -56,9 +58,9 @@ def test_solvers_of_any_prediction_run_on_the_eps_model(solver):
 def test_starts_have_the_size_of_the_noise():
     ve = da.VE(0.01, 50.0)
     start, end = ve.sampling_range
-    x = models.study("mixture", {**SMALL, "t_start": start, "t_end": end}, ve).x_T
+    x = studies.study("mixture", {**SMALL, "t_start": start, "t_end": end}, ve).x_T
     assert torch.allclose(x, 50.0 * torch.tensor(noise(6, 4, 0)))
-    assert torch.equal(models.study("mixture", SMALL).x_T, torch.tensor(noise(6, 4, 0)))
+    assert torch.equal(studies.study("mixture", SMALL).x_T, torch.tensor(noise(6, 4, 0)))
 
 
 def test_a_chosen_model_gets_its_own_files(tmp_path):
@@ -102,8 +104,8 @@ def test_what_is_not_about_models_takes_none():
 
 
 def test_all_models_can_be_had():
-    for name in models.MODELS:
-        problem = models.study(name, {**SMALL, **models.QUICK_TRAINING, "train_steps": 20})
+    for name in studies.MODELS:
+        problem = studies.study(name, {**SMALL, **studies.QUICK_TRAINING, "train_steps": 20})
         assert problem.x_T.shape == (6, problem.data.shape[1])
         eps = problem.model(problem.x_T, 0.5)
         assert eps.shape == problem.x_T.shape
@@ -114,8 +116,8 @@ def test_all_models_can_be_had():
 
 def test_the_cache_is_kept_small(monkeypatch):
     dropped = []
-    monkeypatch.setattr(models.CACHE, "reduce_size", lambda **limits: dropped.append(limits))
-    models.trim_cache()
+    monkeypatch.setattr(studies.CACHE, "reduce_size", lambda **limits: dropped.append(limits))
+    studies.trim_cache()
     assert dropped in ([], [{"bytes_limit": 2**30}])
 
 
@@ -133,4 +135,4 @@ def test_other_settings_change_what_is_there_and_choices_are_words(name):
 def test_every_model_is_in_the_default_or_the_thorough_run(name):
     module = discover()[name]
     thorough = getattr(module, "THOROUGH", {}).get("models", module.CONFIG["models"])
-    assert set(thorough) == set(models.MODELS) or set(thorough) <= set(models.NETWORKS)
+    assert set(thorough) == set(studies.MODELS) or set(thorough) <= set(studies.NETWORKS)

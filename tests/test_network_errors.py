@@ -14,10 +14,10 @@ from quick_runs import quick, quick_anew
 
 import deis_analysis as da
 from deis_analysis import networks as learned
-from experiments import models, problems, score_defects
-from experiments import network_errors as errors
-from experiments import network_floors as floors
-from experiments.image_data import ImageSet, read_images
+from experiments.models import problems, score_defects, studies
+from experiments.models.image_data import ImageSet, read_images
+from experiments.networks import network_errors as errors
+from experiments.networks import network_floors as floors
 
 VP = da.VPLinear()
 CONFIG = {**errors.CONFIG, **errors.QUICK, "data_root": None}
@@ -124,7 +124,7 @@ def own_path():
 @pytest.mark.parametrize("card", [None, {"data": {"name": "mnist", "sha256": "0"}}, {"data": {"name": "my own"}}])
 def test_without_training_images_only_their_rows_are_missing(card, own_path, monkeypatch):
     net = dataclasses.replace(learned.load("digits8"), card=card)
-    monkeypatch.setattr(models, "image_network", lambda *_: net)
+    monkeypatch.setattr(studies, "image_network", lambda *_: net)
     monkeypatch.setattr(errors, "path_rows", lambda _, ideal, config: asked.append((ideal, config)) or own_path)
     monkeypatch.setattr(errors, "derivative_rows", lambda _, clean, config: seen.append(clean) or measures)
     seen: list[torch.Tensor] = []
@@ -166,7 +166,7 @@ def test_path_of_the_network_ends_at_its_samples(errors_found):
     rows, ends = errors.path_rows(net, None, config)
     x_T = torch.tensor(problems.noise(1, 64, 0))
     table = da.build("rhork_4rk", VP, da.grid(VP, 60, "logrho")).in_terms_of(VP, "eps")
-    exact = da.run(table, models.flat(net, VP), x_T) / float(VP.alpha(1e-3))
+    exact = da.run(table, studies.flat(net, VP), x_T) / float(VP.alpha(1e-3))
     estimate = next(row["estimate"] for row in rows if row["part"] == "reference")
     assert float((ends - exact).abs().max()) < estimate < 0.01
 

@@ -19,11 +19,13 @@ from scipy.integrate import solve_ivp
 
 import deis_analysis as da
 from deis_analysis import networks as learned
-from experiments import gpu_validation, models, network_samples, network_work_precision, runner
 from experiments.__main__ import main
+from experiments.core import runner
+from experiments.models import studies
+from experiments.networks import gpu_validation, network_samples, network_work_precision
 
-SMALL = {**models.BASE, **models.BASE_QUICK, "samples": 2}  # one certified flow of a network serves all tests on it
-SHIPPED = models.CHECKPOINTS / "digits8"
+SMALL = {**studies.BASE, **studies.BASE_QUICK, "samples": 2}  # one certified flow of a network serves all tests on it
+SHIPPED = studies.CHECKPOINTS / "digits8"
 
 
 def call(*args):
@@ -34,7 +36,7 @@ def call(*args):
 def _own_cache():
     """References are computed in this run, not taken from an earlier one; those that ship are left aside."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "reference_folders", lambda net: [quick_runs.references()])
+        patch.setattr(studies, "reference_folders", lambda net: [quick_runs.references()])
         yield
 
 
@@ -46,7 +48,7 @@ def found():
 # -- a network as a model of the study ------------------------------------------------------------
 @pytest.mark.parametrize(("name", "solver"), [("digits8", "tab3"), ("digits8_flow", "flow_heun")])
 def test_a_solver_on_flat_states_is_that_solver_on_the_network_itself(name, solver):
-    study, net = models.on_its_own_process(name, SMALL), learned.load(name)
+    study, net = studies.on_its_own_process(name, SMALL), learned.load(name)
     ts = da.grid(net.process, 6, "t2")
     table = da.build(solver, net.process, ts).in_terms_of(net.process, net.prediction)
     with torch.no_grad():
@@ -57,7 +59,7 @@ def test_a_solver_on_flat_states_is_that_solver_on_the_network_itself(name, solv
 
 @pytest.mark.parametrize("name", ["digits8", "digits8_flow"])
 def test_the_certified_flow_is_that_of_the_network_in_double_precision(name):
-    study, net = models.on_its_own_process(name, SMALL), learned.load(name).to(dtype=torch.float64)
+    study, net = studies.on_its_own_process(name, SMALL), learned.load(name).to(dtype=torch.float64)
     path = study.certified()
     table = da.build("rhork_4rk", net.process, da.grid(net.process, 50, "logrho"))  # another method, the network's own
     table = table.in_terms_of(net.process, net.prediction)  # prediction, and 4-D states
@@ -70,49 +72,49 @@ def test_the_certified_flow_is_that_of_the_network_in_double_precision(name):
 def test_one_network_on_another_process_ends_at_the_same_images():
     """y = x/α obeys one equation in ρ on both, so that the solver takes the same steps whatever its tolerance."""
     small = {**SMALL, "samples": 1, "network_rtol": 1e-3}
-    own = models.on_its_own_process("digits8_flow", small)
+    own = studies.on_its_own_process("digits8_flow", small)
     end = da.VPLinear()
     rho = [float(own.process.rho(t)) for t in own.process.sampling_range]
     config = {**small, "t_start": float(end.time_from_rho(min(rho[0], 150.0))), "t_end": float(end.time_from_rho(0.02))}
-    vp = models.study("digits8_flow", config)
+    vp = studies.study("digits8_flow", config)
     start, stop = (float(own.process.time_from_rho(end.rho(config[key]))) for key in ("t_start", "t_end"))
-    flow = models.study("digits8_flow", {**config, "t_start": start, "t_end": stop}, own.process)
+    flow = studies.study("digits8_flow", {**config, "t_start": start, "t_end": stop}, own.process)
     scale = float(own.process.alpha(start) / end.alpha(config["t_start"]))
-    flow = models.dataclasses.replace(flow, x_T=vp.x_T * scale)  # the same y = x/α
+    flow = studies.dataclasses.replace(flow, x_T=vp.x_T * scale)  # the same y = x/α
     ends = vp.reference(config["t_end"])[0] / float(end.alpha(config["t_end"]))
     assert torch.allclose(ends, flow.reference(stop)[0] / float(own.process.alpha(stop)), rtol=0, atol=1e-6)
 
 
 def test_starts_of_a_network_are_the_first_of_many():
-    few, more = (models.study("digits8", {**SMALL, "samples": n}).x_T for n in (3, 6))
+    few, more = (studies.study("digits8", {**SMALL, "samples": n}).x_T for n in (3, 6))
     assert torch.equal(few, more[:3])
-    assert len(models.study("digits8", {**SMALL, "samples": 100, "network_samples": 5}).x_T) == 5
+    assert len(studies.study("digits8", {**SMALL, "samples": 100, "network_samples": 5}).x_T) == 5
 
 
 def test_own_samples_have_the_law_of_the_network(monkeypatch):
-    monkeypatch.setattr(models, "_OWN_SAMPLES", 2)
-    monkeypatch.setattr(models, "_OWN_SEED", 0)
-    study = models.on_its_own_process("digits8", SMALL)
-    own = models.own_samples.func(study.network, "", study.process, 1.0, 1e-3, "cpu")  # of the starts of the study
+    monkeypatch.setattr(studies, "_OWN_SAMPLES", 2)
+    monkeypatch.setattr(studies, "_OWN_SEED", 0)
+    study = studies.on_its_own_process("digits8", SMALL)
+    own = studies.own_samples.func(study.network, "", study.process, 1.0, 1e-3, "cpu")  # of the starts of the study
     assert 0 < ((own - study.certified().states[-1].numpy()) ** 2).mean() ** 0.5 < 5e-3  # so much 100 calls leave
 
 
 def test_only_image_networks_are_certified_as_such():
     with pytest.raises(ValueError, match="model='mixture' is no image network"):
-        models.study("mixture", SMALL).certified()
+        studies.study("mixture", SMALL).certified()
     with pytest.raises(ValueError, match="model='cat' is unknown; allowed: mixture"):
-        models.study("cat", SMALL)
+        studies.study("cat", SMALL)
 
 
 def test_shipped_references_of_digits8_agree_to_1e_8_on_64_samples(monkeypatch):
     """DOPRI5 and ρ4RK, 64 samples; and on one of them a third method, DOP853 in another variable."""
-    shipped = [models.CHECKPOINTS / "digits8" / models.REFERENCES]
+    shipped = [studies.CHECKPOINTS / "digits8" / studies.REFERENCES]
     changes = {"samples": 64, "network_samples": 64, "network_rtol": 2e-10, "network_tolerance": 1e-8}
     config = {**network_work_precision.CONFIG, **changes}
-    study = models.on_its_own_process("digits8", config)
+    study = studies.on_its_own_process("digits8", config)
     net, process = study.network.to(dtype=torch.float64), study.process
-    monkeypatch.setattr(models, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
-    found = models.network_path(study.network, process, study.x_T, (1.0, 1e-3), config, shipped)
+    monkeypatch.setattr(studies, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
+    found = studies.network_path(study.network, process, study.x_T, (1.0, 1e-3), config, shipped)
     assert found.certified
     assert found.agreement <= 1e-8
     assert found.states[-1].shape == (64, 64)
@@ -130,11 +132,11 @@ def test_shipped_references_of_digits8_agree_to_1e_8_on_64_samples(monkeypatch):
 
 
 def test_references_ship_for_all_networks(monkeypatch):
-    monkeypatch.setattr(models, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
+    monkeypatch.setattr(studies, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
     for name in network_work_precision.CONFIG["models"]:
-        study = models.on_its_own_process(name, network_work_precision.CONFIG)
-        folder = models.CHECKPOINTS / name / models.REFERENCES
-        monkeypatch.setattr(models, "reference_folders", lambda net, folder=folder: [folder])
+        study = studies.on_its_own_process(name, network_work_precision.CONFIG)
+        folder = studies.CHECKPOINTS / name / studies.REFERENCES
+        monkeypatch.setattr(studies, "reference_folders", lambda net, folder=folder: [folder])
         assert study.certified().certified
 
 
@@ -206,7 +208,7 @@ def test_pictures_keep_their_grey_levels(channels, height, width, seed):
 def test_samples_shown_are_those_of_the_solvers():
     frame, config = quick(network_samples)
     frame = frame[frame.model == "digits8"]
-    study = models.on_its_own_process("digits8", config)
+    study = studies.on_its_own_process("digits8", config)
     exact = study.certified().states[-1]
     ts = da.grid(study.process, 10, "t2")
     rows = frame[(frame.solver == "tab3") & (frame.calls == 10)]
@@ -242,7 +244,7 @@ def test_speed_is_the_median_of_what_a_clock_says(monkeypatch):
     monkeypatch.setattr(gpu_validation, "_seconds", lambda action, device: (action(), next(clock))[1])
     monkeypatch.setattr(gpu_validation, "_called", lambda net, mode: lambda x, t: asked.append(len(x)) or x)
     config = {**gpu_validation.CONFIG, "timed_batches": [3], "timed_calls": 2, "repeats": 3}
-    (row,) = gpu_validation._speed(models.on_its_own_process("digits8", SMALL), config)
+    (row,) = gpu_validation._speed(studies.on_its_own_process("digits8", SMALL), config)
     assert asked == [3] * 2 * 2 * (1 + 3)  # calls of samples and bare ones, to warm up and in the repeats
     assert row["images_per_second"] == 3 / 4.0
     assert (row["low"], row["overhead"], row["high"]) == (1.0, 1.6, 2.0)
@@ -256,7 +258,7 @@ def test_an_overhead_is_stated_only_where_the_repeats_agree_on_it():
 
 
 def test_many_samples_are_those_of_one_batch():
-    study = models.on_its_own_process("digits8", SMALL)
+    study = studies.on_its_own_process("digits8", SMALL)
     table = da.build("tab3", study.process, da.grid(study.process, 5, "t2"))
     whole, parts = (gpu_validation.in_batches(study, table, study.x_T.numpy(), n) for n in (2, 1))
     assert whole.shape == (2, 64)
@@ -264,20 +266,20 @@ def test_many_samples_are_those_of_one_batch():
 
 
 def test_parts_of_a_float64_batch_on_a_cpu_are_the_batch(monkeypatch):
-    net = models.image_network("digits8", dtype="float64")
+    net = studies.image_network("digits8", dtype="float64")
     x = torch.randn(7, 64, dtype=torch.float64)
-    whole, sizes = models.flat(net, net.process)(x, 0.5), []
+    whole, sizes = studies.flat(net, net.process)(x, 0.5), []
     watch = net.model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    monkeypatch.setattr(models, "_CACHED_PIXELS", 3 * 64 + 5)
-    parts = models.flat(net, net.process)(x, 0.5)
+    monkeypatch.setattr(studies, "_CACHED_PIXELS", 3 * 64 + 5)
+    parts = studies.flat(net, net.process)(x, 0.5)
     watch.remove()
     assert sizes == [3, 3, 1]
     assert torch.allclose(parts, whole, atol=1e-13, rtol=0)
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
-    net, asked = models.image_network("digits8"), []
-    process, x, whole = net.process, torch.randn(7, 64), models.flat(net, net.process)
+    net, asked = studies.image_network("digits8"), []
+    process, x, whole = net.process, torch.randn(7, 64), studies.flat(net, net.process)
 
     def small(part, t):
         asked.append(len(part))
@@ -286,14 +288,14 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
         return net.model(part, t)
 
     monkeypatch.setattr(type(net), "carried_to", lambda *_: small)
-    eps = models.flat(net, process)
+    eps = studies.flat(net, process)
     assert torch.allclose(eps(x, 0.5), whole(x, 0.5), atol=1e-5)
     assert asked == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     eps(x, 0.5)
     assert max(asked[9:]) == 1
     monkeypatch.setattr(type(net), "carried_to", lambda *_: lambda part, t: small(part.repeat(3, 1, 1, 1), t))
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        models.flat(net, process)(x, 0.5)
+        studies.flat(net, process)(x, 0.5)
 
 
 # -- the commands ---------------------------------------------------------------------------------
@@ -304,10 +306,10 @@ def test_certify_keeps_what_the_study_then_takes(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "digits8: 2 samples" in result.output
     assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(models, "reference_folders", lambda net: [tmp_path])
-    monkeypatch.setattr(models, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
-    study = models.on_its_own_process(
-        "digits8", {**models.BASE, "samples": 2, "network_rtol": 1e-2, "network_tolerance": 0.3}
+    monkeypatch.setattr(studies, "reference_folders", lambda net: [tmp_path])
+    monkeypatch.setattr(studies, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
+    study = studies.on_its_own_process(
+        "digits8", {**studies.BASE, "samples": 2, "network_rtol": 1e-2, "network_tolerance": 0.3}
     )
     assert study.certified().certified
 
@@ -317,7 +319,7 @@ def test_what_is_not_certified_does_not_ship(tmp_path, monkeypatch):
         (folders[0] / "found.npz").write_bytes(b"")
         return SimpleNamespace(certified=False, nfe=1, message="not certified")
 
-    monkeypatch.setattr(models, "network_path", path)
+    monkeypatch.setattr(studies, "network_path", path)
     result = call("certify", "--model", "digits8", "--out", tmp_path)
     assert result.exit_code == 1
     assert "not certified" in result.output
@@ -346,10 +348,12 @@ def test_dtype_is_for_what_has_one(tmp_path):
     task = runner.Task("network_samples", tmp_path, dtype="bfloat16", models=("digits8",))
     assert task.files == "network_samples-bfloat16-digits8"
     assert runner.configuration(network_samples, task)["network_dtype"] == "bfloat16"
-    study = models.on_its_own_process("digits8", {**SMALL, "network_dtype": "bfloat16"})
-    assert torch.equal(study.certified().states[-1], models.on_its_own_process("digits8", SMALL).certified().states[-1])
+    study = studies.on_its_own_process("digits8", {**SMALL, "network_dtype": "bfloat16"})
+    assert torch.equal(
+        study.certified().states[-1], studies.on_its_own_process("digits8", SMALL).certified().states[-1]
+    )
     ts = da.grid(study.process, 5, "t2")
-    gap = study.solve("tab3", ts) - models.on_its_own_process("digits8", SMALL).solve("tab3", ts)
+    gap = study.solve("tab3", ts) - studies.on_its_own_process("digits8", SMALL).solve("tab3", ts)
     assert 1e-4 < float(gap.abs().max()) < 1.0
 
 

@@ -11,8 +11,9 @@ import pytest
 import quick_runs
 
 import deis_analysis as da
-from experiments import models, paper_claims
-from experiments.problems import digits, noise, product_mixture
+from experiments.models import studies
+from experiments.models.problems import digits, noise, product_mixture
+from experiments.paper import paper_claims
 
 ROOT = Path(__file__).parent.parent
 CONFIG = quick_runs.settings(paper_claims)
@@ -109,6 +110,6 @@ def test_every_claim_has_its_figure():
 
 def test_models_are_refused_by_name():
     with pytest.raises(ValueError, match=r"model='cat' is unknown; allowed: mixture, gaussian, digits, network"):
-        models.study("cat", CONFIG)
+        studies.study("cat", CONFIG)
     with pytest.raises(ValueError, match="trained on VPLinear"):
-        models.study("network", CONFIG, da.VE())
+        studies.study("network", CONFIG, da.VE())

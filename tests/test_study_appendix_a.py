@@ -12,11 +12,11 @@ from quick_runs import quick
 from scipy.optimize import minimize_scalar
 
 import deis_analysis as da
-from experiments import appendix_blackbox_tolerance as blackbox
-from experiments import appendix_end_time as end_time
-from experiments import appendix_time_grids as grids
-from experiments import appendix_vesde as vesde
-from experiments import models, problems
+from experiments.models import problems, studies
+from experiments.paper import appendix_blackbox_tolerance as blackbox
+from experiments.paper import appendix_end_time as end_time
+from experiments.paper import appendix_time_grids as grids
+from experiments.paper import appendix_vesde as vesde
 
 VP = da.VPLinear()
 
@@ -153,7 +153,7 @@ def test_one_step_leaves_no_grid_to_choose():
 # -- black box ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", ["t", "rho", "lam"])
 def test_every_form_is_the_same_flow(form):
-    problem = models.study("mixture", {**models.BASE, "samples": 8})
+    problem = studies.study("mixture", {**studies.BASE, "samples": 8})
     exact = problem.reference(1e-3)[0].numpy()
     calls = []
     object.__setattr__(problem, "model", counted(problem.model, calls))
@@ -173,7 +173,7 @@ def counted(model, calls):
 
 
 def test_unknown_form_is_named():
-    problem = models.study("mixture", {**models.BASE, "samples": 2})
+    problem = studies.study("mixture", {**studies.BASE, "samples": 2})
     with pytest.raises(ValueError, match="form='sigma'"):
         blackbox.black_box(problem, "sigma", 1.0, 1e-3, 1e-3)
 
@@ -259,7 +259,7 @@ def test_network_of_vp_on_another_process(monkeypatch):
         return mix.eps(VP), mix, mix.sample(16), True
 
     mix = problems.product_mixture()
-    monkeypatch.setitem(models.MODELS, "network", ("the mixture as if learned on VP", parts))
+    monkeypatch.setitem(studies.MODELS, "network", ("the mixture as if learned on VP", parts))
     config = {**vesde.CONFIG, "samples": 4, "rtol": 1e-9}
     for name in ("VE", "EDM"):
         eps, x, truth, estimate = vesde.setup("network", config, name)
@@ -336,7 +336,7 @@ def test_parts_add_up_as_vectors(end_time_found):
 
 def test_digits_end_at_a_data_point():
     config = {**end_time.CONFIG, "samples": 6, "rtol": 1e-6}
-    problem = models.study("digits", config)
+    problem = studies.study("digits", config)
     states, _ = end_time.exact_states(problem, config)
     state, _ = problem.path([1e-3, 1e-7])
     assert float((states[0.0] - state(1e-7)).abs().max()) < 5 * float(VP.rho(1e-7))  # the flow itself, carried on
@@ -352,10 +352,10 @@ def test_a_network_goes_on_to_the_limit_time(monkeypatch):
     def parts(process, config):
         return mix.eps(process), mix, mix.sample(16), True
 
-    monkeypatch.setitem(models.MODELS, "network", ("the mixture as if learned", parts))
-    monkeypatch.setattr(models, "_certified", models._certified.func)
+    monkeypatch.setitem(studies.MODELS, "network", ("the mixture as if learned", parts))
+    monkeypatch.setattr(studies, "_certified", studies._certified.func)
     config = {**end_time.CONFIG, "samples": 4}
-    problem = models.study("network", config)
+    problem = studies.study("network", config)
     states, _ = end_time.exact_states(problem, config)
     assert np.allclose(states[0.0], mix.flow(VP, problem.x_T, 1.0, 0.0), atol=1e-5)
     assert np.allclose(states[1e-2], mix.flow(VP, problem.x_T, 1.0, 1e-2), atol=1e-5)

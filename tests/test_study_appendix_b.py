@@ -14,9 +14,10 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 import deis_analysis as da
-from experiments import appendix_sde as sde
-from experiments import guidance, models, problems
-from experiments import rectified_flow as flow
+from experiments.models import problems, studies
+from experiments.paper import appendix_sde as sde
+from experiments.study import guidance
+from experiments.study import rectified_flow as flow
 
 VP, RF = da.VPLinear(), da.RectifiedFlow()
 
@@ -268,7 +269,7 @@ def test_data_without_an_exact_flow_have_errors_alone(flow_found):
 def test_digits_on_the_rectified_flow():
     frame, config = quick(flow, models=["digits"], solvers=["ddim"], calls=[5], grids=["shift3"], samples=4)
     assert set(frame.part) == {"error"}
-    problem = models.study("digits", config, RF)
+    problem = studies.study("digits", config, RF)
     truth, estimate = problem.reference(1e-3)
     eps, x = problem.model, problem.x_T
     for t, s in itertools.pairwise(shifted(3, 5)):  # t x₀ part out: ẋ = (ε − x)/(1 − t) + ε
@@ -282,7 +283,7 @@ def as_network(monkeypatch, mix):
     def parts(process, config):
         return mix.eps(VP), mix, mix.sample(16), True
 
-    monkeypatch.setitem(models.MODELS, "network", ("a mixture as if learned on VP", parts))
+    monkeypatch.setitem(studies.MODELS, "network", ("a mixture as if learned on VP", parts))
 
 
 def test_network_of_vp_on_the_rectified_flow(monkeypatch):
@@ -428,6 +429,6 @@ def test_classes_of_a_gaussian_are_its_laws_given_a_measurement():
     everything, each, d = guidance.classes("gaussian", guidance.CONFIG, VP)
     assert (len(each), d) == (6, 64)
     x = torch.tensor(problems.noise(2, 64, 0))
-    own = models.study("gaussian", guidance.CONFIG).exact
+    own = studies.study("gaussian", guidance.CONFIG).exact
     assert torch.allclose(everything(x, 0.4), own.eps(VP)(x, 0.4))
     assert torch.allclose(each[3](x, 0.4), guidance.measured(own, guidance.CONFIG)[3].eps(VP)(x, 0.4))

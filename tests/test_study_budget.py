@@ -14,8 +14,9 @@ from quick_runs import quick
 
 import deis_analysis as da
 from deis_analysis.networks import MLP
-from experiments import budget_of_errors, models, score_diagnostics
-from experiments.problems import noise, product_mixture
+from experiments.models import studies
+from experiments.models.problems import noise, product_mixture
+from experiments.study import budget_of_errors, score_diagnostics
 
 BUDGET = {**budget_of_errors.CONFIG, **budget_of_errors.QUICK}
 SCORE = {**score_diagnostics.CONFIG, **score_diagnostics.QUICK, "models": ["mixture"]}
@@ -70,13 +71,13 @@ def test_measures_of_a_wrong_score_are_those_worked_out(monkeypatch):
     """s = −x/v − κKx on N(0, 1) data in the plane: every measure in closed form."""
     kappa, gauss = 0.3, da.GaussianMixture([1.0], np.zeros((1, 2)), np.ones((1, 2)))
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
-    plain = models.study("gaussian", {**SCORE, "samples": 4})
+    plain = studies.study("gaussian", {**SCORE, "samples": 4})
 
     def eps(x, t):
         return gauss.eps(plain.process)(x, t) + kappa * float(plain.process.sigma(t)) * x @ turn.T
 
-    wrong = models.Study("gaussian", "", plain.process, eps, plain.x_T[:, :2], plain.data, gauss, True, plain.config)
-    monkeypatch.setattr(models, "study", lambda name, config: wrong)
+    wrong = studies.Study("gaussian", "", plain.process, eps, plain.x_T[:, :2], plain.data, gauss, True, plain.config)
+    monkeypatch.setattr(studies, "study", lambda name, config: wrong)
     frame = score_diagnostics.compute({**SCORE, "models": ["gaussian"], "times": [0.3]}, lambda share: None)
     found = frame.set_index("measure").value
     assert np.isclose(found["fitting"], kappa)  # |κKx| over |x|
@@ -117,7 +118,7 @@ def test_the_ideal_denoiser_is_a_score_without_fitting_error():
 def test_points_of_data_follow_the_noised_smoothed_data():
     """Mean and covariance in closed form; 20,000 draws give each diagonal entry within 1 %, one σ."""
     config = {**SCORE, "std": 0.3, "data_points": 20_000, "samples": 2}
-    problem, t = models.study("digits", config), 0.2
+    problem, t = studies.study("digits", config), 0.2
     alpha, sigma = float(problem.process.alpha(t)), float(problem.process.sigma(t))
     x = np.asarray(score_diagnostics._points(problem, t, config))
     covariance = alpha**2 * (np.cov(problem.data.T) + 0.09 * np.eye(64)) + sigma**2 * np.eye(64)
@@ -128,7 +129,7 @@ def test_points_of_data_follow_the_noised_smoothed_data():
 def test_precision_of_a_network_is_that_of_float32_weights_and_states():
     """DDIM by hand: once with the network, once with a float32 copy that gets float32 states."""
     process, nfe = da.VPLinear(), 5
-    mixture = models.study("mixture", {**BUDGET, "samples": 6})
+    mixture = studies.study("mixture", {**BUDGET, "samples": 6})
     net = MLP(4, process, 16, 2, seed=1).requires_grad_(False)
     problem = dataclasses.replace(mixture, model=net, trained=True)
     low, ts = copy.deepcopy(net).float(), da.grid(process, nfe, "t2", 1.0, 1e-3)

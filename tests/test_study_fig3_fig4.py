@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 import deis_analysis as da
-from experiments import fig3_discretization as fig3
-from experiments import fig4_extrapolation as fig4
-from experiments import problems
+from experiments.models import problems
+from experiments.paper import fig3_discretization as fig3
+from experiments.paper import fig4_extrapolation as fig4
 
 VP = da.VPLinear(0.1, 20.0)
 C3, C4 = ({**m.CONFIG, **m.QUICK, "models": ["mixture", "gaussian", "digits"]} for m in (fig3, fig4))

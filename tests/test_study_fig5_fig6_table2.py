@@ -14,8 +14,10 @@ import torch
 
 import deis_analysis as da
 from deis_analysis.analysis.distances import energy_distance
-from experiments import fig5_ablation, fig6_comparison, judging, models, style, table2_variants
-from experiments.problems import product_mixture
+from experiments.core import judging, style
+from experiments.models import studies
+from experiments.models.problems import product_mixture
+from experiments.paper import fig5_ablation, fig6_comparison, table2_variants
 
 PROCESS, MIX = da.VPLinear(), product_mixture()
 
@@ -46,7 +48,7 @@ def table2():
 
 @pytest.fixture(scope="module")
 def mixture():
-    return models.study("mixture", configured(fig5_ablation, ["mixture"]))
+    return studies.study("mixture", configured(fig5_ablation, ["mixture"]))
 
 
 def rms(x, study):
@@ -157,9 +159,9 @@ def test_adaptive_sde_step_and_step_size(mixture):
 
 def test_adaptive_sde_has_the_right_law():
     like = da.GaussianMixture([1.0], np.array([[0.3]]), np.array([[[0.25]]]))
-    config = {**models.BASE, "samples": 4096}
+    config = {**studies.BASE, "samples": 4096}
     study = dataclasses.replace(
-        models.study("gaussian", {**config, "samples": 2}),
+        studies.study("gaussian", {**config, "samples": 2}),
         model=like.eps(PROCESS), x_T=torch.tensor(np.random.default_rng(1).standard_normal((4096, 1))),
     )  # fmt: skip
     x, _ = fig5_ablation.adaptive_sde(study, {**fig5_ablation.CONFIG, **config}, 0.02)
@@ -249,7 +251,7 @@ def test_fig6_winners_are_the_least(fig6):
 
 def test_analytic_ddim_has_the_moments_of_the_data():
     """Isotropic Gaussian data of variance v: Γ = σ²/(α² v + σ²); 64,000 numbers give ρ²(1 − Γ) within 0.6 %, one σ."""
-    study = models.study("gaussian", {**models.BASE, "samples": 2})
+    study = studies.study("gaussian", {**studies.BASE, "samples": 2})
     like = da.GaussianMixture([1.0], np.zeros((1, 64)), 0.25 * np.eye(64)[None])
     study = dataclasses.replace(study, model=like.eps(PROCESS), samples=lambda: like.sample(1000, seed=5))
     config = {**fig6_comparison.CONFIG, "moment_samples": 1000}

@@ -9,8 +9,9 @@ import torch
 
 import deis_analysis as da
 from deis_analysis.problems.painters import gaussian_of, teleport
-from experiments import style, teleportation
-from experiments.problems import digits, digits_problem
+from experiments.core import style
+from experiments.models.problems import digits, digits_problem
+from experiments.study import teleportation
 
 CONFIG = {**teleportation.CONFIG, **teleportation.QUICK}
 

@@ -35,10 +35,10 @@ from deis_analysis.networks import (
     standard_convention,
     train_images,
 )
-from experiments import runner
-from experiments import train as command
 from experiments.__main__ import main
-from experiments.image_data import ImageSet, read_images
+from experiments.core import runner
+from experiments.models.image_data import ImageSet, read_images
+from experiments.training import train as command
 
 TINY = {
     "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (4, 8), "layers_per_block": 1,
@@ -428,7 +428,7 @@ def write_pictures(folder: Path, count: int = 3, size: tuple[int, int] = (8, 8),
 
 
 def test_digits_are_those_of_the_experiments():
-    from experiments.problems import digits
+    from experiments.models.problems import digits
 
     found = read_images("digits")
     whole = np.empty((1797, 1, 8, 8))

@@ -6,7 +6,6 @@ from deis_analysis.networks.folder import describe_process, equivalent_scheduler
 from deis_analysis.networks.loading import load, shipped
 from deis_analysis.networks.mlp import MLP
 from deis_analysis.networks.network import Carried, Network, time_floor
-from deis_analysis.networks.training import Plan, Training, denoising_loss, train_images
 from deis_analysis.process.convention import Convention
 
 __all__ = [
@@ -16,10 +15,7 @@ __all__ = [
     "Convention",
     "ImageModel",
     "Network",
-    "Plan",
-    "Training",
     "TrainingRecord",
-    "denoising_loss",
     "describe_process",
     "equivalent_scheduler",
     "load",
@@ -29,5 +25,4 @@ __all__ = [
     "standard_convention",
     "time_floor",
     "train_dsm",
-    "train_images",
 ]

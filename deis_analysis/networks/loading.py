@@ -16,9 +16,8 @@ from deis_analysis.networks.checkpoint_files import PICKLES, WEIGHTS, read_pickl
 from deis_analysis.networks.diffusers_folder import NETWORKS, Found, in_one_line, read_folder, wrap_network
 from deis_analysis.networks.folder import CARD
 from deis_analysis.networks.guided import Called, read_guidance
-from deis_analysis.networks.network import DTYPES, Network, assembled, placed
+from deis_analysis.networks.network import DTYPES, Network, assembled, placed, usable
 from deis_analysis.networks.times import ROUNDINGS
-from deis_analysis.networks.training import _usable
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Process, require_process
 from deis_analysis.process.schedules import EDM
@@ -74,7 +73,7 @@ def load(
     Raises:
         ValueError: anything missing, damaged, unknown or not fitting together; the network fails at ``shape``.
     """
-    _usable(device)
+    usable(device)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(map(str, DTYPES))}")
     choose("times", times, ROUNDINGS)

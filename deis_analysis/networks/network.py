@@ -23,7 +23,6 @@ from deis_analysis.networks.dsm import zero_mean
 from deis_analysis.networks.folder import describe_process
 from deis_analysis.networks.guided import Called, Guidance
 from deis_analysis.networks.times import embed_exactly
-from deis_analysis.networks.training import _usable
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import PREDICTIONS, Array, Process
 from deis_analysis.validate import choose
@@ -146,11 +145,22 @@ def time_floor(network: Network, x: torch.Tensor, t: Any) -> dict[str, float]:
 
 
 # -- making one -----------------------------------------------------------------------------------
+def usable(device: str) -> torch.device:
+    """The device of that name; ValueError where it cannot be used."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used here ({reason})") from error
+    return found
+
+
 def placed(net: torch.nn.Module, device: Any, dtype: torch.dtype | None) -> torch.nn.Module:
     """``net`` itself, on a device, in a dtype, frozen, in evaluation mode."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(map(str, DTYPES))}")
-    where = None if device is None else _usable(device)
+    where = None if device is None else usable(device)
     moved = torch.nn.Module.to(embed_exactly(net), device=where, dtype=dtype)  # diffusers' own warns needlessly
     return moved.eval().requires_grad_(False)
 

@@ -1,0 +1,62 @@
+"""How far are samples from the exact ones, as paths and as a law? Errors with bands, for several experiments."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.process.process import Array
+from experiments import Config
+from experiments.models.problems import bootstrap_ratio
+from experiments.models.studies import Study
+
+_DRAWS = 400  # of the bootstrap of an error; ratios, on which sentences rest, have more
+
+
+def law_terms(x: Any, data: Any) -> Array:
+    """(n,) numbers whose mean is the U-statistic 2E|X − Y| − E|X − X'|, X the samples (n, d), Y the data (m, d).
+
+    That is the squared energy distance but for a term of the data alone.  They are its first-order terms: for two
+    samplers with the same starts, the mean of the differences ± 1.96 standard errors is a paired 95 % band.
+    """
+    import torch
+
+    cross, inside = torch.cdist(x, data).mean(dim=1), torch.cdist(x, x).sum(dim=1) / (len(x) - 1)
+    return np.asarray((2 * cross - 2 * inside + inside.mean()).cpu())
+
+
+def banded(terms: Array) -> tuple[float, float, float]:
+    """(mean, low, high) with a 95 % band by the standard error of the mean."""
+    margin = 1.96 * float(terms.std(ddof=1)) / math.sqrt(len(terms))
+    return float(terms.mean()), float(terms.mean()) - margin, float(terms.mean()) + margin
+
+
+class Judge:
+    """Path errors of results for one study, and how much further from the data their law is than the exact flow's."""
+
+    def __init__(self, study: Study, config: Config, used: int | None = None) -> None:
+        """Of the study's starts the first ``used`` count, all by default; the truth is (used, d)."""
+        import torch
+
+        self.study, self.config = dataclasses.replace(study, x_T=study.x_T[:used]), config
+        self.data = torch.tensor(study.data, device=study.x_T.device)
+        truth, self.estimate = study.reference(config["t_end"])
+        self.truth = truth[:used]
+        self.exact = law_terms(self.truth, self.data)
+
+    def squares(self, x: Any) -> Array:
+        """(n,) mean square over coordinates of the distance to the exact path's end."""
+        return np.asarray(((x - self.truth) ** 2).mean(dim=1).cpu())
+
+    def row(self, x: Any, path: bool = True) -> dict[str, Any]:
+        """RMS with its 95 % band, where there is a path to compare with; excess of the squared energy distance."""
+        law, law_low, law_high = banded(law_terms(x, self.data) - self.exact)
+        found = {"law": law, "law_low": law_low, "law_high": law_high}
+        if path:
+            squares = self.squares(x)
+            low, high = bootstrap_ratio(squares, np.ones_like(squares), self.config["seed"], _DRAWS)
+            found |= {"rms": float(np.sqrt(squares.mean())), "low": low, "high": high}
+        return found

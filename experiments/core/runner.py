@@ -1,0 +1,411 @@
+"""How does a result come to be, once and whole? Fingerprints, atomic files, processes, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import deis_analysis
+from deis_analysis.storage import atomic
+from experiments import Config, Experiment, Progress, discover
+
+CHECKPOINTS = Path(deis_analysis.__file__).parent / "networks" / "checkpoints"  # of the networks that ship
+FIGURES = Path(__file__).resolve().parents[2] / "figures"
+SUFFIXES = ("csv", "png", "svg", "json")
+UNDRAWN = ".undrawn"  # folder, beside the results, of what was computed and could not be drawn
+VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost a busy machine a factor of six
+PRELOADED = ["experiments.__main__", "experiments.core.style", "torch", "scipy.stats", "sklearn.datasets", "sympy"]
+PRELOADED += ["diffusers.models.unets.unet_2d"]  # what is not installed is passed over
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One experiment to be run: where to and on what."""
+
+    name: str
+    folder: Path
+    quick: bool = False
+    device: str = "cpu"
+    thorough: bool = False
+    models: tuple[str, ...] = ()
+    allow_pickle: bool = False
+    dtype: str | None = None
+
+    @property
+    def files(self) -> str:
+        """What its files are called: those of a GPU, a dtype, chosen models stand beside those of the default ones."""
+        place = [] if self.device == "cpu" else [self.device.replace(":", "")]
+        place += [] if self.dtype is None else [self.dtype]
+        return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", model).strip("_.") for model in self.models)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one experiment ended: ``status`` is "done", "kept" or "failed"; ``text`` is the verdict or the error."""
+
+    name: str
+    status: str
+    text: str
+    seconds: float
+
+
+# -- what was asked for ---------------------------------------------------------------------------
+def configuration(experiment: Experiment, task: Task) -> Config:
+    """The experiment's configuration for a task; ``device`` is in it if the experiment has one."""
+    config = {**experiment.CONFIG, **(experiment.QUICK if task.quick else {})}
+    if task.thorough:
+        config |= getattr(experiment, "THOROUGH", {})
+    if "device" in config:
+        config["device"] = task.device
+    if task.models:
+        if not takes(experiment, task.models):
+            raise ValueError(f"{task.name} cannot be run on {', '.join(task.models)}; allowed: {allowed(experiment)}")
+        config["models"] = list(task.models)
+        if task.allow_pickle:
+            config["allow_pickle"] = True
+    if task.dtype:
+        if "network_dtype" not in config:
+            raise ValueError(f"{task.name} has no network_dtype; allowed: no --dtype")
+        config["network_dtype"] = task.dtype
+    return dict(config)
+
+
+def _known_models() -> Iterable[str]:
+    from experiments.models.studies import MODELS  # which needs this module
+
+    return MODELS
+
+
+def takes(experiment: Experiment, names: tuple[str, ...]) -> bool:
+    """Whether the experiment can be run on these models."""
+    if names and "models" not in experiment.CONFIG:
+        return False
+    return getattr(experiment, "IMAGE_NETWORKS", True) or set(names) <= set(_known_models())
+
+
+def allowed(experiment: Experiment) -> str:
+    """What `takes` lets pass, for a message."""
+    if "models" not in experiment.CONFIG:
+        return "no --model"
+    return "any model" if getattr(experiment, "IMAGE_NETWORKS", True) else ", ".join(_known_models())
+
+
+@cache
+def shared_sources() -> str:
+    """Hash of the package's and the shared modules' sources: results change with them."""
+    here, package = Path(__file__).parents[1], Path(deis_analysis.__file__).parent
+    files = [path for room in ("core", "models") for path in sorted((here / room).iterdir()) if path.is_file()]
+    files = [path for path in files if path != Path(__file__)] + sorted(package.rglob("*.py"))
+    digest = hashlib.sha256(deis_analysis.__version__.encode())
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _weights(models: list[str]) -> bytes:
+    """Hash of the files and folders among ``models``, shipped ones too; features are those of the twin, digits8."""
+    digest, shipped = hashlib.sha256(), CHECKPOINTS
+    for model in models:
+        place = next((place for place in (shipped / model, Path(model)) if place.exists()), shipped / model)
+        files = [place] if place.is_file() else [*place.rglob("*"), *(shipped / model.split("_")[0]).glob("features.*")]
+        for file in sorted({path for path in files if path.is_file() and path.suffix != ".npz"}):  # no references
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.digest()
+
+
+def fingerprint(experiment: Experiment, config: Config) -> str:
+    """Hash of all that a result depends on: configuration, device, weights, sources of experiment and package."""
+    source = Path(str(sys.modules[experiment.compute.__module__].__file__)).read_bytes()
+    text = json.dumps(config, sort_keys=True)
+    parts = [text.encode(), source, shared_sources().encode(), _weights(config.get("models", []))]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+# -- what is there --------------------------------------------------------------------------------
+def result_files(name: str, folder: Path) -> list[Path]:
+    """The four files of a result."""
+    return [folder / f"{name}.{suffix}" for suffix in SUFFIXES]
+
+
+def last_seconds(task: Task) -> float:
+    """How long the experiment took when its result in ``figures/`` was made, 0 if that is not known."""
+    try:
+        return float(json.loads((FIGURES / f"{task.name}.json").read_text(encoding="utf-8"))["wall_time_s"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+def _marker(name: str, folder: Path) -> Path:
+    return folder / ".done" / f"{name}.json"
+
+
+def finished(experiment: Experiment, task: Task) -> dict[str, Any] | None:
+    """The marker of a finished result for exactly this task, None if it is to be computed."""
+    try:
+        marker: dict[str, Any] = json.loads(_marker(task.files, task.folder).read_text())
+    except (OSError, ValueError):
+        return None
+    whole = all(path.is_file() for path in result_files(task.files, task.folder))
+    wanted = fingerprint(experiment, configuration(experiment, task))
+    return marker if whole and marker.get("fingerprint") == wanted else None
+
+
+def _clean(folder: Path, pids: set[int]) -> None:
+    for pid in pids:
+        for leftover in folder.glob(f".*.{pid}.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+# -- making it ------------------------------------------------------------------------------------
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "deis_analysis": deis_analysis.__version__}
+    for name in VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _device_name(config: Config) -> str:
+    device = str(config.get("device", "cpu"))
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
+    return device
+
+
+def without_tf32(device: str) -> None:
+    """On CUDA, let float32 be float32."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _save_figure(figure: Any, path: Path, kind: str) -> None:
+    import matplotlib.pyplot as plt
+
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata=metadata)
+    if kind == "svg":
+        plt.close(figure)
+
+
+def _write_data(name: str, folder: Path, text: str, record: dict[str, Any]) -> None:
+    csv, _, _, info = result_files(name, folder)
+    for path, content in ((csv, text), (info, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
+        with atomic(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+
+
+def execute(task: Task, progress: Progress) -> Outcome:
+    """Compute one experiment and write its files; nothing is touched unless the computation succeeds.
+
+    Where the figure cannot be drawn, CSV and JSON are written to a folder of their own, for `redraw`.
+
+    Verdict and figure are made from the CSV as written, so that they can be made from it again.
+    """
+    import pandas as pd
+
+    from experiments.core import style  # sets the look before any figure exists
+
+    experiment = discover()[task.name]
+    config = configuration(experiment, task)
+    without_tf32(task.device)
+    mark = fingerprint(experiment, config)
+    begin = time.perf_counter()
+    text = experiment.compute(config, progress).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    seconds = time.perf_counter() - begin
+    frame = pd.read_csv(io.StringIO(text))
+    record: dict[str, Any] = {
+        "name": task.name,
+        "question": experiment.QUESTION,
+        "verdict": None,
+        "config": config,
+        "quick": task.quick,
+        "thorough": task.thorough,
+        "seed": config.get("seed"),
+        "device": _device_name(config),
+        "wall_time_s": round(seconds, 2),
+        "versions": _versions(),
+        "fingerprint": mark,
+    }
+    try:
+        sentence = experiment.verdict(frame, config)
+        style.plt.style.use(style.SHEET)
+        figure = experiment.draw(frame, config)
+    except Exception as error:
+        _write_data(task.files, task.folder / UNDRAWN, text, record)
+        error.add_note("what was computed is kept: `redraw` draws it")
+        raise
+    _marker(task.files, task.folder).unlink(missing_ok=True)
+    _, png, svg, _ = result_files(task.files, task.folder)
+    _save_figure(figure, png, "png")
+    _save_figure(figure, svg, "svg")
+    _write_data(task.files, task.folder, text, record | {"verdict": sentence})
+    for path in result_files(task.files, task.folder / UNDRAWN):
+        path.unlink(missing_ok=True)
+    with atomic(_marker(task.files, task.folder)) as temporary:
+        done = {"fingerprint": mark, "verdict": sentence, "wall_time_s": round(seconds, 2)}
+        temporary.write_text(json.dumps(done, ensure_ascii=False), encoding="utf-8")
+    progress(1.0)
+    return Outcome(task.name, "done", sentence, seconds)
+
+
+def redraw(task: Task) -> str:
+    """Make the figure and the verdict again from the CSV and the recorded configuration; returns the verdict.
+
+    What was computed last and could not be drawn comes first, and takes the place of the result before.
+    """
+    import pandas as pd
+
+    from experiments.core import style
+
+    experiment = discover()[task.name]
+    undrawn = result_files(task.files, task.folder / UNDRAWN)
+    waits = undrawn[0].is_file() and undrawn[3].is_file()
+    _, png, svg, _ = result_files(task.files, task.folder)
+    csv, _, _, info = undrawn if waits else result_files(task.files, task.folder)
+    if not (csv.is_file() and info.is_file()):
+        raise FileNotFoundError(f"{csv.name} and {info.name} are not both in {csv.parent}: run {task.name} first")
+    record = json.loads(info.read_text(encoding="utf-8"))
+    frame = pd.read_csv(csv)
+    record["verdict"] = experiment.verdict(frame, record["config"])
+    style.plt.style.use(style.SHEET)
+    figure = experiment.draw(frame, record["config"])
+    _save_figure(figure, png, "png")
+    _save_figure(figure, svg, "svg")
+    _write_data(task.files, task.folder, csv.read_text(encoding="utf-8"), record)
+    if waits:
+        csv.unlink()
+        info.unlink()
+    return str(record["verdict"])
+
+
+# -- one after the other, or side by side ---------------------------------------------------------
+Report = Callable[[str, float], None]
+
+
+def _reason(error: BaseException) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}){notes}"
+
+
+def run_here(tasks: list[Task], report: Report) -> Iterator[Outcome]:
+    """Run tasks one after the other in this process; a KeyboardInterrupt passes through."""
+    for task in tasks:
+        begin = time.perf_counter()
+        try:
+            yield execute(task, lambda share, name=task.name: report(name, share))  # type: ignore[misc]
+        except Exception as error:
+            yield Outcome(task.name, "failed", _reason(error), time.perf_counter() - begin)
+
+
+def _work(task: Task, threads: int, connection: Connection) -> None:
+    """A worker: one experiment. It ignores Ctrl-C, which is its parent's business, and ends when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    begin = time.perf_counter()
+    try:
+        connection.send(execute(task, connection.send))
+    except Exception as error:
+        connection.send(Outcome(task.name, "failed", _reason(error), time.perf_counter() - begin))
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def _limited_threads(threads: int) -> Iterator[None]:
+    """Environment in which new processes use so many threads each."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update({name: str(threads) for name in _THREADS})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def run_parallel(tasks: list[Task], jobs: int, report: Report) -> Iterator[Outcome]:
+    """Run tasks in up to ``jobs`` processes; on the way out, however that comes, no worker is left.
+
+    Where the system has it, workers are forked from a server that imported the libraries once.
+    """
+    context = _context()
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    waiting, pids = list(tasks), set()
+    running: dict[Connection, tuple[Any, Task]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(waiting[0], threads, sender), daemon=True)
+                with _limited_threads(threads):
+                    process.start()
+                sender.close()
+                pids.add(process.pid or 0)
+                running[receiver] = (process, waiting.pop(0))
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                process, task = running[ready]
+                try:
+                    message = ready.recv()
+                except EOFError:
+                    process.join()
+                    message = Outcome(task.name, "failed", f"its process died (exit code {process.exitcode})", 0.0)
+                if isinstance(message, Outcome):
+                    del running[ready]
+                    process.join()
+                    yield message
+                else:
+                    report(task.name, float(message))
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+        for folder in {task.folder for task in tasks}:
+            _clean(folder, pids)
+            _clean(folder / ".done", pids)

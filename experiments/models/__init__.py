@@ -1,0 +1,1 @@
+"""What is sampled from: models with known answers, networks, the data behind them, features."""

@@ -1,0 +1,105 @@
+"""How far is a network's score from any score? Asymmetry of its Jacobian, residual of its Fokker–Planck equation.
+
+Both relative to the size of what is compared, root mean squares over points, with bootstrap intervals (2.5 to 97.5 %).
+The configuration is that of `experiments.networks.network_errors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import deis_analysis as da
+from deis_analysis.process.process import Array, Process
+from experiments import Config
+from experiments.models.problems import bootstrap_ratio
+
+Model = Callable[[Any, float], Any]
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Inside, networks have second derivatives in forward mode.
+
+    Fused attention has none, and torch's group norm none for a tangent that is not contiguous.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    def contiguous(module: Any, inputs: Any) -> Any:
+        if isinstance(module, torch.nn.GroupNorm):
+            return (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
+        return None
+
+    hook = register_module_forward_pre_hook(contiguous)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        hook.remove()
+
+
+def asymmetry(score: Model, x: Any, t: float, config: Config) -> tuple[float, float, float]:
+    """√(E‖J − Jᵀ‖²/E‖J‖²) of J = ∂s/∂x, and its interval."""
+    import torch
+    from torch.func import jacrev, jvp
+
+    from deis_analysis.diagnostics import jacobian_asymmetry
+
+    n, d = x.shape
+    if d <= config["full_jacobian"]:
+        squared = jacobian_asymmetry(score, x, t).squared
+        size = jacrev(lambda y: score(y, t).sum(0))(x).square().sum((0, 2))
+    else:
+        probes, rng = config["jacobian_probes"], np.random.default_rng(config["seed"])
+        squared = jacobian_asymmetry(score, x, t, probes=probes, seed=config["seed"]).squared
+        signs = torch.as_tensor(rng.choice([-1.0, 1.0], (probes, n, d)), dtype=x.dtype, device=x.device)
+        size = sum(jvp(lambda y: score(y, t), (x,), (v,))[1].square().sum(1) for v in signs) / probes
+    norms = np.asarray(size.cpu())
+    low, high = bootstrap_ratio(squared, norms, config["seed"])
+    return float(np.sqrt(squared.mean() / norms.mean())), low, high
+
+
+def residual(score: Model, process: Process, x: Any, t: float, config: Config) -> tuple[float, float, float]:
+    """Root mean square of the residual over the sum of those of its equation's two sides, and its interval."""
+    from deis_analysis.diagnostics import time_derivative
+
+    rate, _ = time_derivative(score, process, x, t)
+    if x.shape[1] <= config["full_jacobian"]:
+        first = second = exact_residual(score, process, x, t, rate)
+    else:
+        first, second = (
+            da.fokker_planck_residual(score, process, x, t, probes=config["divergence_probes"], seed=seed)
+            for seed in (config["seed"], config["seed"] + 1)
+        )
+    pairs = ((first, second), (rate, rate), (rate - first, rate - second))
+    means = np.stack([np.asarray((a * b).mean(dim=1).cpu()) for a, b in pairs])  # (3, n)
+    index = np.random.default_rng(config["seed"]).integers(0, len(x), (2000, len(x)))
+    low, high = np.quantile(_relative(means[:, index].mean(axis=-1)), [0.025, 0.975])
+    return float(_relative(means.mean(axis=1))), float(low), float(high)
+
+
+def exact_residual(score: Model, process: Process, x: Any, t: float, rate: Any) -> Any:
+    """`deis_analysis.fokker_planck_residual` with its exact divergence, ∂s/∂t given, in reverse mode.
+
+    One pass over d copies of each sample: for a network three times as fast as d products in forward mode.
+    """
+    import torch
+
+    n, d = x.shape
+    y = x.detach().requires_grad_()
+    copies, unit = y.repeat_interleave(d, dim=0), torch.eye(d, dtype=x.dtype, device=x.device).repeat(n, 1)
+    (rows,) = torch.autograd.grad((score(copies, t) * unit).sum(), copies, create_graph=True)
+    s, g2, drift = score(y, t), float(process.diffusion_squared(t)), float(process.drift(t))
+    potential = 0.5 * g2 * ((rows * unit).sum() + (s * s).sum()) - drift * (y * s).sum()
+    return rate - torch.autograd.grad(potential, y)[0]
+
+
+def _relative(means: Array) -> Array:
+    """(3, …) mean squares of residual, left and right side → (…)."""
+    own, left, right = np.sqrt(np.maximum(means, 0.0))
+    return np.asarray(own / (left + right))

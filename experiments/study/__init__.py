@@ -1,0 +1,1 @@
+"""Questions of this project about the samplers: orders, laws, transfer, released packages."""

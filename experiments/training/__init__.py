@@ -1,0 +1,1 @@
+"""How the shipped networks came to be: training, features, certified references."""
