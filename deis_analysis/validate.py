@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
+Array = np.ndarray
 
 
 def choose(name: str, value: Any, allowed: Iterable[str]) -> str:

@@ -17,7 +17,8 @@ from strategies import DISTINCT, STOCHASTIC
 import deis_analysis as da
 from deis_analysis.audit import CODES, Finding, TableSubject, page, subject_of
 from deis_analysis.audit.case import read_case
-from deis_analysis.audit.subject import Prepared, registry_subject
+from deis_analysis.audit.specs import registry_subject
+from deis_analysis.audit.subject import Prepared
 from deis_analysis.cli import main
 from deis_analysis.tableau.extraction import Refusal
 

@@ -20,7 +20,7 @@ HOUSE = [  # each may import what stands before it
 LEVEL = {name: level for level, name in enumerate(HOUSE)}
 NUMPY_ONLY = {"validate", "storage", "lazy", "backend", "process", "tableau"}
 USES_TORCH = {"reference", "audit", "diagnostics", "networks", "analysis", "problems"}  # when they run
-MOST_FLOORS = 20
+MOST_FLOORS = 12
 
 
 def dotted(path):

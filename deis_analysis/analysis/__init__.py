@@ -5,8 +5,8 @@ from deis_analysis import lazy
 __all__, __getattr__ = lazy.names(
     __name__,
     {
-        "measurement": "Measurement distance exact_transfer exactness_degree measure order_problem step_counts "
-        "transfer",
+        "measurement": "Measurement distance exact_transfer exactness_degree measure step_counts transfer",
+        "exactness": "step_moment",
         "orders": "OrderEstimate amplification observed_order strong_order weak_order",
         "law": "affine_form law_error output_law strong_distance",
         "errors": "extrapolation_error global_error local_errors transported_errors walk",

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis.analysis.exactness import step_moment
 from deis_analysis.analysis.law import affine_form, cells, check_table
 from deis_analysis.analysis.orders import OrderEstimate, observed_order, strong_order, weak_order
-from deis_analysis.problems.mixture import GaussianMixture
+from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process, require_process
-from deis_analysis.process.schedules import VPLinear
-from deis_analysis.solvers import Solver
-from deis_analysis.solvers.weights import _intervals, clock
-from deis_analysis.tableau import Tableau, fold
+from deis_analysis.solvers.registry import Solver
+from deis_analysis.tableau import Tableau
 from deis_analysis.validate import choose, finite, instance, positive_int
 
 _SAME_END = 1e-9  # relative difference of ends of noise intervals that count as one
@@ -141,51 +140,6 @@ def exactness_degree(
     return degrees
 
 
-def step_moment(
-    table: Tableau,
-    process: Process,
-    prediction: str,
-    variable: str,
-    first: int,
-    last: int,
-    power: int,
-    lam_sde: float = 0.0,
-) -> tuple[float, float, float]:
-    """What the step from node ``first`` to ``last`` makes of the prediction z^power, from y = 0 at its start.
-
-    z = (φ − φ_first)/(φ_last − φ_first).  Returns the step's value, the exact one, and the size of the terms.
-    """
-    rows = table.plan[first + 1 : last + 1]
-    index = sorted({first, last} | {j for row in rows for terms in (row.states, row.outputs) for _, j in terms})
-    points = np.unique(table.times[index])[::-1]
-    at = {k: int(np.flatnonzero(points == table.times[k])[0]) for k in index}
-    measure, offsets, gaps = _intervals(process, prediction, variable, points, lam_sde)
-    position = _outward(gaps, at[first])
-    length = position[at[last]]
-    z = position / length
-    y = _outward(np.sum(measure * ((position[:-1, None] + offsets) / length) ** power, axis=1), at[first])
-    gamma = clock(process, prediction, points, lam_sde)
-    exact = gamma[at[last]] * y[at[last]]
-    scale = abs(exact)
-
-    def add(parts: list[tuple[float, float]]) -> float:
-        nonlocal scale
-        terms = [c * a for c, a in parts]
-        scale = max(scale, *map(abs, terms))
-        return sum(terms)
-
-    states = {k: gamma[j] * y[j] for k, j in at.items() if k <= first}
-    known = {k: z[j] ** power for k, j in at.items()}
-    outputs = dict(known)  # all of them are known beforehand: the prediction is a function of time
-    found = fold(rows, states, lambda k, _: known.get(k, 0.0), lambda _: 0.0, outputs=outputs, add=add, zero=0.0)
-    return float(found), float(exact), float(scale)
-
-
-def _outward(gaps: Array, origin: int) -> Array:
-    """Positions of the points between which ``gaps`` lie, from the one at ``origin``, summed away from it."""
-    return np.concatenate([-np.cumsum(gaps[:origin][::-1])[::-1], [0.0], np.cumsum(gaps[origin:])])
-
-
 # -- the registry's claims, measured --------------------------------------------------------------
 @dataclass(frozen=True)
 class Measurement:
@@ -207,21 +161,6 @@ class Measurement:
     stages: int
     extra_calls: int
     stochastic: bool
-
-
-def order_problem(process: Process | None = None) -> tuple[Process, GaussianMixture, dict[str, Any]]:
-    """The standard problem for orders: a broad 1-D mixture on VPLinear, t from 0.4 to 0.1 on the quadratic grid.
-
-    Smooth enough to be asymptotic at 40 steps, and started where ε already varies, so that a low-order start shows.
-    On another ``process`` the same stretch of ρ.
-    """
-    mix = GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
-    standard = VPLinear(0.1, 20.0)
-    if process is None or process == standard:
-        return standard, mix, {"kind": "t2", "t_start": 0.4, "t_end": 0.1}
-    require_process(process)
-    first, last = (float(process.time_from_rho(standard.rho(t))) for t in (0.4, 0.1))
-    return process, mix, {"kind": "t2", "t_start": first, "t_end": last}
 
 
 def measure(row: Solver) -> Measurement:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deis_analysis.audit.case import Case
-from deis_analysis.audit.findings import Finding
-from deis_analysis.audit.identity import EQUAL, FLOAT32, Nearest
+from deis_analysis.audit.findings import EQUAL, FLOAT32, Finding, Nearest
 from deis_analysis.audit.tables import moment_ratios
 from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.process.process import Array

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.analysis.law import law_error
-from deis_analysis.analysis.measurement import order_problem
 from deis_analysis.audit.case import Case, read_case, run_sampler
 from deis_analysis.audit.subject import Prepared, Subject
 from deis_analysis.audit.tables import run_errors, up_to
+from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.process import Array
 from deis_analysis.tableau.extraction import NotLinear
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EQUAL, FLOAT32 = 1e-8, 2e-5  # relative distances of a table from a row of the registry
 SEVERITIES = ("error", "warning", "info")
 
 CODES: dict[str, str] = {
@@ -44,3 +45,12 @@ class Finding:
     def __post_init__(self) -> None:
         if self.code not in CODES or self.severity not in SEVERITIES:
             raise ValueError(f"code={self.code!r}, severity={self.severity!r} are not of the vocabulary")
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest row: its name (with options), the largest relative difference of coefficients, the calls compared."""
+
+    name: str
+    distance: float
+    calls: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,25 +11,16 @@ import numpy as np
 
 from deis_analysis.analysis.measurement import distance
 from deis_analysis.audit.case import Case
+from deis_analysis.audit.findings import FLOAT32, Nearest
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import VE, VPLinear
 from deis_analysis.solvers import SOLVERS, Solver
 from deis_analysis.tableau import Builder, Tableau
 
-EQUAL, FLOAT32 = 1e-8, 2e-5  # relative distances
 _SAME_ROW = 1e-11  # absolute distance below which two rows of the registry are one table
 _SURE = 1e-6  # no two different rows are as near as this at 20 calls
 MODES = ("but the last", "whole", "open")  # without the last step; with it; with a last step to anywhere, not compared
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The nearest row: its name (with options), the largest relative difference of coefficients, the calls compared."""
-
-    name: str
-    distance: float
-    calls: int
 
 
 def nearest_row(case: Case) -> Nearest | None:

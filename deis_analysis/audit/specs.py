@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from deis_analysis.audit import packages
-from deis_analysis.audit.subject import Subject, function_subject, parse_spec, registry_subject
+from deis_analysis.audit.subject import Subject, TableSubject, function_subject, parse_spec
 from deis_analysis.solvers import SOLVERS
+from deis_analysis.validate import choose
 
 
 def subject_of(spec: str) -> Subject:
@@ -28,6 +29,13 @@ def subject_of(spec: str) -> Subject:
         return packages.adapt(spec, source, name, options)
     known = ", ".join(("registry", *packages.SOURCES))
     raise ValueError(f"spec={spec!r}: source {source!r} is unknown. Allowed: {known}, a .py file")
+
+
+def registry_subject(name: str) -> TableSubject:
+    """The subject ``registry:NAME``."""
+    row = SOLVERS[choose("name", name, SOLVERS)]
+    declared = row.order_exact_start if row.order_exact_start is not None else row.order
+    return TableSubject(f"registry:{name}", row.build, declared, row.home, calls=row.calls, block=row.block)
 
 
 def _from_file(spec: str, path: Path, name: str, options: dict[str, Any]) -> Subject:

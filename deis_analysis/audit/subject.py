@@ -10,12 +10,11 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from deis_analysis.analysis.measurement import order_problem
+from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VPLinear
-from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Tableau, run
 from deis_analysis.tableau.extraction import Refusal, Sampler
 from deis_analysis.validate import choose
@@ -108,13 +107,6 @@ class TableSubject:
 
         convention, ends = Convention(table.prediction), (float(ts[0]), float(ts[-1]))
         return Prepared(sampler, process, convention, ends[1], backend="numpy", t_start=ends[0])
-
-
-def registry_subject(name: str) -> TableSubject:
-    """The subject ``registry:NAME``."""
-    row = SOLVERS[choose("name", name, SOLVERS)]
-    declared = row.order_exact_start if row.order_exact_start is not None else row.order
-    return TableSubject(f"registry:{name}", row.build, declared, row.home, calls=row.calls, block=row.block)
 
 
 CONVENTIONS = ("table", "times", "sigmas", "edm")

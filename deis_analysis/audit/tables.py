@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.analysis.measurement import step_moment
+from deis_analysis.analysis.exactness import step_moment
 from deis_analysis.process.process import Array, Process
 from deis_analysis.tableau import Model, Tableau, fold
 

@@ -23,6 +23,7 @@ from deis_analysis import backend
 from deis_analysis.problems.quantiles import match_quantiles
 from deis_analysis.process.convention import Model
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
+from deis_analysis.process.schedules import VPLinear
 from deis_analysis.validate import choose, positive, positive_int, real
 
 _WEIGHT_SLACK = 1e-9
@@ -431,3 +432,18 @@ class ProductMixture(_Scalar):
         if process is None:
             return x
         return _diffuse(process, t, x, rng)
+
+
+def order_problem(process: Process | None = None) -> tuple[Process, GaussianMixture, dict[str, Any]]:
+    """The standard problem for orders: a broad 1-D mixture on VPLinear, t from 0.4 to 0.1 on the quadratic grid.
+
+    Smooth enough to be asymptotic at 40 steps, and started where ε already varies, so that a low-order start shows.
+    On another ``process`` the same stretch of ρ.
+    """
+    mix = GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
+    standard = VPLinear(0.1, 20.0)
+    if process is None or process == standard:
+        return standard, mix, {"kind": "t2", "t_start": 0.4, "t_end": 0.1}
+    require_process(process)
+    first, last = (float(process.time_from_rho(standard.rho(t))) for t in (0.4, 0.1))
+    return process, mix, {"kind": "t2", "t_start": first, "t_end": last}

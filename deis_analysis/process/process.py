@@ -35,9 +35,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deis_analysis import backend
+from deis_analysis.validate import Array as Array
 from deis_analysis.validate import choose, positive, real, scalar
 
-Array = np.ndarray
 PREDICTIONS = ("eps", "x0", "v", "score")
 VARIABLES = ("t", "rho", "lam", "inv_rho")
 

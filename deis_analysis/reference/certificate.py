@@ -33,7 +33,7 @@ from torchdiffeq import odeint
 from deis_analysis.backend import Centre
 from deis_analysis.process.process import Array, Process
 from deis_analysis.reference.settings import Settings
-from deis_analysis.solvers import build
+from deis_analysis.solvers.exponential_rk import runge_kutta
 from deis_analysis.tableau import Model, run
 
 METHOD, _STAGES, _RICHARDSON = "rhork_4rk", 4, 15.0
@@ -349,7 +349,7 @@ def _solve(flow: Flow, ts: Array, x: Any, times: list[float]) -> tuple[list[Any]
     for first in range(0, ts.size - 1, _CHUNK):
         flow.show(f"{METHOD}, {ts.size - 1} steps", first / (ts.size - 1))
         part = ts[first : first + _CHUNK + 1]
-        table = build(METHOD, flow.process, part).in_terms_of(flow.process, flow.settings.prediction)
+        table = runge_kutta(flow.process, part, "4rk", name=METHOD).in_terms_of(flow.process, flow.settings.prediction)
         nodes = [k for k, t in zip(table.grid_nodes[1:], part[1:], strict=True) if float(t) in wanted]
         asked.append(table.times[list(table.evaluated)])
         try:

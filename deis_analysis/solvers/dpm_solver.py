@@ -21,7 +21,8 @@ import numpy as np
 
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import PREDICTIONS, Array, Process
-from deis_analysis.solvers.exponential_adams import adams, check_lam, noise_scale, rho_intervals
+from deis_analysis.solvers.exponential_adams import adams
+from deis_analysis.solvers.noise import check_lam, noise_scale, rho_intervals
 from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import Integrals, clock
 from deis_analysis.tableau import Tableau

@@ -15,7 +15,7 @@ import numpy as np
 
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process
-from deis_analysis.solvers.exponential_adams import rho_intervals
+from deis_analysis.solvers.noise import rho_intervals
 from deis_analysis.solvers.registry import family
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder

@@ -8,20 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process
+from deis_analysis.solvers.noise import check_lam, step_noise
 from deis_analysis.solvers.registry import family
-from deis_analysis.solvers.weights import Integrals, adams_weights, check_finite, clock, increments
+from deis_analysis.solvers.weights import ADAMS_BASHFORTH, MOST_DEGREE, Integrals, adams_weights, clock
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import assemble
 from deis_analysis.tableau.rows import band, subdiagonal
-from deis_analysis.validate import boolean, choose, nonnegative, positive_int
+from deis_analysis.validate import boolean, choose, positive_int
 
 RULES = ("exact", "midpoint", "halved", "released")
-MOST_DEGREE = 30  # of an interpolant: beyond, its weights alternate with more digits than float64 has
-MOST_LAM = 1e3  # λ of the λ-family
 
 
 def adams(
@@ -99,53 +97,6 @@ def _ruled(gaps: Array, rows: Array, weights: Array, rule: str) -> Array:
         return weights.sum(axis=1, keepdims=True) * np.stack(basis, axis=1)
     second_moment = np.sum(weights * z**2, axis=1, keepdims=True)
     return weights - 0.5 * second_moment / np.prod(differences, axis=2)
-
-
-def check_lam(process: Process, prediction: str, ts: Array, lam_sde: Any) -> float:
-    """``lam_sde`` as a float; ValueError unless in [0, 1,000] and, for x₀, small enough for ρ^{λ²} to be a number."""
-    lam = nonnegative("lam_sde", lam_sde, MOST_LAM)
-    if lam and prediction == "x0":
-        check_finite(process, prediction, "lam", ts)
-        largest = float(np.max(np.abs(process.lam(ts))))
-        if lam**2 * largest > 700:
-            raise ValueError(f"lam_sde={lam_sde!r}: ρ^(λ²) overflows; allowed: at most {(700 / largest) ** 0.5:.3g}")
-    return lam
-
-
-def step_noise(process: Process, prediction: str, ts: Array, lam_sde: float) -> tuple[Any, Any]:
-    """(N + 1, N) noise of each step of the λ-family in the clock of ``prediction``, and the (N, 2) intervals in ρ²."""
-    if not lam_sde:
-        return None, ()
-    sigma = process.sigma(ts)[1:]
-    return one_noise_a_step(sigma * noise_scale(process, prediction, ts, lam_sde)), rho_intervals(process, ts)
-
-
-def one_noise_a_step(scales: Array) -> csr_array:
-    """(N + 1, N) matrix that adds noise l times ``scales[l]`` (N,) at the end of step l."""
-    steps = scales.size
-    return csr_array((scales, np.arange(steps), np.append(0, np.arange(steps + 1))), shape=(steps + 1, steps))
-
-
-def noise_scale(process: Process, prediction: str, ts: Array, lam_sde: float) -> Array:
-    """(N,) standard deviation of each step's noise, in units of σ at its end."""
-    h = np.abs(increments(process, "lam", ts))
-    if prediction == "x0":
-        return np.sqrt(-np.expm1(-2.0 * lam_sde**2 * h))
-    return lam_sde * np.sqrt(np.expm1(2.0 * h))
-
-
-def rho_intervals(process: Process, ts: Array) -> Array:
-    """(N, 2) the steps of a grid as intervals of the ρ² clock."""
-    level = process.rho(ts) ** 2
-    return np.stack([level[:-1], level[1:]], axis=1)
-
-
-ADAMS_BASHFORTH = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
 
 
 def ipndm(process: Process, ts: Any, terms: int = 4) -> Tableau:

@@ -14,8 +14,8 @@ import numpy as np
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import RectifiedFlow
-from deis_analysis.solvers.exponential_adams import MOST_LAM, rho_intervals
 from deis_analysis.solvers.exponential_rk import runge_kutta
+from deis_analysis.solvers.noise import MOST_LAM, rho_intervals
 from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.stochastic import euler_maruyama
 from deis_analysis.solvers.weights import check_finite

@@ -21,9 +21,8 @@ import numpy as np
 
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process
-from deis_analysis.solvers.exponential_adams import MOST_DEGREE
 from deis_analysis.solvers.registry import family
-from deis_analysis.solvers.weights import Integrals
+from deis_analysis.solvers.weights import MOST_DEGREE, Integrals
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder, combined
 from deis_analysis.validate import boolean, choose, positive_int

@@ -16,9 +16,8 @@ import numpy as np
 
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Process
-from deis_analysis.solvers.exponential_adams import ADAMS_BASHFORTH
 from deis_analysis.solvers.registry import family
-from deis_analysis.solvers.weights import adams_weights
+from deis_analysis.solvers.weights import ADAMS_BASHFORTH, adams_weights
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Line, Recorder, combined
 from deis_analysis.validate import choose

@@ -18,7 +18,7 @@ from deis_analysis import backend
 from deis_analysis.process.convention import predicting, type_of
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process, require_process
-from deis_analysis.solvers.exponential_adams import MOST_LAM, one_noise_a_step, rho_intervals
+from deis_analysis.solvers.noise import MOST_LAM, one_noise_a_step, rho_intervals
 from deis_analysis.solvers.registry import family, register
 from deis_analysis.solvers.weights import check_finite, increments
 from deis_analysis.tableau import Tableau

@@ -33,6 +33,13 @@ import numpy as np
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process, require_process
 from deis_analysis.validate import choose, positive_int, real
 
+MOST_DEGREE = 30  # of an interpolant: beyond, its weights alternate with more digits than float64 has
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)  # the classical weights, for equal steps
 _POINTS = 16
 _PANEL = 0.5  # widest panel in λ
 _LAM_AT_INFINITY = (-14.0, 40.0)  # where panels stop towards α = 0 (κ is smooth there) and σ = 0 (√t for VP)

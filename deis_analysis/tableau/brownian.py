@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.process.process import Array
-from deis_analysis.validate import positive_int
+from deis_analysis.validate import Array, positive_int
 
 
 class BrownianPath:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from deis_analysis.process.process import Array
-from deis_analysis.validate import real
+from deis_analysis.validate import Array, real
 
 Terms = tuple[tuple[Any, int], ...]  # (coefficient, node): the few entries of a row that are not zero
 

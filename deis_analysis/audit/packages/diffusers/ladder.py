@@ -20,10 +20,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from deis_analysis.analysis.measurement import order_problem
 from deis_analysis.audit.packages.diffusers.scheduler import Scheduler, convention_of, denoise, process_of, remember
 from deis_analysis.audit.packages.shared import quiet
 from deis_analysis.audit.subject import Prepared
+from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, RectifiedFlow

@@ -1,0 +1,54 @@
+"""What one step makes of a prediction that is a power of its variable: the moments behind degrees of exactness."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deis_analysis.process.process import Array, Process
+from deis_analysis.solvers.weights import _intervals, clock
+from deis_analysis.tableau import Tableau, fold
+
+
+def step_moment(
+    table: Tableau,
+    process: Process,
+    prediction: str,
+    variable: str,
+    first: int,
+    last: int,
+    power: int,
+    lam_sde: float = 0.0,
+) -> tuple[float, float, float]:
+    """What the step from node ``first`` to ``last`` makes of the prediction z^power, from y = 0 at its start.
+
+    z = (φ − φ_first)/(φ_last − φ_first).  Returns the step's value, the exact one, and the size of the terms.
+    """
+    rows = table.plan[first + 1 : last + 1]
+    index = sorted({first, last} | {j for row in rows for terms in (row.states, row.outputs) for _, j in terms})
+    points = np.unique(table.times[index])[::-1]
+    at = {k: int(np.flatnonzero(points == table.times[k])[0]) for k in index}
+    measure, offsets, gaps = _intervals(process, prediction, variable, points, lam_sde)
+    position = _outward(gaps, at[first])
+    length = position[at[last]]
+    z = position / length
+    y = _outward(np.sum(measure * ((position[:-1, None] + offsets) / length) ** power, axis=1), at[first])
+    gamma = clock(process, prediction, points, lam_sde)
+    exact = gamma[at[last]] * y[at[last]]
+    scale = abs(exact)
+
+    def add(parts: list[tuple[float, float]]) -> float:
+        nonlocal scale
+        terms = [c * a for c, a in parts]
+        scale = max(scale, *map(abs, terms))
+        return sum(terms)
+
+    states = {k: gamma[j] * y[j] for k, j in at.items() if k <= first}
+    known = {k: z[j] ** power for k, j in at.items()}
+    outputs = dict(known)  # all of them are known beforehand: the prediction is a function of time
+    found = fold(rows, states, lambda k, _: known.get(k, 0.0), lambda _: 0.0, outputs=outputs, add=add, zero=0.0)
+    return float(found), float(exact), float(scale)
+
+
+def _outward(gaps: Array, origin: int) -> Array:
+    """Positions of the points between which ``gaps`` lie, from the one at ``origin``, summed away from it."""
+    return np.concatenate([-np.cumsum(gaps[:origin][::-1])[::-1], [0.0], np.cumsum(gaps[origin:])])
