@@ -1,6 +1,6 @@
 r"""What a table computes, read off the table: exactness, order, transfer function, amplification, distance.
 
-The registry's claims are measured here (`measure`); ``tests/test_solvers.py`` demands that each is met exactly.
+The registry's claims are measured here (`measure`); ``tests/solvers/test_solvers.py`` demands that each is met exactly.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ gives −2πκr².
 
 Neither says that samples are worse: on an isotropic Gaussian s + κ(t) K x moves along circles of equal density, so the
 law of the probability flow is unchanged while each path is turned by θ = ½ ∫ g² κ dt and misses its end by
-2 |x| |sin(θ/2)| (``tests/test_conservativity.py``).
+2 |x| |sin(θ/2)| (``tests/diagnostics/test_conservativity.py``).
 
 Symbols here: κ is the strength of a curl and K the quarter turn, not the scale κ of a prediction.
 """

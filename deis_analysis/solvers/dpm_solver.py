@@ -8,8 +8,8 @@ noise path through the step: SEEDS.
 *Multistep* methods are `adams` in (ε, λ) and (x₀, λ).  The third order as released, in DPM-Solver++ and in the packages
 that follow it, weighs the second divided difference of the model output, which is f″h²/2, with the weight that belongs
 to f″h²: half of what is needed (``rule="halved"``).  It therefore converges with order 2.  ``dpmpp_3m`` is that method,
-``dpmpp_3m_exact`` the one with the integral done right; ``tests/test_literature.py`` shows the factor, and the orders
-2 and 3 are measured like every other.
+``dpmpp_3m_exact`` the one with the integral done right; ``tests/solvers/test_literature.py`` shows the factor, and
+the orders 2 and 3 are measured like every other.
 """
 
 from __future__ import annotations

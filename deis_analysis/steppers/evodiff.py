@@ -47,7 +47,7 @@ class EVODiff:
     """EVODiff as released, on any process and grid: one model call per step and, but for the final step, one more.
 
     What it converges to is measured, not claimed.  RMS error on a 64-D product mixture, `EDM`, σ from 20 to 0.05,
-    uniform log ρ (``tests/test_steppers.py``):
+    uniform log ρ (``tests/steppers/test_steppers.py``):
 
     =========================  ======  ======  ======  ======  ======
     steps                      40      80      160     320     1280

@@ -9,7 +9,7 @@ puts the model's prediction :math:`p = a x_0 + b ε` in the place of ε (from :m
 :math:`\dot x = A x + B p`, hence γ, κ and every weight :math:`\int ℓ_j(φ)\,dκ` that is an elementary function.
 
 Every equation of a `Derivation` is either a definition (`define`) or was simplified to 0 = 0 when it was built
-(`verify`, which raises otherwise).  ``tests/test_symbolic.py`` compares each formula with quadrature in numbers.
+(`verify`, which raises otherwise).  ``tests/symbolic/test_symbolic.py`` compares each formula with quadrature.
 """
 
 from __future__ import annotations

@@ -25,20 +25,17 @@ import deis_analysis as da
 from deis_analysis.networks import (
     Convention,
     ImageModel,
-    Plan,
-    Training,
-    denoising_loss,
     describe_process,
     equivalent_scheduler,
     process_from,
     save_folder,
     standard_convention,
-    train_images,
 )
 from experiments.__main__ import main
 from experiments.core import runner
 from experiments.models.image_data import ImageSet, read_images
 from experiments.training import train as command
+from experiments.training.image_training import Plan, Training, denoising_loss, train_images
 
 TINY = {
     "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (4, 8), "layers_per_block": 1,

@@ -31,7 +31,7 @@ from experiments.study import field_audit, solver_atlas, stochastic_law, unnamed
 
 EXPERIMENTS = discover()
 CHEAP = "transfer"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def call(*args: object) -> Result:

@@ -15,7 +15,7 @@ from experiments.models import studies
 from experiments.models.problems import digits, noise, product_mixture
 from experiments.paper import paper_claims
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = quick_runs.settings(paper_claims)
 HOLDS = {  # claim: cells in which it holds of how many, on the mixture and on the digits
     "score": ((3, 3), (3, 3)),
