@@ -97,16 +97,17 @@ class _Cosine(_VariancePreserving):
     """α = cos θ, σ = sin θ with θ = π/2 · (t + 0.008)/1.008, t ∈ [0, 1]: our `VPCosine` without its division."""
 
     t_min, t_max = 0.0, 1.0
+    _noise_time = 1.0
     _turn = 0.5 * math.pi / (1.0 + _SHIFT)  # dθ/dt
 
     def __repr__(self) -> str:
         return "the cosine of get_cos_alpha_fns()"
 
     def _alpha(self, t: Array) -> Array:
-        return np.sin((1.0 - t) * self._turn)  # cos θ, accurate where it vanishes
+        return np.sin((self._noise_time - t) * self._turn)  # cos θ, accurate where it vanishes
 
     def _sigma(self, t: Array) -> Array:
-        return np.sin((t + _SHIFT) * self._turn)
+        return np.sin((1.0 - self._noise_time + t + _SHIFT) * self._turn)
 
     def _rho(self, t: Array) -> Array:
         return self._sigma(t) / self._alpha(t)

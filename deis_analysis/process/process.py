@@ -22,8 +22,8 @@ processes, where :math:`v = αε - σx_0` (Salimans & Ho 2022), and ``t`` elsewh
 velocity of flow matching (on `RectifiedFlow`: :math:`v = ε - x_0`).  On `MeanReverting` it is still that derivative,
 of x − μ: x₀ − μ stands for x₀.
 
-Formulas keep full relative precision as t → 0: nothing is computed as 1 − α².  ``tests/process/test_process.py`` compares
-every function with mpmath at 50 digits.
+Formulas keep full relative precision as t → 0: nothing is computed as 1 − α².
+``tests/process/test_process.py`` compares every function with mpmath at 50 digits.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ same reason no difference of φ is formed by subtraction: :math:`φ_τ - φ_{t_k
 
 What remains is conditioning: weights alternate in sign when nodes lie close together and the step is long, and the
 *small* ones then carry the rounding of the large ones.  Errors are therefore measured against the largest weight:
-≤ 1e-13 for up to six nodes, steps from 1e-8 to the whole interval (``tests/solvers/test_weights.py``, mpmath, 50 digits).
+≤ 1e-13 for up to six nodes, steps from 1e-8 to the whole interval (``tests/solvers/test_weights.py``, 50 digits).
 On `RectifiedFlow` and `VPCosine`, where α vanishes at t = 1, that holds from the last float64 before 1 on: near it
 the rule's times are counted from 1.  The weights of ε and the score grow like 1/α there, and however exact they are,
 a rounding of x_T comes back α_s/α_t times as large.

@@ -13,12 +13,14 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 import torch
 
 import deis_analysis as da
 from deis_analysis.interop import alpha_functions, deis
+from deis_analysis.interop.alpha_functions import _Cosine
 
 B0, B1 = 0.1, 20.0
 DDPM = np.cumprod(1.0 - np.linspace(1e-4, 2e-2, 1000))
@@ -653,3 +655,17 @@ def test_neither_torch_nor_jax_is_imported():
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert found.strip() == "[]"
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_weights_of_the_cosine_hold_where_alpha_vanishes(gap):
+    """Degree 0, where the integral is ρ(½) − ρ(t); against mpmath, from a start that is ``gap`` from pure noise."""
+    process, t = _Cosine(), 1.0 - gap
+    (found,) = da.quadrature_weights(process, "eps", "t", [t], t, 0.5)
+    with mpmath.workdps(50):
+        turn = mpmath.pi / 2 / (1 + mpmath.mpf(0.008))
+
+        def rho(x):
+            return mpmath.sin((x + mpmath.mpf(0.008)) * turn) / mpmath.sin((1 - x) * turn)
+
+        assert abs(found / (rho(mpmath.mpf(0.5)) - rho(mpmath.mpf(t))) - 1) <= 5e-15
