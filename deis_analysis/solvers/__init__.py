@@ -1,4 +1,10 @@
-"""Samplers: functions from (process, grid) to a table, a file per family, and the registry of all of them."""
+"""Samplers: functions from (process, grid) to a table, a file per family, and the registry of all of them.
+
+Every file of this folder is loaded, and registers its rows: a new one needs no entry in a list.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from deis_analysis.solvers.baselines import ei_score, euler
 from deis_analysis.solvers.dpm_solver import dpm_fast, singlestep
@@ -61,3 +67,6 @@ __all__ = [
     "singlestep",
     "unipc",
 ]
+
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")
