@@ -6,7 +6,7 @@ import quick_runs
 import torch
 
 pytest_plugins = ["pytester"]  # runs pytest inside a test
-hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("default", max_examples=100, deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)  # tests run side by side

@@ -64,9 +64,9 @@ def compute(config: Config, progress: Progress) -> Frame:
 
     rows: list[dict[str, Any]] = []
     cells = [(m, s, n) for m in config["models"] for s in config["solvers"] for n in config["nfe"]]
-    studies = {name: studies.study(name, config) for name in config["models"]}
+    chosen = {name: studies.study(name, config) for name in config["models"]}
     for done, (name, solver, nfe) in enumerate(cells):
-        problem = studies[name]
+        problem = chosen[name]
         budget = _budget(problem, solver, nfe, config, torch.float32)
         key = {"model": name, "solver": solver, "nfe": nfe}
         shares, norms = budget.shares(), budget.norms()
