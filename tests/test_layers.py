@@ -147,3 +147,30 @@ def test_library_code_does_not_print():
             continue
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), path
+
+
+def test_the_experiments_have_no_cycle_and_do_not_import_one_another_across_rooms():
+    """Core and models below; an experiment may take from another of its room, training from the networks' ones."""
+    root = ROOT.parent / "experiments"
+    modules = {".".join(path.relative_to(root.parent).with_suffix("").parts): path for path in root.rglob("*.py")}
+    below = {"core", "models"}
+
+    @cache
+    def imported(module):
+        found = set()
+        for node in ast.walk(ast.parse(modules[module].read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("experiments"):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        return {name for name in found if name in modules} - {module}
+
+    def walk(module, above):
+        assert module not in above, f"a cycle: {' → '.join((*above, module))}"
+        for name in imported(module):
+            walk(name, (*above, module))
+
+    for module in modules:
+        walk(module, ())
+        room = module.split(".")[1]
+        others = {name.split(".")[1] for name in imported(module) if name.count(".") == 2}
+        allowed = below | {room} | ({"networks"} if room == "training" else set())
+        assert room == "__main__" or others <= allowed, f"{module} imports from {others}"

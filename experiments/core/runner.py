@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -26,9 +25,8 @@ from typing import Any
 import deis_analysis
 from deis_analysis.storage import atomic
 from experiments import Config, Experiment, Progress, discover
+from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
 
-CHECKPOINTS = Path(deis_analysis.__file__).parent / "networks" / "checkpoints"  # of the networks that ship
-FIGURES = Path(__file__).resolve().parents[2] / "figures"
 SUFFIXES = ("csv", "png", "svg", "json")
 UNDRAWN = ".undrawn"  # folder, beside the results, of what was computed and could not be drawn
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
@@ -110,18 +108,6 @@ def allowed(experiment: Experiment) -> str:
     return "any model" if getattr(experiment, "IMAGE_NETWORKS", True) else ", ".join(_known_models())
 
 
-@cache
-def shared_sources() -> str:
-    """Hash of the package's and the shared modules' sources: results change with them."""
-    here, package = Path(__file__).parents[1], Path(deis_analysis.__file__).parent
-    files = [path for room in ("core", "models") for path in sorted((here / room).iterdir()) if path.is_file()]
-    files = [path for path in files if path != Path(__file__)] + sorted(package.rglob("*.py"))
-    digest = hashlib.sha256(deis_analysis.__version__.encode())
-    for file in files:
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
 def _weights(models: list[str]) -> bytes:
     """Hash of the files and folders among ``models``, shipped ones too; features are those of the twin, digits8."""
     digest, shipped = hashlib.sha256(), CHECKPOINTS
@@ -192,14 +178,6 @@ def _device_name(config: Config) -> str:
 
         return f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
     return device
-
-
-def without_tf32(device: str) -> None:
-    """On CUDA, let float32 be float32."""
-    if device.startswith("cuda"):
-        import torch
-
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _save_figure(figure: Any, path: Path, kind: str) -> None:

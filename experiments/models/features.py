@@ -26,7 +26,7 @@ import numpy as np
 from deis_analysis import gaussian_wasserstein2
 from deis_analysis.process.process import Array
 from deis_analysis.validate import boolean, finite, instance, positive_int
-from experiments.core.runner import CHECKPOINTS
+from experiments.core.paths import CHECKPOINTS
 from experiments.models.image_data import ImageSet
 
 WEIGHTS, CARD = "features.safetensors", "features.json"

@@ -31,7 +31,7 @@ from joblib import Memory
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config
-from experiments.core.runner import CHECKPOINTS, FIGURES, shared_sources, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
 from experiments.models import problems
 from experiments.models.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
 

@@ -19,7 +19,7 @@ from deis_analysis.process.process import Array
 from deis_analysis.storage import atomic
 from experiments import Config, Frame, Progress
 from experiments.core import style
-from experiments.core.runner import FIGURES
+from experiments.core.paths import FIGURES
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, noise, start_scale, steps_for
 from experiments.models.studies import Study

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import deis_analysis as da
 from deis_analysis.cli import ProcessType
 from deis_analysis.process.process import Process
-from experiments.core.runner import CHECKPOINTS
+from experiments.core.paths import CHECKPOINTS
 from experiments.models.problems import start_scale
 
 if TYPE_CHECKING:

@@ -161,7 +161,7 @@ def train_features(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def train_features_command(data: str, data_root: Path | None, out: Path | None, epochs: int | None, seed: int) -> None:
     """Train the classifier whose features compare samples with data. Interrupted, it leaves what was there before."""
-    from experiments.core.runner import CHECKPOINTS
+    from experiments.core.paths import CHECKPOINTS
     from experiments.models.image_data import read_images
 
     passes = epochs or EPOCHS[data]
