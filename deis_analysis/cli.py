@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
 import deis_analysis as da
+from deis_analysis.storage import atomic
 from deis_analysis.validate import choose
 
 PROCESSES: dict[str, Callable[..., da.Process]] = {
@@ -273,7 +275,18 @@ def order(
 @click.argument("spec", required=False)
 @click.option("--all", "source", help="Sweep a package: diffusers, azula, k_diffusion or registry.")
 @click.option(
-    "--nfe", type=int, default=20, show_default=True, help="Model calls at which table and schedule are read."
+    "--nfe",
+    type=click.IntRange(3, 1000),
+    default=20,
+    show_default=True,
+    help="Model calls at which table and schedule are read.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds for a file, which is code and runs in a process of its own.",
 )
 @click.option("--process", type=ProcessType(), help="For registry rows and functions of times; default VPLinear.")
 @click.option("--grid", "kind", help="Kind of their grid: t1 t2 rho7 logrho.")
@@ -286,6 +299,7 @@ def audit(
     spec: str | None,
     source: str | None,
     nfe: int,
+    timeout: float,
     process: da.Process | None,
     kind: str | None,
     json_file: str | None,
@@ -296,23 +310,30 @@ def audit(
     SPEC is registry:NAME, diffusers:CLASS?option=value&…, azula:CLASS?…, k_diffusion:FUNCTION?…, or
     path/file.py:function?convention=sigmas (or times, edm, table).
     """
-    from deis_analysis.audit import audit_sampler, page, placed, subject_of
+    from deis_analysis.audit import audit_file, audit_sampler, page, placed, subject_of
+    from deis_analysis.audit.subject import parse_spec
 
     if (spec is None) == (source is None):
         raise click.UsageError("give either SPEC or --all PACKAGE")
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        if file and file != "-" and not Path(file).parent.is_dir():
+            raise click.UsageError(f"{option} {file}: there is no folder {str(Path(file).parent)!r}")
     if source is not None:
         _sweep(source, nfe, json_file)
         return
-    report = audit_sampler(placed(subject_of(str(spec)), process, kind), nfe=nfe)
+    if parse_spec(str(spec))[0].endswith(".py"):
+        report = audit_file(str(spec), nfe=nfe, process=process, kind=kind, timeout=timeout)
+    else:
+        report = audit_sampler(placed(subject_of(str(spec)), process, kind), nfe=nfe)
     data = report.to_dict()
     if json_file == "-":
         click.echo(json.dumps(data, indent=1))
     else:
         _print_report(report)
         if json_file:
-            Path(json_file).write_text(json.dumps(data, indent=1) + "\n")
+            _write(json_file, json.dumps(data, indent=1) + "\n")
     if html_file:
-        Path(html_file).write_text(page(report))
+        _write(html_file, page(report))
     if report.worst == "error":
         raise SystemExit(1)
 
@@ -321,8 +342,8 @@ def _print_report(report: Any) -> None:
     from deis_analysis.audit import facts, summary
 
     console = Console()
-    console.print(f"[bold]{report.spec}[/bold]", highlight=False)
-    console.print(summary(report), highlight=False)
+    console.print(escape(report.spec), highlight=False, style="bold")
+    console.print(escape(summary(report)), highlight=False)
     table = Table(box=None, show_header=False)
     for name, value in facts(report):
         shown = "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -336,7 +357,13 @@ def _print_report(report: Any) -> None:
     colours = {"error": "red", "warning": "yellow", "info": "dim"}
     for finding in report.findings:
         colour = colours[finding.severity]
-        console.print(f"[{colour}]{finding.severity:8s}{finding.code}[/{colour}]: {finding.message}", highlight=False)
+        head = f"[{colour}]{finding.severity:8s}{finding.code}[/{colour}]: "
+        console.print(head + escape(finding.message), highlight=False)
+
+
+def _write(file: str, text: str) -> None:
+    with atomic(Path(file)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _sweep(source: str, nfe: int, json_file: str | None) -> None:
@@ -353,12 +380,12 @@ def _sweep(source: str, nfe: int, json_file: str | None) -> None:
         click.echo(json.dumps(reports, indent=1))
         return
     if json_file:
-        Path(json_file).write_text(json.dumps(reports, indent=1) + "\n")
+        _write(json_file, json.dumps(reports, indent=1) + "\n")
     table = Table("sampler", "declared", "own", "exact", "nearest", "errors and warnings", box=None)
     for row in reports:
         codes = [f["code"] for f in row.get("findings", []) if f["severity"] != "info"]
         near = row.get("nearest") or {}
         cells = [row.get("declared_order"), row.get("observed_order"), row.get("order_without_startup")]
         shown = ["–" if c is None else f"{c:.2f}" if isinstance(c, float) else str(c) for c in cells]
-        table.add_row(row["spec"], *shown, str(near.get("name", "–")), row.get("error") or ", ".join(codes))
+        table.add_row(row["spec"], *shown, str(near.get("name", "–")), escape(row.get("error") or ", ".join(codes)))
     Console().print(table)

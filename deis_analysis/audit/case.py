@@ -56,8 +56,10 @@ class Case:
         return implied_scales(self.table, self.process, self._anchor())
 
     def _anchor(self) -> float | None:
-        """Process time of x_T by the levels that the sampler says it uses, which may not be what it tells the model."""
-        levels = self.prepared.levels
+        """Process time of x_T by what the sampler says of it, which may not be what it tells the model."""
+        start, levels = self.prepared.t_start, self.prepared.levels
+        if start is not None and not self.lead:
+            return start
         if self.lead or not levels or not np.isfinite(levels[0]) or levels[0] <= 0:
             return None
         try:
@@ -127,14 +129,14 @@ def run_sampler(prepared: Prepared, mix: GaussianMixture, x: Array) -> tuple[Arr
     torch = sys.modules.get("torch") if prepared.backend == "torch" else None
 
     def give(values: Array) -> Any:
-        shaped = np.asarray(values, dtype=prepared.dtype).reshape(-1, 1, 1, 1)
+        shaped = np.array(values, dtype=prepared.dtype).reshape(-1, 1, 1, 1)
         return torch.as_tensor(shaped) if torch is not None else shaped
 
     def model(state: Any, time: Any, *_: Any, **__: Any) -> Any:
         raw = float(np.asarray(time.detach().cpu() if hasattr(time, "detach") else time).reshape(-1)[0])
         t = convention.process_time(process, raw)
         values = np.asarray(state.detach().cpu() if hasattr(state, "detach") else state, dtype=np.float64).reshape(-1)
-        values = values * float(convention.input_scale(process, t))
+        values = values * float(convention.input_scale(process, t))  # a new array: the sampler may go on in place
         inputs.append(values)
         times.append(t)
         return give(exact(values, t))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Convergence:
     Attributes:
         own: with the sampler's own start; of the law for samplers with noise. exact: with exact first states.
         local: of the error of one step from exact history, in the middle of the stretch.
-        steps, errors: of ``own``. case, fine: the coarsest and the finest run.
+        calls: model calls of each run. steps, errors: of ``own``. case, fine: the coarsest and the finest run.
     """
 
     own: float | None
@@ -37,8 +38,14 @@ class Convergence:
     local: float | None
     steps: tuple[int, ...]
     errors: tuple[float, ...]
+    calls: tuple[int, ...] = ()
     case: Case | None = None
     fine: Case | None = None
+
+    @property
+    def grows(self) -> bool:
+        """Whether more steps are more model calls; otherwise there is no order to be measured."""
+        return all(a < b for a, b in pairwise(self.calls))
 
 
 def measure_convergence(subject: Subject, steps: Sequence[int] = STEPS) -> Convergence | None:
@@ -50,7 +57,7 @@ def measure_convergence(subject: Subject, steps: Sequence[int] = STEPS) -> Conve
     prepared = [(n, subject.ladder(n)) for n in steps]
     if any(p is None for _, p in prepared):
         return None
-    own, exact, local, counts = [], [], [], []
+    own, exact, local, counts, calls = [], [], [], [], []
     case: Case | None = None
     for _, p in prepared:
         assert p is not None
@@ -60,6 +67,7 @@ def measure_convergence(subject: Subject, steps: Sequence[int] = STEPS) -> Conve
             return _by_running(prepared)
         case = case or read
         counts.append(len(read.trunk.chain) - 1)
+        calls.append(read.reading.calls)
         if read.table.stochastic:
             own.append(_law(read))
         else:
@@ -76,6 +84,7 @@ def measure_convergence(subject: Subject, steps: Sequence[int] = STEPS) -> Conve
         _slope(x, local, floor * 1e-2, points),
         tuple(counts),
         tuple(map(float, own)),
+        tuple(calls),
         case,
         read,
     )
@@ -83,7 +92,7 @@ def measure_convergence(subject: Subject, steps: Sequence[int] = STEPS) -> Conve
 
 def _slope(counts: Array, errors: Sequence[float], floor: float, points: int = 3) -> float | None:
     """Slope over the finest ``points`` runs that lie above rounding; None if fewer than two do."""
-    if not errors or not np.all(np.isfinite(errors)):
+    if not errors or not np.all(np.isfinite(errors)) or not np.all(np.diff(counts) > 0):
         return None
     above = np.array(errors) > 30 * floor
     last = int(np.argmin(above)) if not above.all() else len(errors)
@@ -103,7 +112,7 @@ def _pathwise(case: Case) -> tuple[float, float, float]:
     path = _Path(lambda k: mix.flow(process, x, float(times[0]), float(times[k])) if times[k] < times[0] else x)
     model = mix.model(process, steps.table.prediction)
     last = times.size - 1
-    start = next((k for k in steps.chain if k >= _START), 0)
+    start = next((k for k in steps.chain if _START <= k < last), 0)
     errors = [run_errors(steps, model, path, 0), run_errors(steps, model, path, start)]
     return _rms(errors[0]), _rms(errors[1]), _local(case, path, model, last)
 
@@ -131,8 +140,6 @@ def _local(case: Case, path: dict[int, Array], model: Any, last: int) -> float:
 
 def _cut(steps: Any, node: int) -> Any:
     """The steps up to a node."""
-    from dataclasses import replace
-
     short = up_to(steps.table, node).changed(grid_nodes=(0, node))
     return replace(steps, table=short, before=steps.before[: node + 1])
 
@@ -145,7 +152,7 @@ def _law(case: Case) -> float:
 def _by_running(prepared: Sequence[tuple[int, Prepared | None]]) -> Convergence:
     """For samplers that are not linear: the error of runs, at the state of the last call."""
     mix = order_problem()[1]
-    errors, counts = [], []
+    errors, counts, calls = [], [], []
     for n, p in prepared:
         assert p is not None
         first = run_sampler(p, mix, np.zeros(_SAMPLES))[2][0]
@@ -154,7 +161,9 @@ def _by_running(prepared: Sequence[tuple[int, Prepared | None]]) -> Convergence:
         truth = mix.flow(p.process, inputs[0], times[0], times[-1]) if times[-1] < times[0] else inputs[0]
         errors.append(_rms(inputs[-1] - truth))
         counts.append(n)
-    return Convergence(_slope(np.array(counts, float), errors, 1e-10), None, None, tuple(counts), tuple(errors))
+        calls.append(len(times))
+    slope = _slope(np.array(counts, float), errors, 1e-10)
+    return Convergence(slope, None, None, tuple(counts), tuple(errors), tuple(calls))
 
 
 def _rms(x: Any) -> float:

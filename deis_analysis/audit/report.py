@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from deis_analysis.analysis.law import law_error
 from deis_analysis.audit import checks
 from deis_analysis.audit.case import Case, exact_end, read_case
-from deis_analysis.audit.convergence import Convergence, measure_convergence
+from deis_analysis.audit.convergence import STEPS, Convergence, measure_convergence
 from deis_analysis.audit.findings import SEVERITIES, Finding
 from deis_analysis.audit.identity import nearest_row
 from deis_analysis.audit.specs import subject_of
@@ -22,7 +22,7 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Process
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Tableau, run
-from deis_analysis.tableau.extraction import NotLinear, Refusal
+from deis_analysis.tableau.extraction import NotApplicable, NotLinear, Refusal
 from deis_analysis.validate import positive_int
 
 RANK_NFE = (5, 10, 20)
@@ -59,6 +59,16 @@ class Report:
     beside: dict[int, dict[str, Any]] = field(default_factory=dict)
     convergence: Convergence | None = field(default=None, repr=False)
     table: Tableau | None = field(default=None, repr=False)
+
+    @classmethod
+    def failed(cls, spec: str, findings: list[Finding], **known: Any) -> Report:
+        """The report on a sampler that has no table; ``known`` are fields that are known all the same."""
+        unread: dict[str, Any] = dict.fromkeys(
+            ("declared_order", "observed_order", "local_order", "order_without_startup", "exactness_degree")
+        )
+        unread |= dict.fromkeys(("nearest", "time_mismatch", "duplicate_times"))
+        unread |= {"linear": False, "superposition_residual": float("inf"), "nfe": 0, "wasted_calls": []}
+        return cls(**(unread | {"spec": spec, "findings": findings, "errors": {}, "exactness_in": ""} | known))
 
     @property
     def worst(self) -> str | None:
@@ -99,45 +109,26 @@ def audit_sampler(
     elif callable(sampler) and not hasattr(sampler, "own"):
         sampler = function_subject(sampler, convention=convention, order=order, **options)
     try:
-        prepared = sampler.own(nfe)
-    except Refusal as refusal:  # the adapter says that an audit does not apply
-        return _refused(sampler, refusal, "warning")
-    try:
-        case = read_case(prepared)
+        case = read_case(sampler.own(nfe))
     except Refusal as refusal:
         return _refused(sampler, refusal)
     return _linear_report(sampler, case)
 
 
-def _refused(sampler: Subject, refusal: Refusal, failed: str = "error") -> Report:
+def _refused(sampler: Subject, refusal: Refusal) -> Report:
     """The report on a sampler that has no table."""
     nonlinear = isinstance(refusal, NotLinear)
-    code, severity = ("RUN-NONLINEAR", "warning") if nonlinear else ("RUN-FAILED", failed)
+    severity = "warning" if isinstance(refusal, NotLinear | NotApplicable) else "error"
+    code = "RUN-NONLINEAR" if nonlinear else "RUN-FAILED"
     findings, convergence = [Finding(code, severity, str(refusal))], None
     if nonlinear:
         try:
             convergence = measure_convergence(sampler)
         except Refusal as other:
             findings.append(Finding("RUN-FAILED", "error", str(other)))
-    return Report(
-        spec=sampler.spec,
-        linear=False,
-        superposition_residual=float("inf"),
-        nfe=0,
-        wasted_calls=[],
-        declared_order=sampler.declared_order,
-        observed_order=convergence.own if convergence else None,
-        local_order=None,
-        order_without_startup=None,
-        exactness_degree=None,
-        exactness_in="",
-        nearest=None,
-        time_mismatch=None,
-        duplicate_times=None,
-        findings=findings,
-        errors={},
-        convergence=convergence,
-    )
+    own = convergence.own if convergence else None
+    known = {"declared_order": sampler.declared_order, "observed_order": own, "convergence": convergence}
+    return Report.failed(sampler.spec, findings, **known)
 
 
 def _linear_report(sampler: Subject, case: Case) -> Report:
@@ -148,13 +139,16 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
         convergence = measure_convergence(sampler)
     except Refusal as refusal:
         findings.append(Finding("RUN-FAILED", "warning", f"on the order problem: {refusal}"))
+    if convergence is not None and not convergence.grows:  # its levels are its own: x_T is where it begins
+        case = read_case(replace(case.prepared, t_start=None))
     reference = convergence.case if convergence is not None and convergence.case is not None else case
     degree, where, more = (
         checks.exactness(reference, 5, sampler.declared_order) if not reference.table.stochastic else (-1, "", [])
     )
     constants = degree >= 0 or _on_the_curve(reference)
     finest = convergence.fine if convergence is not None and convergence.fine is not None else case
-    persists = not constants and checks.level_gap(finest) > max(1e-3, 0.5 * checks.level_gap(reference))
+    coarse, fine = checks.level_gap(reference), checks.level_gap(finest)
+    persists = not constants and fine > max(1e-5, 100 * finest.floor, 0.5 * coarse)
     wasted, calls = checks.check_calls(case)
     schedule = checks.check_schedule(case, constants or persists)
     nearest = nearest_row(case)
@@ -207,6 +201,10 @@ def _on_the_curve(case: Case) -> bool:
 def _orders(sampler: Subject, convergence: Convergence | None, half: list[Finding]) -> list[Finding]:
     if convergence is None:
         return half
+    if not convergence.grows:
+        made, asked = ", ".join(map(str, convergence.calls)), ", ".join(map(str, STEPS))
+        what = f"makes {made} calls when {asked} steps are asked for: its order cannot be measured"
+        return [*half, Finding("ORD-FIXED-CALLS", "info", what)]
     declared = 0 if sampler.declared_order is None else sampler.declared_order
     noisy = convergence.exact is None
     if noisy:  # with its own start, an order above 2 in law cannot be told from one of 2

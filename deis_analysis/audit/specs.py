@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,24 @@ def _from_file(spec: str, path: Path, name: str, options: dict[str, Any]) -> Sub
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    if path.stem not in sys.modules:  # dataclasses look their module up there
+        sys.modules[path.stem] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # what lies beside the file, now and when it runs
+        sys.path.append(folder)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"spec={spec!r}: importing the file failed: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"spec={spec!r}: {str(path)!r} has no function {name!r}")
-    return function_subject(function, spec=spec, **options)
+    try:
+        if "spec" in options:
+            raise ValueError("option='spec' is the audit's own; allowed: another name")
+        return function_subject(function, spec=spec, **options)
+    except ValueError as error:
+        raise ValueError(f"spec={spec!r}: {error}") from error
 
 
 def catalogue(source: str) -> list[str]:

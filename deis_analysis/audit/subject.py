@@ -13,11 +13,11 @@ import numpy as np
 from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.grids import grid
-from deis_analysis.process.process import Array, Process
+from deis_analysis.process.process import PREDICTIONS, Array, Process
 from deis_analysis.process.schedules import EDM, VPLinear
 from deis_analysis.tableau import Tableau, run
 from deis_analysis.tableau.extraction import Refusal, Sampler
-from deis_analysis.validate import choose
+from deis_analysis.validate import boolean, choose, positive_int
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,23 @@ def function_subject(
     final_zero: bool = True,
     **options: Any,
 ) -> Subject:
-    """A user's function as a subject, see `FunctionSubject`; ``order`` is what its author claims."""
+    """A user's function as a subject, see `FunctionSubject`; ``order`` is what its author claims.
+
+    Raises:
+        ValueError: an unknown convention, prediction or option, an order that is no integer.
+    """
     spec = spec or getattr(function, "__name__", "function")
+    choose("prediction", prediction, PREDICTIONS)
+    if order is not None:
+        positive_int("order", order, minimum=0)
+    boolean("final_zero", final_zero)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for key in options:
+            choose("option", key, ["convention", "prediction", "order", "final_zero", *(p.name for p in parameters)])
     if choose("convention", convention, CONVENTIONS) == "table":
         return TableSubject(spec, function, order)
     return FunctionSubject(spec, function, convention, prediction, options, order, final_zero)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +29,10 @@ _LINEAR = 1e-4  # relative residual above which a sampler is not linear; float32
 
 class Refusal(ValueError):
     """Why a sampler could not be read: a sentence for the report, not a traceback."""
+
+
+class NotApplicable(Refusal):
+    """The sampler is known, and is of a kind that has no table: nothing is wrong with it."""
 
 
 class NotLinear(Refusal):
@@ -135,8 +139,8 @@ class _Laboratory:
         self.precision, self.drawn, self.exceeded = dtype, 0, False
 
     def array(self, values: Array) -> Any:
-        """(n,) numbers as an (n, 1, 1, 1) array of the sampler's library."""
-        shaped = np.asarray(values, dtype=self.dtype).reshape(-1, 1, 1, 1)
+        """(n,) numbers as a new (n, 1, 1, 1) array of the sampler's library, which the sampler may write to."""
+        shaped = np.array(values, dtype=self.dtype).reshape(-1, 1, 1, 1)
         return sys.modules["torch"].as_tensor(shaped) if self.backend == "torch" else shaped
 
     def run(
@@ -158,7 +162,7 @@ class _Laboratory:
             if values.shape != tuple(start.shape):
                 raise Refusal(f"the model was asked about an array of shape {values.shape}, not {tuple(start.shape)}")
             self.precision = str(values.dtype) if values.dtype != np.float64 else self.precision
-            inputs.append(np.asarray(values, dtype=np.float64).reshape(-1))
+            inputs.append(np.array(values, dtype=np.float64).reshape(-1))  # a copy: the sampler goes on in place
             k = len(told) - 1
             self.exceeded |= not count_only and k >= len(outputs)
             output = outputs[k] if k < len(outputs) else np.zeros(start.shape[0])
@@ -192,7 +196,7 @@ class _Laboratory:
                 return self.sampler(model, start, noise) if explicit else self.sampler(model, start)
         except Refusal:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise Refusal(f"the sampler failed: {type(error).__name__}: {error}") from error
 
 
@@ -204,8 +208,9 @@ def _plain(x: Any) -> Array:
 def _intercepted(noise: Callable[..., Any], shape: tuple[int, ...]) -> Iterator[None]:
     """Standard-normal draws of torch and NumPy that have the state's shape come from ``noise``.
 
-    Of NumPy: the functions ``np.random.randn``, ``standard_normal`` and ``normal``, and the generators that
-    ``np.random.default_rng`` makes while the sampler runs; a generator made before cannot be reached.
+    Of torch: ``randn``, ``randn_like``, ``normal`` and ``Tensor.normal_``, by any name. Of NumPy: the functions
+    ``np.random.randn``, ``standard_normal`` and ``normal``, and the generators that ``np.random.default_rng`` makes
+    while the sampler runs; a generator made before cannot be reached.
     """
 
     class Generator(np.random.Generator):
@@ -235,17 +240,38 @@ def _intercepted(noise: Callable[..., Any], shape: tuple[int, ...]) -> Iterator[
 
     torch = sys.modules.get("torch")
     if torch is not None:
-        patches += [
-            patch.object(torch, "randn_like", _instead(torch.randn_like, noise, shape, lambda x, **_: tuple(x.shape))),
-            patch.object(torch, "randn", _instead(torch.randn, noise, shape, _torch_shape)),
-        ]
-    for p in patches:
-        p.start()
-    try:
-        yield
-    finally:
+        patches.append(_torch_draws(torch, noise, shape))
+    with ExitStack() as stack:
         for p in patches:
-            p.stop()
+            stack.enter_context(p)
+        yield
+
+
+def _torch_draws(torch: Any, noise: Callable[..., Any], shape: tuple[int, ...]) -> Any:
+    """A mode in which torch's normal draws of the state's shape come from ``noise``, also under names bound before."""
+
+    def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, **_: Any) -> Any:
+        sizes = [tuple(size or ()), *(tuple(getattr(a, "shape", ())) for a in (mean, std))]
+        return mean + std * noise() if shape in sizes else None
+
+    def normal_(x: Any, mean: float = 0.0, std: float = 1.0, **_: Any) -> Any:
+        return x.copy_(mean + std * noise()) if tuple(x.shape) == shape else None
+
+    draws: dict[Any, Callable[..., Any]] = {
+        torch.randn: lambda *size, **kwargs: noise() if _torch_shape(*size, **kwargs) == shape else None,
+        torch.randn_like: lambda x, **_: noise() if tuple(x.shape) == shape else None,
+        torch.normal: normal,
+        torch.Tensor.normal_: normal_,
+    }
+
+    class Draws(torch.overrides.TorchFunctionMode):
+        """What is asked for ``noise``."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = draws[func](*args, **(kwargs or {})) if func in draws else None
+            return func(*args, **(kwargs or {})) if found is None else found
+
+    return Draws()
 
 
 def _instead(

@@ -21,7 +21,7 @@ from deis_analysis.audit.subject import Prepared
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import EDM, RectifiedFlow, VPCosine, VPDiscrete
-from deis_analysis.tableau.extraction import Refusal
+from deis_analysis.tableau.extraction import NotApplicable, Refusal
 from deis_analysis.validate import choose
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "v"}
@@ -64,7 +64,9 @@ class Scheduler:
     def family(self) -> Family:
         """How the class speaks; `Refusal` says why it cannot be driven."""
         if self.name not in FAMILIES:
-            raise Refusal(f"{self.name} cannot be read: {REASONS.get(self.name, 'this adapter does not know it')}")
+            raise NotApplicable(
+                f"{self.name} cannot be read: {REASONS.get(self.name, 'this adapter does not know it')}"
+            )
         return FAMILIES[self.name]
 
     @property

@@ -1,0 +1,397 @@
+"""Kinds of samplers that people run, each written anew in a few lines: what the audit must say of it, and must not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import deis_analysis as da
+from deis_analysis.cli import main
+
+FIXED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0)  # a list tuned for ten steps
+
+
+def euler(model, x, sigmas):
+    for a, b in pairwise(float(s) for s in sigmas):
+        x = x + (x - model(x, a)) / a * (b - a)
+    return x
+
+
+def alpha(t):
+    """Of VPLinear()."""
+    return torch.exp(-0.25 * t**2 * 19.9 - 0.5 * t * 0.1)
+
+
+def ddim(model, x, times, told=0.0, shift=0.0):
+    """DDIM; the model is told times that lie ``told`` too high, and steps use levels ``shift`` too low."""
+    for t, s in pairwise(times):
+        a, b = (alpha(torch.clamp(torch.as_tensor(u) - shift, min=0)) for u in (t, s))
+        e = model(x, torch.clamp(torch.as_tensor(t) + told, max=1.0))
+        x = b * (x - torch.sqrt(1 - a**2) * e) / a + torch.sqrt(1 - b**2) * e
+    return x
+
+
+def slope_t(model, x, t, low):
+    rate = low + t * 19.9
+    return -0.5 * rate * x + 0.5 * rate / torch.sqrt(1 - alpha(t) ** 2) * model(x, t)
+
+
+def heun_t(model, x, times, low=0.1):
+    """Heun in t, the linear part too, as in the ablations of the EDM paper; ``low`` is β_min."""
+    for t, s in pairwise(times):
+        d = slope_t(model, x, t, low)
+        x = x + (s - t) * 0.5 * (d + slope_t(model, x + (s - t) * d, s, low))
+    return x
+
+
+def audited(sampler, **options):
+    report = da.audit_sampler(sampler, **options)
+    return report, {finding.code for finding in report.findings if finding.severity != "info"}
+
+
+# -- a number of calls of its own -----------------------------------------------------------------
+def ten_levels(model, x, sigmas):
+    return euler(model, x, FIXED)
+
+
+def ten_levels_rescaled(model, x, sigmas):
+    return euler(model, x * (FIXED[0] / float(sigmas[0])), FIXED)
+
+
+def four_and_the_clean_one(model, x, sigmas):
+    levels = [float(s) for s in sigmas[:: (len(sigmas) - 1) // 4]][:4]
+    return model(euler(model, x, levels), levels[-1])
+
+
+def one_call(model, x, sigmas):
+    return model(x, float(sigmas[0]))
+
+
+def twenty_from_eighty(model, x, sigmas):
+    return euler(model, x, np.linspace(float(sigmas[0]), 0, 11 if len(sigmas) < 80 else 21))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "calls"),
+    [(ten_levels, 10), (ten_levels_rescaled, 10), (four_and_the_clean_one, 4), (one_call, 1), (twenty_from_eighty, 10)],
+)
+def test_calls_that_do_not_grow_have_no_order(sampler, calls):
+    report, wrong = audited(sampler)
+    assert wrong == set()
+    assert report.nfe == calls
+    assert (report.observed_order, report.order_without_startup, report.local_order) == (None, None, None)
+    (said,) = [f for f in report.findings if f.code == "ORD-FIXED-CALLS"]
+    assert said.message.startswith(f"makes {calls}, {calls}")
+    assert set(report.errors) == {5, 10, 20}
+    if calls > 1:
+        assert report.nearest["name"] == "ddim"
+
+
+# -- ends -----------------------------------------------------------------------------------------
+def to_data(model, x, times):
+    return ddim(model, x, [*times[:-1], torch.tensor(0.0)])
+
+
+def clean_estimate(model, x, times):
+    return ddim(model, x, [*times, torch.tensor(0.0)])
+
+
+@pytest.mark.parametrize("sampler", [to_data, clean_estimate])
+def test_going_on_to_the_data_is_no_error(sampler):
+    report, wrong = audited(sampler, convention="times")
+    assert wrong == set()
+    assert "SCH-END-AT-DATA" in {finding.code for finding in report.findings}
+    assert report.nearest["name"] == "ddim"
+
+
+def test_stopping_early_is_one():
+    report, wrong = audited(lambda model, x, times: ddim(model, x, times[:-1]), convention="times")
+    assert wrong == {"SCH-LAST-LEVEL"}
+    (said,) = [f for f in report.findings if f.code == "SCH-LAST-LEVEL"]
+    assert "should have 0.01049" in said.message
+
+
+# -- levels told and used -------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [1e-3, 3e-3, 1e-4])
+@pytest.mark.parametrize("what", ["told", "shift"])
+def test_a_shift_of_the_clock_is_found(what, size):
+    sampler = lambda model, x, times: ddim(model, x, times, **{what: size})  # noqa: E731
+    assert "SCH-LEVEL-MISMATCH" in audited(sampler, convention="times")[1]
+
+
+def test_without_a_shift_there_is_none():
+    assert audited(ddim, convention="times")[1] == set()
+
+
+def test_a_method_that_is_not_exact_on_constants_is_told_from_a_wrong_one():
+    right, wrong = audited(heun_t, convention="times")
+    assert wrong == set()
+    assert abs(right.observed_order - 2) < 0.1
+    other, wrong = audited(lambda m, x, ts: heun_t(m, x, ts, 0.3), convention="times", order=2)
+    assert {"ORD-DIVERGES", "SCH-LEVEL-MISMATCH"} <= wrong
+    assert other.observed_order < 0.1
+
+
+# -- correct code in other styles -----------------------------------------------------------------
+def in_place(model, x, sigmas):
+    for a, b in pairwise(float(s) for s in sigmas):
+        x += (x - model(x, a)) / a * (b - a)
+    return x
+
+
+def in_place_on_the_output(model, x, sigmas):
+    for a, b in pairwise(float(s) for s in sigmas):
+        d = model(x, a)
+        x.add_(d.sub_(x).div_(-a), alpha=b - a)
+    return x
+
+
+def in_place_on_a_clone(model, x, sigmas):
+    return in_place(model, x.clone(), sigmas)
+
+
+def from_a_queue(model, x, sigmas):
+    """The two-step method with a deque of slopes, equal weights at the start."""
+    slopes = deque(maxlen=2)
+    levels = [float(s) for s in sigmas]
+    for i, (a, b) in enumerate(pairwise(levels)):
+        slopes.appendleft((x - model(x, a)) / a)
+        h, last = b - a, a - levels[i - 1] if i else 1.0
+        d = slopes[0] if i == 0 else (1 + h / (2 * last)) * slopes[0] - h / (2 * last) * slopes[1]
+        x = x + h * d
+    return x
+
+
+class Stateful:
+    """A class that keeps what it is doing."""
+
+    def __init__(self):
+        self.x = None
+
+    def step(self, model, a, b):
+        self.x = self.x + (self.x - model(self.x, a)) / a * (b - a)
+
+    def sample(self, model, x, sigmas):
+        self.x = x
+        for a, b in pairwise(float(s) for s in sigmas):
+            self.step(model, a, b)
+        return self.x
+
+
+def by_a_generator(model, x, sigmas):
+    def states(x):
+        for a, b in pairwise(float(s) for s in sigmas):
+            x = x + (x - model(x, a)) / a * (b - a)
+            yield x
+
+    return list(states(x))[-1]
+
+
+def as_in_a_web_interface(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+    return euler(lambda x, s: model(x, s * x.new_ones([x.shape[0]]), **(extra_args or {})), x, sigmas)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "row"),
+    [
+        (euler, "ddim"), (in_place, "ddim"), (in_place_on_the_output, "ddim"), (in_place_on_a_clone, "ddim"),
+        (from_a_queue, "tab1"), (Stateful().sample, "ddim"), (by_a_generator, "ddim"),
+        (as_in_a_web_interface, "ddim"),
+    ],
+)  # fmt: skip
+def test_correct_samplers_are_named_and_have_no_error(sampler, row):
+    report, wrong = audited(sampler)
+    assert wrong == set()
+    assert report.nearest["name"] == row
+    assert report.nearest["distance"] < 1e-8
+
+
+# -- noise by any name ----------------------------------------------------------------------------
+BOUND_BEFORE = torch.randn_like
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        torch.randn_like,
+        lambda x: BOUND_BEFORE(x),
+        lambda x: torch.randn(x.shape, dtype=x.dtype),
+        lambda x: torch.normal(0.0, 1.0, size=x.shape, dtype=x.dtype),
+        lambda x: torch.normal(torch.zeros_like(x), 1.0),
+        lambda x: torch.empty_like(x).normal_(),
+        lambda x: torch.as_tensor(np.random.standard_normal(x.shape)),  # noqa: NPY002
+        lambda x: torch.as_tensor(np.random.default_rng(0).normal(size=x.shape)),
+    ],
+)
+def test_noise_is_seen_however_it_is_drawn(draw):
+    def ancestral(model, x, sigmas):
+        for a, b in pairwise(float(s) for s in sigmas):
+            up = (b**2 * (a**2 - b**2) / a**2) ** 0.5
+            down = (b**2 - up**2) ** 0.5
+            x = x + (x - model(x, a)) / a * (down - a)
+            x = x + up * draw(x) if b > 0 else x
+        return x
+
+    report, wrong = audited(ancestral)
+    assert wrong == set()
+    assert report.nearest["name"] in ("sde_dpmpp_1", "euler_ancestral", "ddpm")
+    assert report.nearest["distance"] < 1e-8
+
+
+# -- what fails -----------------------------------------------------------------------------------
+def raises(model, x, sigmas):
+    raise RuntimeError("no list[int] and no [/nope]")
+
+
+def takes_two(model, x):
+    return x
+
+
+def is_nan(model, x, sigmas):
+    return model(x, float(sigmas[0])) * float("nan")
+
+
+def heun_without_a_guard(model, x, sigmas):
+    for a, b in pairwise(torch.as_tensor(sigmas)):
+        d = (x - model(x, a)) / a
+        y = x + d * (b - a)
+        x = x + 0.5 * (d + (y - model(y, b)) / b) * (b - a)
+    return x
+
+
+def leaves(model, x, sigmas):
+    raise SystemExit(0)
+
+
+def is_a_number(model, x, sigmas):
+    return 1.0
+
+
+def deep(model, x, sigmas):
+    return deep(model, x, sigmas)
+
+
+def asks_nothing(model, x, sigmas):
+    return x
+
+
+@pytest.mark.parametrize(
+    "sampler", [raises, takes_two, is_nan, heun_without_a_guard, leaves, is_a_number, deep, asks_nothing]
+)
+def test_a_sampler_that_fails_is_an_error(sampler):
+    report, wrong = audited(sampler)
+    assert wrong == {"RUN-FAILED"}
+    assert report.worst == "error"
+
+
+# -- files ----------------------------------------------------------------------------------------
+FILE = """
+from __future__ import annotations
+import os
+import sys
+import time
+from dataclasses import dataclass
+import lying_beside
+@dataclass
+class Step:
+    a: float
+    b: float
+print("on import")
+def euler(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+    print("in a run")
+    for a, b in zip(sigmas, sigmas[1:]):
+        s = Step(float(a), float(b))
+        x = x + (x - model(x, s.a)) / s.a * (s.b - s.a)
+    return lying_beside.same(x)
+class Sampler:
+    def sample(self, model, x, sigmas):
+        return euler(model, x, sigmas)
+method = Sampler().sample
+def leaves_the_process(model, x, sigmas):
+    os._exit(0)
+def hangs(model, x, sigmas):
+    if os.fork() == 0:
+        time.sleep(1000)
+    while True:
+        time.sleep(0.1)
+def markup(model, x, sigmas):
+    raise TypeError("list[int] [/nope]")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("theirs")
+    (made / "theirs.py").write_text(FILE)
+    (made / "lying_beside.py").write_text("def same(x):\n    return x\n")
+    return made
+
+
+def command(folder, *arguments):
+    """In a process of its own, from another folder, with stdout apart."""
+    call = [sys.executable, "-m", "deis_analysis", "audit", *map(str, arguments)]
+    return subprocess.run(call, cwd=folder.parent, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", ["euler", "method"])
+def test_a_file_is_audited_and_its_prints_are_not_json(folder, name):
+    done = command(folder, f"{folder}/theirs.py:{name}", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["nearest"]["name"] == "ddim"
+    assert "in a run" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("leaves_the_process", "ended the process, with status 0"),
+        ("hangs", "did not end within 15 s"),
+        ("markup", "list[int] [/nope]"),
+    ],
+)
+def test_what_a_file_does_is_an_error_of_the_sampler(folder, name, text):
+    done = command(folder, f"{folder}/theirs.py:{name}", "--timeout", 15)
+    assert done.returncode == 1, done.stderr
+    assert text in " ".join(done.stdout.split())
+    left = subprocess.run(["pgrep", "-f", f"{folder}/theirs.py"], capture_output=True, text=True).stdout.split()
+    assert [pid for pid in left if int(pid) != os.getpid()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nothing", "has no function 'nothing'"),
+        ("euler?order=abc", "order='abc' must be an integer"),
+        ("euler?spec=x", "option='spec'"),
+        ("euler?convention=time", "convention='time' is unknown"),
+        ("euler?prediction=epsilon", "prediction='epsilon' is unknown"),
+        ("method?steps=3", "option='steps' is unknown"),
+    ],
+)
+def test_a_wrong_question_is_a_usage_error(folder, name, text):
+    result = CliRunner().invoke(main, ["audit", f"{folder}/theirs.py:{name}"])
+    assert result.exit_code == 2
+    assert text in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_missing_folder_is_said_before_the_work(tmp_path, option):
+    result = CliRunner().invoke(main, ["audit", "registry:ddim", option, str(tmp_path / "no" / "file")])
+    assert result.exit_code == 2
+    assert "there is no folder" in result.output
+    assert not Path(tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("nfe", ["2", "1001", "x"])
+def test_nfe_has_bounds(nfe):
+    assert CliRunner().invoke(main, ["audit", "registry:ddim", "--nfe", nfe]).exit_code == 2
