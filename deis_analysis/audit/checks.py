@@ -8,12 +8,13 @@ import numpy as np
 
 from deis_analysis.audit.case import Case
 from deis_analysis.audit.findings import EQUAL, FLOAT32, Finding, Nearest
-from deis_analysis.audit.tables import moment_ratios
+from deis_analysis.audit.tables import moment_ratios, sparsest_steps
 from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.process.process import Array
 from deis_analysis.tableau import run
 
 NEGLIGIBLE = 1e-3  # weight of ε in the result, in units of σ, below which the last call hardly counts
+_NEAR = 1e-3  # relative distance from a row below which a slip is more likely than another method
 _LEVEL = 1e-3  # relative difference of noise levels that is reported
 _INTERPOLANTS = (
     *(("eps", v) for v in ("lam", "rho", "t")),
@@ -167,8 +168,10 @@ def check_ends(case: Case) -> list[Finding]:
             findings.append(Finding("SCH-END-AT-DATA", "info", text))
         else:
             findings.append(Finding("SCH-LAST-LEVEL", "error", text))
-    elif level > 0.05:
-        findings.append(Finding("SCH-RESIDUAL-NOISE", "info", f"the result keeps noise, σ/α = {level:.3g}"))
+    elif level > (0.05 if prepared.end_level is None else 1e-3):
+        effect = np.hypot(np.sqrt(0.5), level) - np.sqrt(0.5)
+        text = f"the result keeps noise, σ/α = {level:.3g}: its law is {effect:.1e} off (W₂, on N(½, ½))"
+        findings.append(Finding("SCH-RESIDUAL-NOISE", "info", text))
     if start_gap(case) > max(_LEVEL, 100 * case.floor):
         begins, told = float(process.rho(prepared.t_start)), float(process.rho(case.times[0]))
         text = f"x_T has σ/α = {begins:.4g}, and at the first call the model is told {told:.4g}"
@@ -192,6 +195,41 @@ def start_gap(case: Case) -> float:
     return abs(float(case.process.rho(case.times[0])) - begins) / begins if np.isfinite(begins) else 0.0
 
 
+def check_last_step(case: Case, degree: int, where: str) -> list[Finding]:
+    """The last step, where it ends at noise: of full degree, or with no weight on the slope at all."""
+    process, end = case.process, case.table.times[-1]
+    if degree < 1 or case.prepared.t_end is None or float(process.rho(end)) <= 0 or case.table.stochastic:
+        return []
+    steps = sparsest_steps(case.table, process, case.floor)
+    if len(steps.chain) < 4:
+        return []
+    prediction, variable = where.split(", ")
+    try:
+        constant, slope = moment_ratios(steps, process, prediction, variable)[steps.chain[-1]][:2]
+    except ValueError:
+        return []
+    tolerance = max(1e-6, 300 * case.floor)
+    if abs(constant - 1.0) > tolerance or min(abs(slope), abs(slope - 1.0), abs(slope - 0.5)) <= tolerance:
+        return []
+    text = f"with {prediction} linear in {variable} the last step gives {slope:.4g} of the change, the others 1"
+    return [Finding("ORD-LAST-STEP", "error", text)]
+
+
+def check_start(case: Case) -> list[Finding]:
+    """What a start from pure noise costs where the process still has signal."""
+    prepared, process = case.prepared, case.process
+    if prepared.start_std is None or case.lead:
+        return []
+    alpha, sigma = float(process.alpha(case.times[0])), float(process.sigma(case.times[0]))
+    scale = float(np.hypot(alpha, sigma)) if process.variance_preserving else sigma
+    mean, variance = 0.5, 0.5
+    gap = float(np.hypot(alpha * mean, np.sqrt(alpha**2 * variance + sigma**2) - scale)) / scale
+    if alpha / scale < 0.01:
+        return []
+    text = f"at the first level α = {alpha:.3g}; a start from N(0, σ² I) is {gap:.1e} σ off in law (W₂, on N(½, ½))"
+    return [Finding("SCH-PRIOR-MISMATCH", "warning" if gap > 0.1 else "info", text)]
+
+
 def check_numbers(case: Case) -> list[Finding]:
     """Precision and amplification."""
     findings = []
@@ -211,6 +249,8 @@ def check_identity(nearest: Nearest | None) -> Finding:
     if nearest is None:
         return Finding("ID-UNKNOWN", "info", "no row of the registry has this pattern of calls")
     text = f"{nearest.name}, {nearest.distance:.1e} away over {nearest.calls} calls"
+    if FLOAT32 <= nearest.distance < _NEAR:
+        return Finding("ID-NEAR", "warning", f"not {text}: beyond rounding, so a variant or a slip")
     code = "ID-EQUAL" if nearest.distance < EQUAL else "ID-FLOAT32" if nearest.distance < FLOAT32 else "ID-UNKNOWN"
     return Finding(code, "info", text if code != "ID-UNKNOWN" else f"not in the registry; nearest {text}")
 

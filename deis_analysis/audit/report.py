@@ -13,7 +13,7 @@ from deis_analysis.analysis.law import law_error
 from deis_analysis.audit import checks
 from deis_analysis.audit.case import Case, exact_end, read_case
 from deis_analysis.audit.convergence import STEPS, Convergence, measure_convergence
-from deis_analysis.audit.findings import SEVERITIES, Finding
+from deis_analysis.audit.findings import FLOAT32, SEVERITIES, Finding, Nearest
 from deis_analysis.audit.identity import nearest_row
 from deis_analysis.audit.specs import subject_of
 from deis_analysis.audit.subject import Subject, TableSubject, function_subject
@@ -154,11 +154,13 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
     nearest = nearest_row(case)
     findings += [checks.check_identity(nearest), *_orders(sampler, convergence, more), *calls, *schedule.findings]
     findings += checks.check_ends(case) if constants else []
-    findings += checks.check_numbers(case)
+    findings += [*checks.check_numbers(case), *checks.check_start(case), *checks.check_last_step(case, degree, where)]
+    findings += _varies(sampler, case, nearest)
     if not constants:
         text = "neither constant ε nor constant x₀ is integrated exactly, so large steps are off even on straight paths"
         findings.append(Finding("INV-CONSTANTS", "info", text))
-    errors, beside = _rank(sampler, case)
+    errors, beside, absent = _rank(sampler, case)
+    findings += [Finding("RUN-NOTE", "info", f"no error at {nfe} calls: {why}") for nfe, why in absent.items()]
     return Report(
         sampler.spec,
         True,
@@ -180,6 +182,22 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
         convergence,
         case.table,
     )
+
+
+def _varies(sampler: Subject, case: Case, nearest: Nearest | None) -> list[Finding]:
+    """Whether it is the same method with one call less."""
+    calls = case.reading.calls
+    if nearest is None or nearest.distance > FLOAT32 or calls < 6:
+        return []
+    try:
+        less = read_case(sampler.own(calls - 1))
+    except (Refusal, ValueError):
+        return []
+    other = nearest_row(less) if less.reading.calls < calls else None
+    if other is None or other.distance <= max(FLOAT32, 1e3 * nearest.distance):
+        return []
+    text = f"at {calls} calls {nearest.name}, but {other.distance:.1e} away from {other.name} at {less.reading.calls}"
+    return [Finding("ID-VARIES", "error", text)]
 
 
 def _on_the_curve(case: Case) -> bool:
@@ -210,7 +228,7 @@ def _orders(sampler: Subject, convergence: Convergence | None, half: list[Findin
     if noisy:  # with its own start, an order above 2 in law cannot be told from one of 2
         declared = min(declared, 2)
     found = list(half)
-    best = max((s for s in (convergence.own, convergence.exact) if s is not None), default=None)
+    best = convergence.own if convergence.exact is None else convergence.exact  # the steps without the start
     if best is not None and best < 0.3:
         errors = ", ".join(f"{e:.1e}" for e in convergence.errors)
         found.append(Finding("ORD-DIVERGES", "error", f"errors {errors} at {convergence.steps} steps do not fall"))
@@ -218,6 +236,7 @@ def _orders(sampler: Subject, convergence: Convergence | None, half: list[Findin
         how = "the law converges" if noisy else "also with exact first states the error falls"
         text = f"declared order {sampler.declared_order}; {how} with order {best:.2f}"
         found.insert(0, Finding("ORD-BELOW-DECLARED", "error", text))
+    found += _count(convergence)
     own = convergence.own
     if own is not None and best is not None and own < best - _TOLERANCE:
         text = f"order {own:.2f} with its own start, {best:.2f} with exact first states: the start limits it"
@@ -225,28 +244,51 @@ def _orders(sampler: Subject, convergence: Convergence | None, half: list[Findin
     return found
 
 
-def _rank(sampler: Subject, case: Case) -> tuple[dict[int, float], dict[int, dict[str, Any]]]:
-    """Errors at 5, 10, 20 calls, and DDIM's and the best row's between the same ends."""
-    errors, beside = {}, {}
+def _count(convergence: Convergence) -> list[Finding]:
+    """Calls that are not a multiple of the steps asked for."""
+    if not convergence.calls:
+        return []
+    (a, n), (b, m) = zip(convergence.calls[:2], STEPS[:2], strict=True)
+    per, rest = divmod(b - a, m - n)
+    extra = a - per * n
+    steady = rest == 0 and all(c == per * k + extra for c, k in zip(convergence.calls, STEPS, strict=True))
+    if not steady or not extra:
+        return []
+    rule = f"{per if per > 1 else ''}N{extra:+d}"
+    return [Finding("NFE-COUNT", "info", f"makes {rule} calls when N steps are asked for")]
+
+
+def _rank(sampler: Subject, case: Case) -> tuple[dict[int, float], dict[int, dict[str, Any]], dict[int, str]]:
+    """Errors at 5, 10, 20 calls, DDIM's and the best row's between the same ends, and why one is not there."""
+    errors, beside, absent = {}, {}, {}
     for nfe in RANK_NFE:
         try:
             at = case if case.reading.calls == nfe else read_case(sampler.own(nfe))
             errors[nfe] = _error(at)
             beside[nfe] = _registry(at.process, float(at.times[0]), nfe, at)
-        except (Refusal, ValueError, ZeroDivisionError):
-            continue
-    return errors, beside
+        except (Refusal, ValueError, ZeroDivisionError) as error:
+            absent[nfe] = str(error)
+    return errors, beside, absent
 
 
 def _error(case: Case) -> float:
     mix = GaussianMixture(*_DATA)
     if case.table.stochastic:
-        if case.prepared.end_scale == "karras":
-            raise ValueError("the law of a result in another scale is not measured")
-        return float(law_error(case.table, case.process, 0.3, 0.2)[0])
+        return float(law_error(_in_process_scale(case), case.process, 0.3, 0.2)[0])
     x = mix.sample(256, 0, case.process, float(case.table.times[0]))
     found = run(case.table, mix.model(case.process, case.table.prediction), x)
     return float(np.sqrt(np.mean((found - exact_end(case, mix, x)) ** 2)))
+
+
+def _in_process_scale(case: Case) -> Tableau:
+    """The table, its result in the scale of the process."""
+    alpha = float(case.process.alpha(case.table.times[-1])) if case.prepared.end_scale == "karras" else 1.0
+    if alpha == 1:
+        return case.table
+    parts = {name: matrix.toarray() for name, matrix in case.table.matrices._asdict().items()}
+    for dense in parts.values():
+        dense[-1] *= alpha
+    return case.table.changed(**parts)
 
 
 _RIVALS = ("ddim", "tab1", "tab2", "tab3", "dpmpp_2m", "dpmpp_3m_exact", "unipc2_bh2_x0", "unipc3_bh2_x0", "ipndm4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from click.testing import CliRunner
 
 import deis_analysis as da
+from deis_analysis.audit import subject_of
 from deis_analysis.cli import main
 
 FIXED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0)  # a list tuned for ten steps
@@ -140,6 +142,72 @@ def test_a_method_that_is_not_exact_on_constants_is_told_from_a_wrong_one():
     other, wrong = audited(lambda m, x, ts: heun_t(m, x, ts, 0.3), convention="times", order=2)
     assert {"ORD-DIVERGES", "SCH-LEVEL-MISMATCH"} <= wrong
     assert other.observed_order < 0.1
+
+
+# -- a slip in one place --------------------------------------------------------------------------
+def log_rho_ab2(model, x, times, last=1.0, odd=1.0, everywhere=1.0):
+    """Two-step Adams–Bashforth in λ on dy = ε dρ; factors on the extrapolated part: last step, odd N, all steps."""
+    levels = [float(t) for t in times]
+    scale = [float(alpha(torch.tensor(t, dtype=torch.float64))) for t in levels]
+    rho = [(1 - a * a) ** 0.5 / a for a in scale]
+    lam = [-np.log(r) for r in rho]
+    y, before, n = x / scale[0], None, len(levels) - 1
+    for i in range(n):
+        e, h = model(scale[i] * y, levels[i]), lam[i + 1] - lam[i]
+        y = y + e * (rho[i + 1] - rho[i])
+        if before is not None:
+            moment = rho[i] * ((h + 1) * np.exp(-h) - 1)  # of λ − λ_i
+            factor = (last if i == n - 1 else 1.0) * (odd if n % 2 else 1.0) * everywhere
+            y = y + factor * moment * (e - before) / (lam[i] - lam[i - 1])
+        before = e
+    return scale[n] * y
+
+
+@pytest.mark.parametrize(
+    ("slip", "code"),
+    [
+        ({}, None),
+        ({"last": 0.0}, None),  # a last step of lower degree
+        ({"last": -1.0}, "ORD-LAST-STEP"),
+        ({"last": 0.9}, "ORD-LAST-STEP"),
+        ({"odd": 1.01}, "ID-VARIES"),
+        ({"odd": -1.0}, "ID-VARIES"),
+        ({"everywhere": 1.001}, "ID-NEAR"),
+        ({"everywhere": 0.5}, "ORD-BELOW-DECLARED"),
+    ],
+)
+def test_a_slip_in_one_place_is_named(slip, code):
+    _, wrong = audited(lambda m, x, ts: log_rho_ab2(m, x, ts, **slip), convention="times", order=2)
+    assert wrong == ({code} if code else set())
+
+
+@pytest.mark.parametrize("bound", [1e4, 10.0])
+def test_thresholding_of_large_values_is_seen(bound):
+    sampler = lambda model, x, sigmas: euler(lambda x, s: model(x, s).clamp(-bound, bound), x, sigmas)  # noqa: E731
+    assert audited(sampler)[1] == {"RUN-NONLINEAR"}
+
+
+def test_calls_beside_the_steps_that_were_asked_for():
+    report, _ = audited(clean_estimate, convention="times")
+    (said,) = [f.message for f in report.findings if f.code == "NFE-COUNT"]
+    assert said == "makes N+1 calls when N steps are asked for"
+    assert "NFE-COUNT" not in {f.code for f in audited(ddim, convention="times")[0].findings}
+
+
+def test_errors_of_noisy_samplers_in_the_other_scale():
+    """k-diffusion's Euler ancestral on N(0.3, 0.2): the law by its own recursion of mean and variance."""
+    if importlib.util.find_spec("k_diffusion") is None:
+        pytest.skip("needs k-diffusion")
+    report, wrong = audited("k_diffusion:sample_euler_ancestral")
+    assert wrong == set()
+    for nfe, error in report.errors.items():
+        levels = [*subject_of("k_diffusion:sample_euler_ancestral").own(nfe).levels, 0.0][: nfe + 1]
+        mean, variance = 0.3, 0.2 + levels[0] ** 2
+        for a, b in pairwise(levels):
+            down = b**2 / a  # ρ_down² = b² − b² (a² − b²)/a²
+            share = 1 + (down - a) / a * a**2 / (0.2 + a**2)
+            mean, variance = share * mean + (1 - share) * 0.3, share**2 * variance + b**2 - down**2
+        assert np.isclose(error, np.hypot(mean - 0.3, variance**0.5 - 0.2**0.5), rtol=1e-4)
 
 
 # -- correct code in other styles -----------------------------------------------------------------
