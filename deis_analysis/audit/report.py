@@ -13,7 +13,7 @@ from deis_analysis.analysis.law import law_error
 from deis_analysis.audit import checks
 from deis_analysis.audit.case import Case, exact_end, read_case
 from deis_analysis.audit.convergence import STEPS, Convergence, measure_convergence
-from deis_analysis.audit.findings import FLOAT32, SEVERITIES, Finding, Nearest
+from deis_analysis.audit.findings import EQUAL, FLOAT32, SEVERITIES, Finding, Nearest
 from deis_analysis.audit.identity import nearest_row
 from deis_analysis.audit.specs import subject_of
 from deis_analysis.audit.subject import Subject, TableSubject, function_subject
@@ -185,9 +185,9 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
 
 
 def _varies(sampler: Subject, case: Case, nearest: Nearest | None) -> list[Finding]:
-    """Whether it is the same method with one call less."""
+    """Whether it is the same method with one call less; where told times or levels are rounded that cannot be told."""
     calls = case.reading.calls
-    if nearest is None or nearest.distance > FLOAT32 or calls < 6:
+    if nearest is None or nearest.distance > EQUAL or case.reading.rounding > EQUAL or calls < 6:
         return []
     try:
         less = read_case(sampler.own(calls - 1))
