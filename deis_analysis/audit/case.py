@@ -16,6 +16,8 @@ from deis_analysis.process.schedules import EDM
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.extraction import Reading, Refusal, read_sampler, table_of
 
+_SLACK = 1e-4  # relative distance by which float32 may carry a level out of the range
+
 
 @dataclass(frozen=True)
 class Case:
@@ -62,10 +64,10 @@ class Case:
             return start
         if self.lead or not levels or not np.isfinite(levels[0]) or levels[0] <= 0:
             return None
-        try:
-            return float(self.process.time_from_rho(levels[0]))
-        except ValueError:
+        low, high = (float(self.process.rho(t)) for t in (self.process.t_min, self.process.t_max))
+        if not low * (1 - _SLACK) <= levels[0] <= high * (1 + _SLACK):
             return None
+        return float(self.process.time_from_rho(min(max(levels[0], low), high)))
 
     @property
     def lead(self) -> int:

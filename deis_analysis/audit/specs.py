@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def _from_file(spec: str, path: Path, name: str, options: dict[str, Any]) -> Sub
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(f"spec={spec!r}: importing the file failed: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
+    function = _member(module, name)
     if not callable(function):
         raise ValueError(f"spec={spec!r}: {str(path)!r} has no function {name!r}")
     try:
@@ -64,6 +65,17 @@ def _from_file(spec: str, path: Path, name: str, options: dict[str, Any]) -> Sub
         return function_subject(function, spec=spec, **options)
     except ValueError as error:
         raise ValueError(f"spec={spec!r}: {error}") from error
+
+
+def _member(module: Any, name: str) -> Any:
+    """``function``, ``object.method`` or ``Class.method``, of a new ``Class()``; None if there is none."""
+    *owners, last = name.split(".")
+    owner = module
+    for part in owners:
+        owner = getattr(owner, part, None)
+    if inspect.isclass(owner) and inspect.isfunction(inspect.getattr_static(owner, last, None)):
+        owner = owner()
+    return getattr(owner, last, None)
 
 
 def catalogue(source: str) -> list[str]:

@@ -438,12 +438,18 @@ def order_problem(process: Process | None = None) -> tuple[Process, GaussianMixt
     """The standard problem for orders: a broad 1-D mixture on VPLinear, t from 0.4 to 0.1 on the quadratic grid.
 
     Smooth enough to be asymptotic at 40 steps, and started where ε already varies, so that a low-order start shows.
-    On another ``process`` the same stretch of ρ.
+    On another ``process`` the same stretch of ρ, or one as long, as far as there is room, inside its own range.
     """
     mix = GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.5, 0.3])
     standard = VPLinear(0.1, 20.0)
     if process is None or process == standard:
         return standard, mix, {"kind": "t2", "t_start": 0.4, "t_end": 0.1}
     require_process(process)
-    first, last = (float(process.time_from_rho(standard.rho(t))) for t in (0.4, 0.1))
+    low, high = (float(process.rho(t)) for t in sorted(process.sampling_range))
+    top, bottom = (float(standard.rho(t)) for t in (0.4, 0.1))
+    if not low < bottom < top < high:
+        ratio = min(top / bottom, (high / low) ** 0.8)
+        centre = min(max((top * bottom) ** 0.5, low * ratio**0.6), high * ratio**-0.6)
+        top, bottom = centre * ratio**0.5, centre * ratio**-0.5
+    first, last = (float(process.time_from_rho(rho)) for rho in (top, bottom))
     return process, mix, {"kind": "t2", "t_start": first, "t_end": last}
