@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,9 +292,9 @@ def order(
 @click.option("--process", type=ProcessType(), help="For registry rows and functions of times; default VPLinear.")
 @click.option("--grid", "kind", help="Kind of their grid: t1 t2 rho7 logrho.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True), help="Write JSON; - prints it.")
-@click.option(
-    "--html", "html_file", type=click.Path(dir_okay=False, writable=True), help="Write one self-contained page."
-)
+@click.option("--html", "html_file", type=click.Path(), help="Write a page; with --all a folder of pages.")
+@click.option("--junit", "junit_file", type=click.Path(dir_okay=False, writable=True), help="Write JUnit XML.")
+@click.option("--sarif", "sarif_file", type=click.Path(dir_okay=False, writable=True), help="Write SARIF 2.1.0.")
 @_clear_errors
 def audit(
     spec: str | None,
@@ -302,40 +303,74 @@ def audit(
     timeout: float,
     process: da.Process | None,
     kind: str | None,
-    json_file: str | None,
-    html_file: str | None,
+    **files: str | None,
 ) -> None:
     """Audit the sampler SPEC: which method it is, its order, its calls, its schedule. Status 1 if there are errors.
 
     SPEC is registry:NAME, diffusers:CLASS?option=value&…, azula:CLASS?…, k_diffusion:FUNCTION?…, or
     path/file.py:function?convention=sigmas (or times, edm, table).
     """
-    from deis_analysis.audit import audit_file, audit_sampler, page, placed, subject_of
+    from deis_analysis.audit import audit_file, audit_sampler, catalogue, placed, subject_of
     from deis_analysis.audit.subject import parse_spec
 
     if (spec is None) == (source is None):
         raise click.UsageError("give either SPEC or --all PACKAGE")
-    for option, file in (("--json", json_file), ("--html", html_file)):
+    for name, file in files.items():
         if file and file != "-" and not Path(file).parent.is_dir():
-            raise click.UsageError(f"{option} {file}: there is no folder {str(Path(file).parent)!r}")
-    if source is not None:
-        _sweep(source, nfe, json_file)
-        return
-    if parse_spec(str(spec))[0].endswith(".py"):
-        report = audit_file(str(spec), nfe=nfe, process=process, kind=kind, timeout=timeout)
+            option = name.removesuffix("_file")
+            raise click.UsageError(f"--{option} {file}: there is no folder {str(Path(file).parent)!r}")
+
+    def one(name: str) -> Any:
+        if parse_spec(name)[0].endswith(".py"):
+            return audit_file(name, nfe=nfe, process=process, kind=kind, timeout=timeout)
+        return audit_sampler(placed(subject_of(name), process, kind), nfe=nfe)
+
+    if source is None:
+        reports, failed = [one(str(spec))], dict[str, str]()
     else:
-        report = audit_sampler(placed(subject_of(str(spec)), process, kind), nfe=nfe)
-    data = report.to_dict()
-    if json_file == "-":
-        click.echo(json.dumps(data, indent=1))
-    else:
-        _print_report(report)
-        if json_file:
-            _write(json_file, json.dumps(data, indent=1) + "\n")
-    if html_file:
-        _write(html_file, page(report))
-    if report.worst == "error":
+        reports, failed = _swept(catalogue(source), one)
+    if files["json_file"] != "-":
+        if source is None:
+            _print_report(reports[0])
+        else:
+            _print_sweep(reports, failed)
+    _write_reports(reports, failed, source is not None, files)
+    if source is None and reports[0].worst == "error":
         raise SystemExit(1)
+
+
+def _swept(specs: list[str], one: Callable[[str], Any]) -> tuple[list[Any], dict[str, str]]:
+    """The reports, and why the other specs have none."""
+    reports, failed = [], {}
+    for spec in track(specs, "auditing", console=Console(stderr=True), transient=True):
+        try:
+            reports.append(one(spec))
+        except ValueError as error:
+            failed[spec] = str(error)
+    return reports, failed
+
+
+def _write_reports(reports: list[Any], failed: dict[str, str], many: bool, files: dict[str, str | None]) -> None:
+    from deis_analysis.audit import junit, overview, page, sarif
+
+    data: Any = [*(r.to_dict() for r in reports), *({"spec": s, "error": why} for s, why in failed.items())]
+    text = json.dumps(data if many else data[0], indent=1)
+    if files["json_file"] == "-":
+        click.echo(text)
+    elif files["json_file"]:
+        _write(files["json_file"], text + "\n")
+    if files["junit_file"]:
+        _write(files["junit_file"], junit(reports))
+    if files["sarif_file"]:
+        _write(files["sarif_file"], sarif(reports))
+    if files["html_file"] and not many:
+        _write(files["html_file"], page(reports[0]))
+    elif files["html_file"]:
+        folder = Path(files["html_file"])
+        links = [f"{i:03d}-{re.sub(r'[^A-Za-z0-9]+', '-', r.spec)[:60]}.html" for i, r in enumerate(reports)]
+        for report, link in zip(reports, links, strict=True):
+            _write(str(folder / link), page(report))
+        _write(str(folder / "index.html"), overview(reports, links))
 
 
 def _print_report(report: Any) -> None:
@@ -366,26 +401,15 @@ def _write(file: str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _sweep(source: str, nfe: int, json_file: str | None) -> None:
-    """Audit everything of a package; one overview."""
-    from deis_analysis.audit import audit_sampler, catalogue
-
-    reports = []
-    for spec in track(catalogue(source), "auditing", console=Console(stderr=True), transient=True):
-        try:
-            reports.append(audit_sampler(spec, nfe=nfe).to_dict())
-        except ValueError as error:
-            reports.append({"spec": spec, "error": str(error)})
-    if json_file == "-":
-        click.echo(json.dumps(reports, indent=1))
-        return
-    if json_file:
-        _write(json_file, json.dumps(reports, indent=1) + "\n")
+def _print_sweep(reports: list[Any], failed: dict[str, str]) -> None:
+    """One overview."""
     table = Table("sampler", "declared", "own", "exact", "nearest", "errors and warnings", box=None)
-    for row in reports:
-        codes = [f["code"] for f in row.get("findings", []) if f["severity"] != "info"]
-        near = row.get("nearest") or {}
-        cells = [row.get("declared_order"), row.get("observed_order"), row.get("order_without_startup")]
-        shown = ["–" if c is None else f"{c:.2f}" if isinstance(c, float) else str(c) for c in cells]
-        table.add_row(row["spec"], *shown, str(near.get("name", "–")), escape(row.get("error") or ", ".join(codes)))
+    for report in reports:
+        codes = [finding.code for finding in report.findings if finding.severity != "info"]
+        orders = (report.declared_order, report.observed_order, report.order_without_startup)
+        shown = ["–" if c is None else f"{c:.2f}" if isinstance(c, float) else str(c) for c in orders]
+        near = (report.nearest or {}).get("name", "–")
+        table.add_row(escape(report.spec), *shown, str(near), ", ".join(codes))
+    for spec, why in failed.items():
+        table.add_row(escape(spec), "–", "–", "–", "–", escape(why))
     Console().print(table)

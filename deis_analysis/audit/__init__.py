@@ -19,8 +19,11 @@ _WHERE = {
     "catalogue": "specs",
     "facts": "html_page",
     "function_subject": "subject",
+    "junit": "ci",
+    "overview": "html_page",
     "page": "html_page",
     "placed": "subject",
+    "sarif": "ci",
     "subject_of": "specs",
     "summary": "html_page",
 }
@@ -38,8 +41,11 @@ __all__ = [
     "catalogue",
     "facts",
     "function_subject",
+    "junit",
+    "overview",
     "page",
     "placed",
+    "sarif",
     "subject_of",
     "summary",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -39,6 +40,66 @@ def page(report: Report) -> str:
     ]
     head = f'<meta charset="utf-8"><title>Audit of {escape(report.spec)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
+
+
+_SCRIPT = """
+const rows = [...document.querySelectorAll("tbody tr")];
+const filter = document.getElementById("filter"), worst = document.getElementById("worst");
+const count = document.getElementById("count");
+function show() {
+  const words = filter.value.toLowerCase().split(/\\s+/);
+  for (const row of rows) {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !words.every(word => text.includes(word)) || (worst.value && row.dataset.worst !== worst.value);
+  }
+  count.textContent = rows.filter(row => !row.hidden).length + " of " + rows.length;
+}
+filter.addEventListener("input", show); worst.addEventListener("input", show);
+document.querySelectorAll("th button").forEach((button, column) => button.addEventListener("click", () => {
+  const up = button.dataset.up !== "1";
+  document.querySelectorAll("th button").forEach(other => delete other.dataset.up);
+  button.dataset.up = up ? "1" : "0";
+  const key = row => row.cells[column].dataset.key;
+  rows.sort((a, b) => {
+    const x = key(a), y = key(b), number = Number(x) - Number(y);
+    const order = x === "" ? 1 : y === "" ? -1 : Number.isNaN(number) ? x.localeCompare(y) : number;
+    return up || x === "" || y === "" ? order : -order;
+  });
+  document.querySelector("tbody").append(...rows);
+}));
+show();
+"""
+
+
+def overview(reports: Sequence[Report], links: Sequence[str]) -> str:
+    """One row per report, linked to its page; rows are sorted and filtered in the browser."""
+    ranks = {"error": 3, "warning": 2, "info": 1, None: 0}
+    heads = ("sampler", "worst", "declared order", "own start", "exact start", "nearest", "errors and warnings")
+    lines = []
+    for report, link in zip(reports, links, strict=True):
+        codes = [f'<span class="{f.severity}">{f.code}</span>' for f in report.findings if f.severity != "info"]
+        near = report.nearest or {}
+        cells = [
+            (report.spec, f'<a href="{escape(link)}"><code>{escape(report.spec)}</code></a>'),
+            (ranks[report.worst], f'<span class="{report.worst}">{report.worst or "–"}</span>'),
+            *((order, _show(order)) for order in (report.declared_order, report.observed_order)),
+            (report.order_without_startup, _show(report.order_without_startup)),
+            (near.get("name"), escape(str(near.get("name", "–")))),
+            (len(codes), ", ".join(codes)),
+        ]
+        data = "".join(f'<td data-key="{"" if key is None else escape(str(key))}">{text}</td>' for key, text in cells)
+        lines.append(f'<tr data-worst="{report.worst or ""}">{data}</tr>')
+    titles = "".join(f"<th><button>{head}</button></th>" for head in heads)
+    options = "".join(f'<option value="{s}">{s}</option>' for s in ("error", "warning", "info"))
+    controls = (
+        '<p><label>Filter <input id="filter"></label> <label>worst <select id="worst"><option value="">any</option>'
+        f'{options}</select></label> <span id="count">{len(lines)}</span></p>'
+    )
+    style = _STYLE + "button { font: inherit; background: none; border: 0; padding: 0; cursor: pointer; }"
+    head = f'<meta charset="utf-8"><title>Audit</title><style>{style.replace("62rem", "90rem")}</style>'
+    table = f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    body = f"<h1>Audit of {len(lines)} samplers</h1>{controls}{table}<script>{_SCRIPT}</script>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
 def summary(report: Report) -> str:
