@@ -15,7 +15,7 @@ from deis_analysis.process.process import Array
 from deis_analysis.tableau import run
 
 NEGLIGIBLE = 1e-3  # weight of ε in the result, in units of σ, below which the last call hardly counts
-_NEAR = 1e-3  # relative distance from a row below which a slip is more likely than another method
+_NEAR = 5e-5, 1e-3  # relative distances from a row at which a slip is more likely than rounding or another method
 _LEVEL = 1e-3  # relative difference of noise levels that is reported
 _INTERPOLANTS = (
     *(("eps", v) for v in ("lam", "rho", "t")),
@@ -202,7 +202,7 @@ def check_last_step(case: Case, degree: int, where: str) -> list[Finding]:
     if degree < 1 or case.prepared.t_end is None or float(process.rho(end)) <= 0 or case.table.stochastic:
         return []
     steps = sparsest_steps(case.table, process, case.floor)
-    if len(steps.chain) < 4 or any(b - a != 1 for a, b in pairwise(steps.chain)):  # multistep methods only
+    if len(steps.chain) < 4 or any(b - a != 1 for a, b in pairwise(steps.chain[:-1])):  # multistep methods only
         return []
     prediction, variable = where.split(", ")
     try:
@@ -245,14 +245,15 @@ def check_numbers(case: Case) -> list[Finding]:
     return findings
 
 
-def check_identity(nearest: Nearest | None) -> Finding:
-    """Equal to a row, equal in float32, or unknown."""
+def check_identity(nearest: Nearest | None, residual: float) -> Finding:
+    """Equal to a row, equal in float32, or unknown; ``residual`` is the rounding that was seen in its runs."""
     if nearest is None:
         return Finding("ID-UNKNOWN", "info", "no row of the registry has this pattern of calls")
     text = f"{nearest.name}, {nearest.distance:.1e} away over {nearest.calls} calls"
-    if FLOAT32 <= nearest.distance < _NEAR:
+    limit = max(FLOAT32, min(300.0 * residual, _NEAR[0]))  # a conversion in float32 moves weights by so much
+    if _NEAR[0] <= nearest.distance < _NEAR[1]:
         return Finding("ID-NEAR", "warning", f"not {text}: beyond rounding, so a variant or a slip")
-    code = "ID-EQUAL" if nearest.distance < EQUAL else "ID-FLOAT32" if nearest.distance < FLOAT32 else "ID-UNKNOWN"
+    code = "ID-EQUAL" if nearest.distance < EQUAL else "ID-FLOAT32" if nearest.distance < limit else "ID-UNKNOWN"
     return Finding(code, "info", text if code != "ID-UNKNOWN" else f"not in the registry; nearest {text}")
 
 

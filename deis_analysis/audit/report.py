@@ -152,7 +152,12 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
     wasted, calls = checks.check_calls(case)
     schedule = checks.check_schedule(case, constants or persists)
     nearest = nearest_row(case)
-    findings += [checks.check_identity(nearest), *_orders(sampler, convergence, more), *calls, *schedule.findings]
+    findings += [
+        checks.check_identity(nearest, case.reading.residual),
+        *_orders(sampler, convergence, more),
+        *calls,
+        *schedule.findings,
+    ]
     findings += checks.check_ends(case) if constants else []
     findings += [*checks.check_numbers(case), *checks.check_start(case), *checks.check_last_step(case, degree, where)]
     findings += _varies(sampler, case, nearest)

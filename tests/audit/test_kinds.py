@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 
 import deis_analysis as da
-from deis_analysis.audit import subject_of
+from deis_analysis.audit import placed, subject_of
 from deis_analysis.cli import main
 
 FIXED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0)  # a list tuned for ten steps
@@ -360,6 +360,63 @@ def test_a_sampler_that_fails_is_an_error(sampler):
     report, wrong = audited(sampler)
     assert wrong == {"RUN-FAILED"}
     assert report.worst == "error"
+
+
+# -- diffusers: given steps, starts from an image -------------------------------------------------
+TEN = "999,850,736,645,545,455,343,233,124,24"
+
+
+@pytest.mark.parametrize(
+    ("spec", "calls", "row"),
+    [
+        (f"EulerDiscreteScheduler?timesteps={TEN}", 10, "ddim"),
+        (f"DPMSolverMultistepScheduler?timesteps={TEN}", 10, "dpmpp_2m"),
+        (f"EulerDiscreteScheduler?sigmas={','.join(map(str, FIXED))}", 10, "ddim"),
+        ("FlowMatchEulerDiscreteScheduler?sigmas=1,0.8,0.6,0.4,0.2", 5, "flow_euler"),
+        ("FlowMatchEulerDiscreteScheduler?use_dynamic_shifting=true&mu=1.15", 20, "flow_euler"),
+        ("DDIMScheduler?clip_sample=false&strength=0.5", 10, "ddim"),
+        ("EulerDiscreteScheduler?strength=0.5", 10, "ddim"),
+        ("DPMSolverMultistepScheduler?strength=0.6", 12, "dpmpp_2m"),
+        ("FlowMatchEulerDiscreteScheduler?strength=0.5", 10, "ddim"),
+        ("EulerDiscreteScheduler?prediction_type=v_prediction", 20, "ddim"),
+    ],
+)
+def test_what_pipelines_ask_of_diffusers(spec, calls, row):
+    pytest.importorskip("diffusers")
+    report, wrong = audited(f"diffusers:{spec}")
+    assert not [code for code in wrong if code != "SCH-ROUNDED-TIMES"]
+    assert (report.nfe, report.nearest["name"]) == (calls, row)
+    assert {"ID-EQUAL", "ID-FLOAT32"} & {finding.code for finding in report.findings}
+
+
+def test_plms_from_an_image_wastes_its_last_call():
+    """It counts its own steps from the start, and takes the list's last one twice."""
+    pytest.importorskip("diffusers")
+    _, wrong = audited("diffusers:PNDMScheduler?skip_prk_steps=true&strength=0.5")
+    assert {"NFE-WASTED", "SCH-LAST-LEVEL"} <= wrong
+
+
+def test_truncated_levels_are_a_warning_with_the_level_used():
+    """Exponential levels on trained times: truncated by at most one step of the clock."""
+    pytest.importorskip("diffusers")
+    options = "use_exponential_sigmas=true&beta_schedule=scaled_linear&beta_start=0.00085&beta_end=0.012"
+    report, _ = audited(f"diffusers:DPMSolverMultistepScheduler?{options}")
+    (said,) = [f for f in report.findings if f.code == "SCH-ROUNDED-TIMES"]
+    assert "up to 1.00 steps" in said.message
+    assert said.message.endswith("the step uses 0.04046")
+
+
+@pytest.mark.parametrize("text", ["strength=2", "strength=x", "timesteps=a,b", "begin=3"])
+def test_options_that_diffusers_does_not_have(text):
+    pytest.importorskip("diffusers")
+    with pytest.raises(ValueError, match=text.partition("=")[0] if text != "timesteps=a,b" else "value='a,b'"):
+        subject_of(f"diffusers:EulerDiscreteScheduler?{text}")
+
+
+def test_the_problem_lies_in_the_sampler_s_own_range():
+    report = da.audit_sampler(placed(subject_of("registry:tab2"), da.VE(0.1, 1.0), None))
+    assert report.worst == "info"
+    assert abs(report.observed_order - 2) < 0.2
 
 
 # -- files ----------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from typing import Any
 
 from deis_analysis.audit.packages.diffusers.families import CATALOGUE, FAMILIES
 from deis_analysis.audit.packages.diffusers.ladder import on_ladder
-from deis_analysis.audit.packages.diffusers.scheduler import NOT_OPTIONS, Scheduler, plus
+from deis_analysis.audit.packages.diffusers.scheduler import LISTS, NOT_OPTIONS, Scheduler, plus
 from deis_analysis.audit.packages.shared import check_options
 from deis_analysis.audit.subject import Prepared
-from deis_analysis.validate import choose
+from deis_analysis.validate import between, choose
 
 INSTALL = "pip install 'deis-analysis[peers]'"
 __all__ = ["CATALOGUE", "INSTALL", "DiffusersSubject", "adapt"]
@@ -27,7 +27,9 @@ class DiffusersSubject(Scheduler):
 
 
 def adapt(spec: str, name: str, options: dict[str, Any]) -> DiffusersSubject:
-    """The subject ``diffusers:NAME?options``: options of the constructor, of ``set_timesteps`` and of ``step``."""
+    """The subject ``diffusers:NAME?options``: options of the constructor, of
+    ``set_timesteps`` (``timesteps`` and ``sigmas`` as numbers with commas) and of ``step``; ``strength`` below 1 starts
+    in the middle, as from an image."""
     import diffusers
 
     names = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
@@ -39,12 +41,22 @@ def adapt(spec: str, name: str, options: dict[str, Any]) -> DiffusersSubject:
         {key: p.default for key, p in inspect.signature(getattr(cls, method)).parameters.items()}
         for method in ("__init__", "set_timesteps", "step")
     )
-    check_options(spec, options, {*init, *timing, *step} - NOT_OPTIONS)
-    options = {key: plus(value) for key, value in options.items()}
+    check_options(spec, options, ({*init, *timing, *step} - NOT_OPTIONS) | {"strength"})
+    strength = between("strength", options.pop("strength", 1.0), 0.0, 1.0)
+    options = {key: _listed(value) if key in LISTS else plus(value) for key, value in options.items()}
     parts: tuple[dict[str, Any], ...] = ({}, {}, {})
     for key, value in options.items():
         parts[0 if key in init else 1 if key in timing else 2][key] = value
     order = FAMILIES[name].order
     if isinstance(order, str):
         order = int({**step, **init, **options}[order])
-    return DiffusersSubject(spec, name, parts[0], parts[1], parts[2], order)
+    return DiffusersSubject(spec, name, parts[0], parts[1], parts[2], order, strength)
+
+
+def _listed(value: Any) -> list[float] | list[int]:
+    """``999,800,600`` as numbers."""
+    try:
+        numbers = [float(text) for text in str(value).split(",")]
+    except ValueError as error:
+        raise ValueError(f"value={value!r}; allowed: numbers with commas between them") from error
+    return [int(n) for n in numbers] if all(n.is_integer() for n in numbers) and max(numbers) > 1 else numbers

@@ -24,6 +24,7 @@ from deis_analysis.process.schedules import EDM, RectifiedFlow, VPCosine, VPDisc
 from deis_analysis.tableau.extraction import NotApplicable, Refusal
 from deis_analysis.validate import choose
 
+LISTS = ("timesteps", "sigmas")  # options of ``set_timesteps`` that give the steps themselves
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "v"}
 NOT_OPTIONS = {
     "self",
@@ -44,8 +45,6 @@ NOT_OPTIONS = {
     "r_timestep",
     "num_inference_steps",
     "device",
-    "timesteps",
-    "sigmas",
 }
 
 
@@ -59,6 +58,7 @@ class Scheduler:
     timing: dict[str, Any]
     step: dict[str, Any]
     declared_order: int | None
+    strength: float = 1.0
 
     @property
     def family(self) -> Family:
@@ -84,6 +84,9 @@ class Scheduler:
         """As released: 1000 training times, the class's defaults and the spec's options."""
         assert self.family
         pristine = self.make()
+        given = next((values for key, values in self.timing.items() if key in LISTS and values is not None), None)
+        if given is not None:
+            return _own(self, pristine, len(given))
         return fit_steps(lambda steps: _own(self, pristine, steps), nfe)
 
     def make(self, **changes: Any) -> Any:
@@ -98,14 +101,16 @@ class Scheduler:
 
 
 # -- running -----------------------------------------------------------------------------------------
-def denoise(subject: Scheduler, scheduler: Any, model: Callable[..., Any], x: Any, skip: int = 0) -> Any:
-    """The loop of every pipeline, without the last ``skip`` model calls."""
+def denoise(
+    subject: Scheduler, scheduler: Any, model: Callable[..., Any], x: Any, skip: int = 0, begin: int = 0
+) -> Any:
+    """The loop of every pipeline, from its time ``begin`` on, without the last ``skip`` model calls."""
     ask = _ask(subject, scheduler, model)
     times = list(scheduler.timesteps)
     takes_next = "prev_timestep" in inspect.signature(scheduler.step).parameters
     if hasattr(scheduler, "noise_sampler"):
         scheduler.noise_sampler = BrownianNoise(x)
-    for i, t in enumerate(times[: len(times) - skip]):
+    for i, t in list(enumerate(times))[begin : len(times) - skip]:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         following = {"prev_timestep": times[i + 1]} if takes_next and i + 1 < len(times) else {}
         x = scheduler.step(ask(scaled, t), t, x, **following, **subject.step).prev_sample
@@ -148,21 +153,24 @@ def _own(subject: Scheduler, pristine: Any, steps: int) -> Prepared:
         made = copy.deepcopy(pristine)
         remember(made, known)
         with quiet():
-            made.set_timesteps(steps, **subject.timing)
-            if _repeats_first(made):
-                made.set_begin_index(0)
+            listed = {key: values for key, values in subject.timing.items() if key in LISTS}
+            made.set_timesteps(*(() if listed else (steps,)), **subject.timing)
+            if hasattr(made, "set_begin_index") and (subject.strength < 1 or _repeats_first(made)):
+                made.set_begin_index(_begin(subject, made))
         return made
 
     def sampler(model: Callable[..., Any], x: Any) -> Any:
         fresh = scheduler()
         with quiet():
-            return denoise(subject, fresh, model, x * getattr(fresh, "init_noise_sigma", 1.0))
+            first = 1.0 if subject.strength < 1 else getattr(fresh, "init_noise_sigma", 1.0)
+            return denoise(subject, fresh, model, x * first, begin=_begin(subject, fresh))
 
     try:
         example = scheduler()
         process, time = process_of(subject, example)
         end = _end_level(subject, example, process)
         t_end = _time_at(process, end)
+        t_start = _start_of_an_image(subject, example, process) if subject.strength < 1 else None
     except Exception as error:
         raise Refusal(f"{subject.name} cannot take {steps} steps: {type(error).__name__}: {error}") from error
     return Prepared(
@@ -171,11 +179,33 @@ def _own(subject: Scheduler, pristine: Any, steps: int) -> Prepared:
         convention_of(subject, example, time),
         t_end,
         "karras" if subject.kind in ("karras", "edm") else "process",
-        start_std=1.0,
+        start_std=1.0 if t_start is None else None,
+        t_start=t_start,
         end_level=end,
         levels=_levels(subject, example),
         note=_REPEATED if _repeats_first(example) else "",
     )
+
+
+def _begin(subject: Scheduler, scheduler: Any) -> int:
+    """The place in ``timesteps`` at which the pipelines start from an image: the share ``strength`` is left."""
+    order = int(getattr(scheduler, "order", 1))
+    steps = (len(scheduler.timesteps) + order - 1) // order
+    return (steps - min(int(steps * subject.strength), steps)) * order
+
+
+def _start_of_an_image(subject: Scheduler, scheduler: Any, process: Process) -> float:
+    """Process time of the level to which ``add_noise`` (``scale_noise`` of flows) brings an image at the first time."""
+    import torch
+
+    image, noise = torch.tensor([[1.0], [0.0]], dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    first = scheduler.timesteps[_begin(subject, scheduler) :][:1]
+    if hasattr(scheduler, "add_noise"):
+        made = scheduler.add_noise(image, noise, first.repeat(2))
+    else:
+        made = scheduler.scale_noise(image, first.repeat(2), noise)
+    alpha, sigma = (float(v) for v in made.reshape(-1))
+    return float(process.time_from_rho(near(sigma / alpha, float(process.rho(process.t_min)), math.inf)))
 
 
 def remember(scheduler: Any, known: dict[Any, Any]) -> None:
