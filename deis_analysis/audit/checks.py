@@ -202,7 +202,8 @@ def check_last_step(case: Case, degree: int, where: str) -> list[Finding]:
     if degree < 1 or case.prepared.t_end is None or float(process.rho(end)) <= 0 or case.table.stochastic:
         return []
     steps = sparsest_steps(case.table, process, case.floor)
-    if len(steps.chain) < 4 or any(b - a != 1 for a, b in pairwise(steps.chain[:-1])):  # multistep methods only
+    later = steps.chain[len(steps.chain) // 2 :]
+    if len(steps.chain) < 4 or any(b - a != 1 for a, b in pairwise(later)):  # multistep methods only
         return []
     prediction, variable = where.split(", ")
     try:

@@ -390,7 +390,7 @@ def test_what_pipelines_ask_of_diffusers(spec, calls, row):
 
 
 def test_plms_from_an_image_wastes_its_last_call():
-    """It counts its own steps from the start, and takes the list's last one twice."""
+    """As the pipelines start it: from the middle of its list, with none of its own steps behind it."""
     pytest.importorskip("diffusers")
     _, wrong = audited("diffusers:PNDMScheduler?skip_prk_steps=true&strength=0.5")
     assert {"NFE-WASTED", "SCH-LAST-LEVEL"} <= wrong
