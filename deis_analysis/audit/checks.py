@@ -197,9 +197,12 @@ def start_gap(case: Case) -> float:
 
 
 def check_last_step(case: Case, degree: int, where: str) -> list[Finding]:
-    """The last step, where it ends at noise: of full degree, or with no weight on the slope at all."""
+    """The last step, where it ends at noise: exact on constants, its slope neither of the wrong sign nor nearly right.
+
+    Of lower degree, or by another rule of its order, it may be: that leaves other moments.
+    """
     process, end = case.process, case.table.times[-1]
-    if degree < 1 or case.prepared.t_end is None or float(process.rho(end)) <= 0 or case.table.stochastic:
+    if degree < 0 or case.prepared.t_end is None or float(process.rho(end)) <= 0 or case.table.stochastic:
         return []
     steps = sparsest_steps(case.table, process, case.floor)
     later = steps.chain[len(steps.chain) // 2 :]
@@ -211,9 +214,11 @@ def check_last_step(case: Case, degree: int, where: str) -> list[Finding]:
     except ValueError:
         return []
     tolerance = max(1e-6, 300 * case.floor)
-    if abs(constant - 1.0) > tolerance or min(abs(slope), abs(slope - 1.0), abs(slope - 0.5)) <= tolerance:
+    turned = slope < -tolerance or tolerance < abs(slope - 1.0) < 0.2
+    if abs(constant - 1.0) <= tolerance and not (degree > 0 and turned):
         return []
-    text = f"with {prediction} linear in {variable} the last step gives {slope:.4g} of the change, the others 1"
+    kind, value = ("constant", constant) if abs(constant - 1.0) > tolerance else (f"linear in {variable}", slope)
+    text = f"with {prediction} {kind} the last step gives {value:.7g} of the change, the others 1"
     return [Finding("ORD-LAST-STEP", "error", text)]
 
 
@@ -246,13 +251,17 @@ def check_numbers(case: Case) -> list[Finding]:
     return findings
 
 
-def check_identity(nearest: Nearest | None, residual: float) -> Finding:
-    """Equal to a row, equal in float32, or unknown; ``residual`` is the rounding that was seen in its runs."""
+def check_identity(nearest: Nearest | None, residual: float, exact: bool) -> Finding:
+    """Equal to a row, equal in float32, or unknown.
+
+    Args:
+        residual: the rounding that was seen in its runs. exact: whether its levels and numbers are float64.
+    """
     if nearest is None:
         return Finding("ID-UNKNOWN", "info", "no row of the registry has this pattern of calls")
     text = f"{nearest.name}, {nearest.distance:.1e} away over {nearest.calls} calls"
     limit = max(FLOAT32, min(300.0 * residual, _NEAR[0]))  # a conversion in float32 moves weights by so much
-    if _NEAR[0] <= nearest.distance < _NEAR[1]:
+    if (EQUAL if exact else _NEAR[0]) <= nearest.distance < _NEAR[1]:
         return Finding("ID-NEAR", "warning", f"not {text}: beyond rounding, so a variant or a slip")
     code = "ID-EQUAL" if nearest.distance < EQUAL else "ID-FLOAT32" if nearest.distance < limit else "ID-UNKNOWN"
     return Finding(code, "info", text if code != "ID-UNKNOWN" else f"not in the registry; nearest {text}")

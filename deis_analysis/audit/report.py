@@ -16,7 +16,7 @@ from deis_analysis.audit.convergence import STEPS, Convergence, measure_converge
 from deis_analysis.audit.findings import EQUAL, FLOAT32, SEVERITIES, Finding, Nearest
 from deis_analysis.audit.identity import nearest_row
 from deis_analysis.audit.specs import subject_of
-from deis_analysis.audit.subject import Subject, TableSubject, function_subject
+from deis_analysis.audit.subject import FunctionSubject, Subject, TableSubject, function_subject
 from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Process
@@ -152,8 +152,9 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
     wasted, calls = checks.check_calls(case)
     schedule = checks.check_schedule(case, constants or persists)
     nearest = nearest_row(case)
+    exact = isinstance(sampler, FunctionSubject | TableSubject) and case.reading.rounding < EQUAL
     findings += [
-        checks.check_identity(nearest, case.reading.residual),
+        checks.check_identity(nearest, case.reading.residual, exact),
         *_orders(sampler, convergence, more),
         *calls,
         *schedule.findings,
