@@ -105,7 +105,7 @@ def test_the_readme_shows_the_table_that_was_measured(name):
 
 def test_every_claim_has_its_figure():
     for _, _, figure in paper_claims.CLAIMS.values():
-        assert (ROOT / "experiments" / f"{figure}.py").is_file()
+        assert (ROOT / "experiments" / "paper" / f"{figure}.py").is_file()
 
 
 def test_models_are_refused_by_name():

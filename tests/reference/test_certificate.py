@@ -120,11 +120,11 @@ def test_a_wrong_method_is_noticed(monkeypatch, wrong):
     """A relative error of 1e-5 in the coefficients of one of them: they differ by about that."""
     if wrong == "second":
 
-        def build(name, process, ts):
-            table = da.build(name, process, ts)
+        def wrong_method(*args, **kwargs):
+            table = da.runge_kutta(*args, **kwargs)
             return da.Tableau(table.times, table.states, table.outputs * (1 + 1e-5), grid_nodes=table.grid_nodes)
 
-        monkeypatch.setattr(certificate, "build", build)
+        monkeypatch.setattr(certificate, "runge_kutta", wrong_method)
     else:
         eps = certificate.Flow._eps
         monkeypatch.setattr(certificate.Flow, "_eps", lambda self, x, t: (1 + 1e-5) * eps(self, x, t))
