@@ -15,28 +15,30 @@ class Family:
             preconditioning; ``"ipndm"``, σ and the angle.
         order: what its author claims, or the option that holds it.
         ladder: ``"leading"``, ``"ends at 0"`` or ``"ends above 0"``, by trained β; ``"relabel"`` or ``"assign"`` levels
-            in place of its own; ``"betas"``; or, in words, why it cannot be put on given levels.
+            in place of its own; ``"betas"``; None if it cannot be put on given levels.
         end: level of the result of an ``"index"`` class: ``"alpha"`` as ``set_alpha_to_one`` says, ``"data"``, 0, or
             ``"first"``, that of time 0.
+        why_not: why it has no ladder, in words.
     """
 
     kind: str
     order: int | str | None
-    ladder: str
+    ladder: str | None
     end: str = "data"
+    why_not: str = ""
 
 
 DISTILLED = "it samples a distilled model: each step guesses the data anew, and no flow is integrated"
 FAMILIES = {
     "DDIMScheduler": Family("index", 1, "leading", "alpha"),
     "DDIMParallelScheduler": Family("index", 1, "leading", "alpha"),
-    "CogVideoXDDIMScheduler": Family("index", 1, "its ᾱ are shifted after they are made from β", "alpha"),
+    "CogVideoXDDIMScheduler": Family("index", 1, None, "alpha", "its ᾱ are shifted after they are made from β"),
     "DDPMScheduler": Family("index", 1, "leading"),
     "DDPMParallelScheduler": Family("index", 1, "leading"),
-    "UnCLIPScheduler": Family("index", 1, "it takes no β but those of its own schedule"),
+    "UnCLIPScheduler": Family("index", 1, None, why_not="it takes no β but those of its own schedule"),
     "PNDMScheduler": Family("index", 4, "leading", "alpha"),
-    "LCMScheduler": Family("index", None, DISTILLED),
-    "TCDScheduler": Family("index", None, DISTILLED, "first"),
+    "LCMScheduler": Family("index", None, None, why_not=DISTILLED),
+    "TCDScheduler": Family("index", None, None, "first", DISTILLED),
     "DPMSolverMultistepScheduler": Family("sigmas", "solver_order", "ends above 0"),
     "DPMSolverSinglestepScheduler": Family("sigmas", "solver_order", "ends above 0"),
     "DEISMultistepScheduler": Family("sigmas", "solver_order", "ends above 0"),
@@ -55,7 +57,7 @@ FAMILIES = {
     "CosineDPMSolverMultistepScheduler": Family("edm", "solver_order", "assign"),
     "FlowMatchEulerDiscreteScheduler": Family("flow", 1, "relabel"),
     "FlowMatchHeunDiscreteScheduler": Family("flow", 2, "relabel"),
-    "FlowMatchLCMScheduler": Family("flow", None, DISTILLED),
+    "FlowMatchLCMScheduler": Family("flow", None, None, why_not=DISTILLED),
     "FlowMapEulerDiscreteScheduler": Family("flow", None, "relabel"),
     "LTXEulerAncestralRFScheduler": Family("flow", 1, "relabel"),
     "MiniMaxH3Scheduler": Family("flow", 1, "relabel"),

@@ -77,8 +77,7 @@ class Scheduler:
     @property
     def reason(self) -> str:
         """Why there is no ladder; empty where there is one."""
-        ladder = FAMILIES[self.name].ladder if self.name in FAMILIES else REASONS.get(self.name, "unknown")
-        return ladder if " " in ladder and not ladder.startswith("ends ") else ""
+        return FAMILIES[self.name].why_not if self.name in FAMILIES else REASONS.get(self.name, "unknown")
 
     def own(self, nfe: int) -> Prepared:
         """As released: 1000 training times, the class's defaults and the spec's options."""
