@@ -406,6 +406,18 @@ def test_truncated_levels_are_a_warning_with_the_level_used():
     assert said.message.endswith("the step uses 0.04046")
 
 
+def test_a_saved_scheduler_is_the_class_with_its_options(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    made = diffusers.DPMSolverMultistepScheduler(solver_order=3, use_karras_sigmas=True)
+    made.save_pretrained(tmp_path / "scheduler")
+    saved = da.audit_sampler(f"diffusers:{tmp_path}/scheduler")
+    named = da.audit_sampler("diffusers:DPMSolverMultistepScheduler?solver_order=3&use_karras_sigmas=true")
+    assert (saved.errors, saved.findings, saved.nearest) == (named.errors, named.findings, named.nearest)
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"scheduler_config\.json is no scheduler's"):
+        subject_of(f"diffusers:{tmp_path}/scheduler")
+
+
 @pytest.mark.parametrize("text", ["strength=2", "strength=x", "timesteps=a,b", "begin=3"])
 def test_options_that_diffusers_does_not_have(text):
     pytest.importorskip("diffusers")

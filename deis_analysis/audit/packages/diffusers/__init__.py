@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deis_analysis.audit.packages.diffusers.families import CATALOGUE, FAMILIES
@@ -13,6 +15,7 @@ from deis_analysis.audit.packages.shared import check_options
 from deis_analysis.audit.subject import Prepared
 from deis_analysis.validate import between, choose
 
+CONFIG = "scheduler_config.json"
 INSTALL = "pip install 'deis-analysis[peers]'"
 __all__ = ["CATALOGUE", "INSTALL", "DiffusersSubject", "adapt"]
 
@@ -27,11 +30,16 @@ class DiffusersSubject(Scheduler):
 
 
 def adapt(spec: str, name: str, options: dict[str, Any]) -> DiffusersSubject:
-    """The subject ``diffusers:NAME?options``: options of the constructor, of
-    ``set_timesteps`` (``timesteps`` and ``sigmas`` as numbers with commas) and of ``step``; ``strength`` below 1 starts
-    in the middle, as from an image."""
+    """The subject ``diffusers:NAME?options``, or ``diffusers:FOLDER?options`` of a scheduler that was saved.
+
+    Options are those of the constructor, of ``set_timesteps`` (``timesteps`` and ``sigmas`` as numbers with commas) and of
+    ``step``; ``strength`` below 1 starts in the middle, as from an image.
+    """
     import diffusers
 
+    saved: dict[str, Any] = {}
+    if (Path(name) / CONFIG).is_file():
+        name, saved = _saved(spec, Path(name) / CONFIG)
     names = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
     choose("scheduler", name, names)
     if name not in FAMILIES:
@@ -42,6 +50,7 @@ def adapt(spec: str, name: str, options: dict[str, Any]) -> DiffusersSubject:
         for method in ("__init__", "set_timesteps", "step")
     )
     check_options(spec, options, ({*init, *timing, *step} - NOT_OPTIONS) | {"strength"})
+    options = {key: value for key, value in saved.items() if key in init} | options
     strength = between("strength", options.pop("strength", 1.0), 0.0, 1.0)
     options = {key: _listed(value) if key in LISTS else plus(value) for key, value in options.items()}
     parts: tuple[dict[str, Any], ...] = ({}, {}, {})
@@ -51,6 +60,15 @@ def adapt(spec: str, name: str, options: dict[str, Any]) -> DiffusersSubject:
     if isinstance(order, str):
         order = int({**step, **init, **options}[order])
     return DiffusersSubject(spec, name, parts[0], parts[1], parts[2], order, strength)
+
+
+def _saved(spec: str, file: Path) -> tuple[str, dict[str, Any]]:
+    """(class, options) of a scheduler that was saved."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return str(config.pop("_class_name")), config
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"spec={spec!r}: {file.name} is no scheduler's ({type(error).__name__}: {error})") from error
 
 
 def _listed(value: Any) -> list[float] | list[int]:
