@@ -32,8 +32,8 @@ class DiffusersSubject(Scheduler):
 def adapt(spec: str, name: str, options: dict[str, Any]) -> DiffusersSubject:
     """The subject ``diffusers:NAME?options``, or ``diffusers:FOLDER?options`` of a scheduler that was saved.
 
-    Options are those of the constructor, of ``set_timesteps`` (``timesteps`` and ``sigmas`` as numbers with commas) and of
-    ``step``; ``strength`` below 1 starts in the middle, as from an image.
+    Options are those of the constructor, of ``set_timesteps`` (``timesteps`` and ``sigmas`` as numbers with commas) and
+    of ``step``; ``strength`` below 1 starts in the middle, as from an image.
     """
     import diffusers
 
@@ -67,7 +67,7 @@ def _saved(spec: str, file: Path) -> tuple[str, dict[str, Any]]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         return str(config.pop("_class_name")), config
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"spec={spec!r}: {file.name} is no scheduler's ({type(error).__name__}: {error})") from error
 
 
