@@ -34,6 +34,7 @@ CODES: dict[str, str] = {
     "SCH-RESIDUAL-NOISE": "the result keeps noise",
     "SCH-START-SCALE": "x_T does not have the scale of the first level",
     "SCH-PRIOR-MISMATCH": "x_T is pure noise, where the process still has signal",
+    "SCH-GRID": "the levels are not those of the schedule that was asked for",
     "SCH-STATE-SCALE": "the state has another scale than the process",
     "NUM-FLOAT32": "works in float32",
     "NUM-AMPLIFICATION": "model errors are amplified",

@@ -33,6 +33,7 @@ class Prepared:
         start_std: standard deviation of the x that it is handed, where it scales it to x_T itself; usually 1.
         t_start: process time of x_T; by default what the first call is told, which is not it where noise comes first.
         end_level: ρ of the result as the sampler says, 0 for data. levels: ρ of its steps, where it says.
+        asked_least: ρ of the least level above 0 by the formula of the schedule that was asked for, where it is known.
         note: what had to be done to run it, empty where nothing.
     """
 
@@ -47,6 +48,7 @@ class Prepared:
     end_level: float | None = None
     t_start: float | None = None
     levels: tuple[float, ...] | None = None
+    asked_least: float | None = None
     note: str = ""
 
 

@@ -389,6 +389,19 @@ def test_what_pipelines_ask_of_diffusers(spec, calls, row):
     assert {"ID-EQUAL", "ID-FLOAT32"} & {finding.code for finding in report.findings}
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+def test_a_shift_that_is_applied_twice_is_a_grid_that_was_not_asked_for(shift):
+    pytest.importorskip("diffusers")
+    report, wrong = audited(f"diffusers:FlowMatchEulerDiscreteScheduler?shift={shift:g}")
+    assert wrong == (set() if shift == 1 else {"SCH-GRID"})
+    once = shift * 1e-3 / (1 + (shift - 1) * 1e-3)
+    twice = shift * once / (1 + (shift - 1) * once)
+    said = [f.message for f in report.findings if f.code == "SCH-GRID"]
+    if said:
+        assert f"σ/α = {twice / (1 - twice):.4g}" in said[0]
+        assert said[0].endswith(f"{once / (1 - once):.4g}")
+
+
 def test_plms_from_an_image_wastes_its_last_call():
     """As the pipelines start it: from the middle of its list, with none of its own steps behind it."""
     pytest.importorskip("diffusers")

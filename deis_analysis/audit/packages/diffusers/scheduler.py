@@ -182,6 +182,7 @@ def _own(subject: Scheduler, pristine: Any, steps: int) -> Prepared:
         t_start=t_start,
         end_level=end,
         levels=_levels(subject, example),
+        asked_least=_asked_least(subject, example),
         note=_REPEATED if _repeats_first(example) else "",
     )
 
@@ -275,6 +276,23 @@ def _levels(subject: Scheduler, scheduler: Any) -> tuple[float, ...] | None:
         alpha = 1.0 - sigma if subject.kind == "flow" else np.ones_like(sigma)
     with np.errstate(divide="ignore"):
         return tuple(map(float, sigma / alpha))
+
+
+def _asked_least(subject: Scheduler, scheduler: Any) -> float | None:
+    """ρ of the least time of flow matching, 1 of num_train_timesteps, under its static shift once."""
+    shift = float(subject.config.get("shift", 1.0) or 1.0)
+    changed = {
+        "use_dynamic_shifting",
+        "shift_terminal",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+    }
+    if not subject.name.startswith("FlowMatch") or subject.timing or shift == 1 or changed & set(subject.config):
+        return None
+    least = 1.0 / float(scheduler.config.num_train_timesteps)
+    least = shift * least / (1.0 + (shift - 1.0) * least)
+    return least / (1.0 - least)
 
 
 def _end_level(subject: Scheduler, scheduler: Any, process: Process) -> float:
