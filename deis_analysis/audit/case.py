@@ -14,7 +14,7 @@ from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM
 from deis_analysis.tableau import Tableau
-from deis_analysis.tableau.extraction import Reading, Refusal, read_sampler, table_of
+from deis_analysis.tableau.extraction import Reading, Refusal, read_sampler, table_of, together
 
 _SLACK = 1e-4  # relative distance by which float32 may carry a level out of the range
 
@@ -81,7 +81,7 @@ def read_case(prepared: Prepared) -> Case:
     Raises:
         Refusal: it fails, is not linear, or tells times that the process does not have.
     """
-    reading = read_sampler(prepared.sampler, backend=prepared.backend, dtype=prepared.dtype)
+    reading = together(read_sampler(prepared.sampler, backend=prepared.backend, dtype=prepared.dtype))
     process, convention = prepared.process, prepared.convention
     times = np.array([convention.process_time(process, raw) for raw in reading.told])
     if not np.all(np.isfinite(times)):

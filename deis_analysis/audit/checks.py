@@ -37,9 +37,11 @@ def check_calls(case: Case) -> tuple[list[int], list[Finding]]:
     """Calls without weight in anything later (numbered from 1), and what is to be said of calls."""
     columns = [case.lead + k for k in range(case.reading.calls)]
     weights = _weights_of_eps(case)[:, columns] / case.process.sigma(case.times)
+    states = case.reading.calls
+    outputs = [] if case.reading.asked <= states else [_outputs(case)]
     wasted = [k + 1 for k, size in enumerate(np.abs(weights).max(axis=0)) if size <= 10 * case.floor]
     share = float(np.abs(weights[-1, -1]))
-    findings = []
+    findings = outputs
     if wasted:
         what = f"call {', '.join(map(str, wasted[:6]))} of {len(columns)}"
         findings.append(Finding("NFE-WASTED", "error", f"{what}: the output of the model is not used at all"))
@@ -65,6 +67,12 @@ def check_calls(case: Case) -> tuple[list[int], list[Finding]]:
             )
         )
     return wasted, findings
+
+
+def _outputs(case: Case) -> Finding:
+    asked, states = case.reading.asked, case.reading.calls
+    text = f"{asked} calls at {states} states: it asks for several outputs of the model, which are taken together here"
+    return Finding("NFE-OUTPUTS", "info", text)
 
 
 def _weights_of_eps(case: Case) -> Array:

@@ -22,6 +22,7 @@ CODES: dict[str, str] = {
     "ORD-START": "its first steps limit the order",
     "ORD-LAST-STEP": "the last step is neither the rule of the others nor one of lower degree",
     "ORD-DIVERGES": "does not converge",
+    "NFE-OUTPUTS": "several outputs of the model at one state, such as with and without a condition",
     "NFE-COUNT": "its calls are not a multiple of the steps asked for",
     "NFE-WASTED": "a model call whose output is not used",
     "NFE-NEGLIGIBLE": "a model call whose output hardly counts",

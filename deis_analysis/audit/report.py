@@ -171,7 +171,7 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
         sampler.spec,
         True,
         case.reading.residual,
-        case.reading.calls,
+        max(case.reading.asked, case.reading.calls),
         wasted,
         sampler.declared_order,
         convergence.own if convergence else None,
@@ -269,7 +269,7 @@ def _rank(sampler: Subject, case: Case) -> tuple[dict[int, float], dict[int, dic
     errors, beside, absent = {}, {}, {}
     for nfe in RANK_NFE:
         try:
-            at = case if case.reading.calls == nfe else read_case(sampler.own(nfe))
+            at = case if max(case.reading.asked, case.reading.calls) == nfe else read_case(sampler.own(nfe))
             errors[nfe] = _error(at)
             beside[nfe] = _registry(at.process, float(at.times[0]), nfe, at)
         except (Refusal, ValueError, ZeroDivisionError) as error:

@@ -8,10 +8,11 @@ thresholds, normalises or adapts its steps does not.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -49,6 +50,8 @@ class Reading:
         residual: relative superposition residual of a run on random numbers. linear: whether it is small.
         precision: the dtype in which the model saw the state.
         note: why it is not linear, where known.
+        kinds: (K,) which of the model's outputs each call asks for, by what is passed beside state and time.
+        asked: calls that were made, of which `together` may leave fewer.
     """
 
     told: Array
@@ -57,6 +60,8 @@ class Reading:
     linear: bool
     precision: str
     note: str = ""
+    kinds: tuple[int, ...] = ()
+    asked: int = 0
 
     @property
     def calls(self) -> int:
@@ -116,7 +121,28 @@ def read_sampler(sampler: Sampler, *, backend: str = "torch", dtype: str = "floa
     changed = not np.allclose(_floats(told), _floats(again), rtol=1e-6, atol=1e-9)
     linear = residual < _LINEAR and not changed
     reason = "the told times depend on the data" if changed else "clipped, thresholded, normalised or adaptive"
-    return Reading(_floats(told), rows, residual, linear, lab.precision, "" if linear else reason)
+    note = "" if linear else reason
+    return Reading(_floats(told), rows, residual, linear, lab.precision, note, tuple(lab.kinds), calls)
+
+
+def together(reading: Reading) -> Reading:
+    """Calls at one state and time for different outputs, such as with and without a condition, as one call.
+
+    It is what the sampler does where these outputs agree: the weights are added up.
+    """
+    rows, told, kept = reading.rows.copy(), reading.told, [0]
+    for k in range(1, reading.calls):
+        first = kept[-1]
+        same = told[k] == told[first] and np.allclose(rows[k], rows[first], rtol=1e-9, atol=1e-12)
+        if same and reading.kinds and reading.kinds[k] not in reading.kinds[first:k]:
+            rows[:, 1 + first] += rows[:, 1 + k]
+        else:
+            kept.append(k)
+    if len(kept) == reading.calls:
+        return reading
+    columns = [0, *(1 + k for k in kept), *range(1 + reading.calls, rows.shape[1])]
+    kinds = tuple(reading.kinds[k] for k in kept)
+    return replace(reading, told=told[kept], rows=rows[[*kept, reading.calls]][:, columns], kinds=kinds)
 
 
 def count_calls(sampler: Sampler, backend: str = "torch") -> int:
@@ -138,6 +164,7 @@ class _Laboratory:
     def __init__(self, sampler: Sampler, backend: str, dtype: str) -> None:
         self.sampler, self.backend, self.dtype = sampler, backend, dtype
         self.precision, self.drawn, self.exceeded = dtype, 0, False
+        self.kinds: list[int] = []
 
     def array(self, values: Array) -> Any:
         """(n,) numbers as a new (n, 1, 1, 1) array of the sampler's library, which the sampler may write to."""
@@ -153,12 +180,16 @@ class _Laboratory:
         start = self.array(x)
         told: list[float] = []
         inputs: list[Array] = []
-        self.drawn, self.exceeded = 0, False
+        self.drawn, self.exceeded, self.kinds = 0, False, []
+        asked: list[str] = []
 
-        def model(state: Any, time: Any, *_: Any, **__: Any) -> Any:
+        def model(state: Any, time: Any, *beside: Any, **named: Any) -> Any:
             if len(told) >= MOST_CALLS:
                 raise Refusal(f"the sampler called the model more than {MOST_CALLS} times")
             told.append(float(np.asarray(_plain(time), dtype=np.float64).reshape(-1)[0]))
+            what = _named([*beside, *sorted(named.items())])
+            asked.extend([] if what in asked else [what])
+            self.kinds.append(asked.index(what))
             values = _plain(state)
             if values.shape != tuple(start.shape):
                 raise Refusal(f"the model was asked about an array of shape {values.shape}, not {tuple(start.shape)}")
@@ -199,6 +230,17 @@ class _Laboratory:
             raise
         except (Exception, SystemExit) as error:
             raise Refusal(f"the sampler failed: {type(error).__name__}: {error}") from error
+
+
+def _named(value: Any) -> str:
+    """What tells one extra argument of a model from another: its value, or which object it is."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_named, value))}]"
+    if isinstance(value, dict):
+        return _named(list(value.items()))
+    if hasattr(value, "shape") and math.prod(value.shape) <= 4096:
+        return f"{tuple(value.shape)} {_plain(value).tolist()}"
+    return repr(value) if value is None or isinstance(value, (str, int, float, bool)) else str(id(value))
 
 
 def _plain(x: Any) -> Array:

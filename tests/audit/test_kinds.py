@@ -284,6 +284,44 @@ def test_correct_samplers_are_named_and_have_no_error(sampler, row):
     assert report.nearest["distance"] < 1e-8
 
 
+# -- models with two outputs ----------------------------------------------------------------------
+def guided(model, x, sigmas, plus=False, scale=4.0):
+    """Classifier-free guidance; ``plus``: CFG++, which goes on along the unconditional output."""
+    for a, b in pairwise(float(s) for s in sigmas):
+        with_, without = model(x, a, cond="a cat"), model(x, a, cond=None)
+        clean = without + scale * (with_ - without)
+        x = clean + b * (x - (without if plus else clean)) / a
+    return x
+
+
+def guided_by_tensors(model, x, sigmas):
+    cond, uncond = torch.ones(1, 3), torch.zeros(1, 3)
+    for a, b in pairwise(float(s) for s in sigmas):
+        clean = 3.0 * model(x, a, cond) - 2.0 * model(x, a, uncond)
+        x = x + (x - clean) / a * (b - a)
+    return x
+
+
+def asks_twice(model, x, sigmas):
+    for a, b in pairwise(float(s) for s in sigmas):
+        x = x + (x - 0.5 * (model(x, a) + model(x, a))) / a * (b - a)
+    return x
+
+
+@pytest.mark.parametrize("sampler", [guided, lambda m, x, s: guided(m, x, s, plus=True), guided_by_tensors])
+def test_two_outputs_at_a_state_are_not_one_asked_twice(sampler):
+    report, wrong = audited(sampler)
+    assert wrong == set()
+    assert (report.nfe, report.nearest["name"]) == (20, "ddim")
+    (said,) = [f.message for f in report.findings if f.code == "NFE-OUTPUTS"]
+    assert said.startswith("20 calls at 10 states")
+    assert abs(report.observed_order - 1) < 0.1
+
+
+def test_one_output_asked_twice_is_a_repetition():
+    assert audited(asks_twice)[1] == {"NFE-REPEATED"}
+
+
 # -- noise by any name ----------------------------------------------------------------------------
 BOUND_BEFORE = torch.randn_like
 
