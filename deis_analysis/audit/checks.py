@@ -217,6 +217,9 @@ def check_last_step(case: Case, degree: int, where: str) -> list[Finding]:
     process, end = case.process, case.table.times[-1]
     if degree < 0 or case.prepared.t_end is None or float(process.rho(end)) <= 0 or case.table.stochastic:
         return []
+    alpha, sigma = (float(values[-1]) for values in case.scales)
+    if abs(sigma - float(process.rho(end)) * alpha) > 0.02 * float(process.rho(end)) * abs(alpha):
+        return []  # it goes somewhere else, see `check_ends`
     steps = sparsest_steps(case.table, process, case.floor)
     later = steps.chain[len(steps.chain) // 2 :]
     if len(steps.chain) < 4 or any(b - a != 1 for a, b in pairwise(later)):  # multistep methods only
