@@ -209,7 +209,7 @@ def start_gap(case: Case) -> float:
     return abs(float(case.process.rho(case.times[0])) - begins) / begins if np.isfinite(begins) else 0.0
 
 
-def check_last_step(case: Case, degree: int, where: str) -> list[Finding]:
+def check_last_step(case: Case, degree: int, where: str, exact: bool) -> list[Finding]:
     """The last step, where it ends at noise: exact on constants, its slope neither of the wrong sign nor nearly right.
 
     Of lower degree, or by another rule of its order, it may be: that leaves other moments.
@@ -226,10 +226,14 @@ def check_last_step(case: Case, degree: int, where: str) -> list[Finding]:
         return []
     prediction, variable = where.split(", ")
     try:
-        constant, slope = moment_ratios(steps, process, prediction, variable)[steps.chain[-1]][:2]
+        moments = np.array([row[:2] for row in moment_ratios(steps, process, prediction, variable).values()])
     except ValueError:
         return []
-    tolerance = max(1e-6, 300 * case.floor)
+    constant, slope = (float(v) for v in moments[-1])
+    others = float(np.median(np.abs(moments[moments.shape[0] // 2 : -1, 0] - 1.0)))
+    tolerance = max(1e-6 if exact else 1e-3, 300 * case.floor, 30 * others)  # told times that are rounded move all
+    if constant == 0:  # its call is not used at all, see `check_calls`
+        return []
     turned = slope < -tolerance or tolerance < abs(slope - 1.0) < 0.2
     if abs(constant - 1.0) <= tolerance and not (degree > 0 and turned):
         return []

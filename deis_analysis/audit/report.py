@@ -160,7 +160,11 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
         *schedule.findings,
     ]
     findings += checks.check_ends(case) if constants else []
-    findings += [*checks.check_numbers(case), *checks.check_start(case), *checks.check_last_step(case, degree, where)]
+    findings += [
+        *checks.check_numbers(case),
+        *checks.check_start(case),
+        *checks.check_last_step(case, degree, where, exact),
+    ]
     findings += _varies(sampler, case, nearest)
     if not constants:
         text = "neither constant ε nor constant x₀ is integrated exactly, so large steps are off even on straight paths"
