@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.audit.subject import Prepared
+from deis_analysis.audit.subject import Prepared, near
 from deis_analysis.audit.tables import Steps, implied_scales, sparsest_steps, up_to
 from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.extraction import Reading, Refusal, read_sampler, table_of, together
-
-_SLACK = 1e-4  # relative distance by which float32 may carry a level out of the range
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,8 @@ class Case:
         if self.lead or not levels or not np.isfinite(levels[0]) or levels[0] <= 0:
             return None
         low, high = (float(self.process.rho(t)) for t in (self.process.t_min, self.process.t_max))
-        if not low * (1 - _SLACK) <= levels[0] <= high * (1 + _SLACK):
-            return None
-        return float(self.process.time_from_rho(min(max(levels[0], low), high)))
+        level = near(levels[0], low, high)
+        return None if np.isnan(level) else float(self.process.time_from_rho(level))
 
     @property
     def lead(self) -> int:

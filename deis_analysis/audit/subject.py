@@ -19,6 +19,8 @@ from deis_analysis.tableau import Tableau, run
 from deis_analysis.tableau.extraction import Refusal, Sampler
 from deis_analysis.validate import boolean, choose, positive_int
 
+_SLACK = 1e-4  # relative distance by which float32 may carry a level out of its range
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -196,6 +198,13 @@ class _Net:
     def round_sigma(self, sigma: Any) -> Any:
         """The level itself: the network takes any."""
         return sigma
+
+
+def near(value: float, low: float, high: float) -> float:
+    """``value``, put back into [low, high] if rounding to float32 may have carried it out; NaN further away."""
+    if low * (1 - _SLACK) - 1e-12 <= value <= high * (1 + _SLACK):
+        return min(max(value, low), high)
+    return float("nan")
 
 
 def parse_spec(spec: str) -> tuple[str, str, dict[str, Any]]:

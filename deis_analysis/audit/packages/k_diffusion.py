@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from deis_analysis.audit.packages.shared import BrownianNoise, check_options, fit_steps, near, quiet
-from deis_analysis.audit.subject import Prepared
+from deis_analysis.audit.packages.shared import BrownianNoise, check_options, fit_steps, quiet
+from deis_analysis.audit.subject import Prepared, near
 from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.grids import grid

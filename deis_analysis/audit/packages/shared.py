@@ -14,8 +14,6 @@ from deis_analysis.audit.subject import Prepared
 from deis_analysis.tableau.extraction import Refusal, count_calls
 from deis_analysis.validate import choose
 
-_SLACK = 1e-4  # relative distance by which float32 may carry a level out of its range
-
 
 def check_options(spec: str, options: Iterable[str], allowed: Iterable[str]) -> None:
     """Raise a ValueError that names the first option that is not allowed, and the nearest ones."""
@@ -56,13 +54,6 @@ def fit_steps(prepare: Callable[[int], Prepared], nfe: int) -> Prepared:
     while steps < nfe and 0 < calls(more := prepare(steps + 1)) <= nfe:
         steps, made = steps + 1, more
     return made
-
-
-def near(value: float, low: float, high: float) -> float:
-    """``value``, put back into [low, high] if rounding to float32 may have carried it out; NaN further away."""
-    if low * (1 - _SLACK) - 1e-12 <= value <= high * (1 + _SLACK):
-        return min(max(value, low), high)
-    return float("nan")
 
 
 class BrownianNoise:

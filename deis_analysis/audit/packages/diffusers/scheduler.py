@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.audit.packages.diffusers.families import FAMILIES, REASONS, Family
-from deis_analysis.audit.packages.shared import BrownianNoise, fit_steps, near, quiet
-from deis_analysis.audit.subject import Prepared
+from deis_analysis.audit.packages.shared import BrownianNoise, fit_steps, quiet
+from deis_analysis.audit.subject import Prepared, near
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import EDM, RectifiedFlow, VPCosine, VPDiscrete
