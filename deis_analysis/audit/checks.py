@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from deis_analysis.analysis.distances import gaussian_wasserstein2
 from deis_analysis.audit.case import Case
 from deis_analysis.audit.findings import EQUAL, FLOAT32, Finding, Nearest
 from deis_analysis.audit.tables import moment_ratios, sparsest_steps
@@ -15,6 +16,7 @@ from deis_analysis.process.process import Array
 from deis_analysis.tableau import run
 
 NEGLIGIBLE = 1e-3  # weight of ε in the result, in units of σ, below which the last call hardly counts
+_DATA = 0.5, 0.5  # mean and variance of the data on which effects on laws are told
 _NEAR = 5e-5, 1e-3  # relative distances from a row at which a slip is more likely than rounding or another method
 _LEVEL = 1e-3  # relative difference of noise levels that is reported
 _INTERPOLANTS = (
@@ -183,7 +185,7 @@ def check_ends(case: Case) -> list[Finding]:
         else:
             findings.append(Finding("SCH-LAST-LEVEL", "error", text))
     elif level > (0.05 if prepared.end_level is None else 1e-3):
-        effect = np.hypot(np.sqrt(0.5), level) - np.sqrt(0.5)
+        effect = gaussian_wasserstein2(*_DATA, _DATA[0], _DATA[1] + level**2)
         text = f"the result keeps noise, σ/α = {level:.3g}: its law is {effect:.1e} off (W₂, on N(½, ½))"
         findings.append(Finding("SCH-RESIDUAL-NOISE", "info", text))
     if start_gap(case) > max(_LEVEL, 100 * case.floor):
@@ -249,11 +251,12 @@ def check_start(case: Case) -> list[Finding]:
         return []
     alpha, sigma = float(process.alpha(case.times[0])), float(process.sigma(case.times[0]))
     scale = float(np.hypot(alpha, sigma)) if process.variance_preserving else sigma
-    mean, variance = 0.5, 0.5
-    gap = float(np.hypot(alpha * mean, np.sqrt(alpha**2 * variance + sigma**2) - scale)) / scale
+    mean, variance = _DATA
+    gap = gaussian_wasserstein2(alpha * mean, alpha**2 * variance + sigma**2, 0.0, scale**2) / scale
     if alpha / scale < 0.01:
         return []
-    text = f"at the first level α = {alpha:.3g}; a start from N(0, σ² I) is {gap:.1e} σ off in law (W₂, on N(½, ½))"
+    start = f"a start from N(0, s² I), s = {scale:.3g}, is {gap:.1e} s off in law (W₂, on N(½, ½))"
+    text = f"at the first level α = {alpha:.3g}; {start}"
     return [Finding("SCH-PRIOR-MISMATCH", "warning" if gap > 0.1 else "info", text)]
 
 

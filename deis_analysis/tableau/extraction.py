@@ -382,8 +382,7 @@ def table_of(
 
 def _rescaled(reading: Reading, process: Process, times: Array, convention: Convention) -> Array:
     rows = reading.rows.copy()
-    if convention.state == "karras":
-        rows[:-1] *= process.alpha(times[:-1])[:, None]  # the result stays in the scale that it is given in
+    rows[:-1] *= convention.input_scale(process, times[:-1])[:, None]  # the result stays in the scale it is given in
     return rows
 
 

@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from click.testing import CliRunner
 
 import deis_analysis as da
 from deis_analysis.audit import placed, subject_of
+from deis_analysis.audit.report import _in_process_scale
+from deis_analysis.audit.subject import _value
 from deis_analysis.cli import main
 
 FIXED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0)  # a list tuned for ten steps
@@ -438,6 +441,43 @@ def test_a_shift_that_is_applied_twice_is_a_grid_that_was_not_asked_for(shift):
     if said:
         assert f"σ/α = {twice / (1 - twice):.4g}" in said[0]
         assert said[0].endswith(f"{once / (1 - once):.4g}")
+
+
+@pytest.mark.parametrize(
+    ("options", "level", "severity"),
+    [
+        ("beta_schedule=scaled_linear&beta_start=0.00085&beta_end=0.012", 0.02917, "info"),
+        ("beta_end=0.002", 0.01, "warning"),
+    ],
+)
+def test_noise_that_is_left_and_signal_that_is_there_at_the_start(options, level, severity):
+    """Sizes on N(½, ½): of two Gaussians on a line W₂² is the sum of the squares of both differences."""
+    diffusers = pytest.importorskip("diffusers")
+    ends = "set_alpha_to_one=false&steps_offset=1"
+    report, _ = audited(f"diffusers:DDIMScheduler?clip_sample=false&{options}&{ends}")
+    said = {f.code: f for f in report.findings}
+    noise = said["SCH-RESIDUAL-NOISE"]
+    assert noise.severity == "info"
+    assert f"σ/α = {level:.3g}: its law is {(0.5 + level**2) ** 0.5 - 0.5**0.5:.1e} off" in noise.message
+    start = said["SCH-PRIOR-MISMATCH"]
+    assert start.severity == severity
+    config = {key: _value(text) for key, text in (option.split("=") for option in options.split("&"))}
+    bars = diffusers.DDIMScheduler(**config).alphas_cumprod.double().numpy()
+    told = report.table.times[0]
+    bar = float(bars[round(told)])
+    gap = (bar * 0.25 + ((bar * 0.5 + 1 - bar) ** 0.5 - 1) ** 2) ** 0.5
+    assert f"α = {bar**0.5:.3g}; a start from N(0, s² I), s = 1, is {gap:.1e} s off" in start.message
+
+
+def test_a_result_in_the_other_scale_is_put_back():
+    """DDPM's step on VPLinear ends at t = 0.2, where α is not 1; its result is handed over as x/α."""
+    process = da.VPLinear()
+    table = da.build("ddpm", process, da.grid(process, 6, "t2", 1.0, 0.2))
+    parts = {name: matrix.toarray() for name, matrix in table.matrices._asdict().items()}
+    for dense in parts.values():
+        dense[-1] /= float(process.alpha(0.2))
+    told = SimpleNamespace(table=table.changed(**parts), process=process, prepared=SimpleNamespace(end_scale="karras"))
+    assert da.distance(_in_process_scale(told), table) < 1e-14
 
 
 def test_plms_from_an_image_wastes_its_last_call():
