@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FILES := deis_analysis experiments tests
 
-.PHONY: figures test lint bench install format clean
+.PHONY: figures test lint bench field-history install format clean
 
 figures: install  ## draw every figure into figures/, offline, on embedded data
 	$(BIN)/python -m experiments run --all
@@ -20,6 +20,10 @@ lint: install  ## format, lint and types
 
 bench: install  ## ratios, measured side by side in one run
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench.py
+
+field-history: install  ## audit the released versions of diffusers anew: installs each, half an hour
+	$(BIN)/python -m experiments.study.field_history install $(VENV)/history
+	DEIS_ANALYSIS_HISTORY=$(VENV)/history $(BIN)/python -m experiments run field_history --force --jobs 1
 
 format: install
 	$(BIN)/ruff format $(FILES)

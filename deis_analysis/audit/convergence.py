@@ -162,7 +162,7 @@ def _by_running(prepared: Sequence[tuple[int, Prepared | None]]) -> Convergence:
         errors.append(_rms(inputs[-1] - truth))
         counts.append(n)
         calls.append(len(times))
-    slope = _slope(np.array(counts, float), errors, 1e-10)
+    slope = _slope(np.array(counts, float), errors, 1e-10) if np.all(np.diff(calls) > 0) else None
     return Convergence(slope, None, None, tuple(counts), tuple(errors), tuple(calls))
 
 

@@ -282,17 +282,13 @@ def _and(names: list[str]) -> str:
 _CELL = 0.172  # height of a row in inches
 _ORDER, _BAD = "Blues", "YlOrBr"  # told apart by the colour-blind: dark means much in both
 _COLUMNS: tuple[tuple[str, str, str, Any], ...] = (  # column, heading, colours, norm
+    ("errors", "errors", _BAD, Normalize(0, 6)),
+    ("warnings", "warnings", _BAD, Normalize(0, 6)),
     ("declared_order", "order declared", _ORDER, Normalize(0, 6)),
-    ("observed_order", "order, own start", _ORDER, Normalize(0, 6)),
-    ("order_without_startup", "order, exact start", _ORDER, Normalize(0, 6)),
-    ("local_order", "slope of local error", _ORDER, Normalize(0, 7)),
-    ("wasted", "calls without weight", _BAD, Normalize(0, 3)),
+    ("observed_order", "own start", _ORDER, Normalize(0, 6)),
+    ("order_without_startup", "exact start", _ORDER, Normalize(0, 6)),
     ("time_mismatch", "level told ≠ used", _BAD, LogNorm(1e-5, 10)),
-    ("duplicate_times", "times told twice", _BAD, Normalize(0, 16)),
-    ("superposition_residual", "float floor", _BAD, LogNorm(1e-15, 1e-4)),
     ("error_20", "error, 20 calls", _BAD, LogNorm(1e-2, 10)),
-    ("errors", "findings: errors", _BAD, Normalize(0, 6)),
-    ("warnings", "findings: warnings", _BAD, Normalize(0, 6)),
 )
 
 
@@ -313,40 +309,67 @@ def _short(spec: str, options: bool = True) -> str:
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """A heat map per package, rows the samplers, the codes of their errors beside them; below, what they add up to."""
-    packages = list(dict.fromkeys(frame.package))
-    sizes = {p: int((frame.package == p).sum()) for p in packages}
-    left, right = packages[:1], packages[1:]
-    heights = [_CELL * sum(sizes[p] + 3.5 for p in side) for side in (left, right)]
+    """How often each code, the worst rows with their numbers, and what became of the known defects."""
     read, wrong = int(frame.linear.astype(bool).sum()), int((frame.errors.fillna(0) > 0).sum())
-    headline = f"{_who(frame, config)}: {read} of {len(frame)} samplers read, {wrong} with a finding of severity error"
-    head, below = 1.1, 5.6
-    fig = style.new_figure(21.6, 0.8 + head + max(heights[0], heights[1] + below), headline, _note(config))
-    top = fig.subplotpars.top * fig.get_size_inches()[1] - head
-    for x, side in ((3.77, left), (14.55, right)):
-        y = top
-        for package in side:
-            _panel(fig, frame[frame.package == package], (x, y), package == side[0])
-            y -= _CELL * (sizes[package] + 3.5)
-    _sums(fig, frame, config, (12.4, top - heights[1] if right else top + 0.5))
+    headline = f"{wrong} of {len(frame)} released samplers have a finding of severity error"
+    rows, lines = worst(frame), known_lines(frame, config)
+    height = 2.2 + max(_CELL * 1.35 * len(rows), 2.6) + 0.165 * len(lines)
+    fig = style.new_figure(13.6, height, headline, _note(frame, config, read))
+    top = fig.subplotpars.top * height - 0.15
+    _bars(fig, frame, (2.15, top))
+    _panel(fig, rows, (7.75, top - 0.62))
+    low = top - 0.75 - max(_CELL * 1.35 * len(rows), 2.6)
+    fig.text(0.2 / 13.6, low / height, "Known defects of the field", fontsize=9.5, fontweight="bold", va="top")
+    fig.text(0.2 / 13.6, (low - 0.22) / height, "\n".join(lines), va="top", fontsize=7.8, linespacing=1.35)
     return fig
 
 
-def _note(config: Config) -> str:
+def worst(frame: Frame, rows: int = 12) -> Frame:
+    """The rows with the most errors, then the most warnings, then the largest error at 20 calls."""
+    wrong = frame[frame.errors.fillna(0) > 0]
+    return wrong.sort_values(["errors", "warnings", "error_20"], ascending=False, kind="stable").head(rows)
+
+
+def known_lines(frame: Frame, config: Config) -> list[str]:
+    """What became of the known defects, wrapped for the figure."""
+    lines = list[str]()
+    for what, state, text in known(frame, config):
+        lines += textwrap.wrap(f"• {what}: {state.upper()}{f' – {text}' if text else ''}", 190, subsequent_indent="   ")
+    return lines
+
+
+def _note(frame: Frame, config: Config, read: int) -> str:
     return (
-        f"Each sampler is read off its own run at {config['nfe']} model calls; orders are slopes on the order problem, "
-        "of the law where there is noise (~, whose start is never exact). Grey “–”: not measured, or there is none; a "
-        "count of 0 is left blank. Level told ≠ used: largest relative difference of σ/α; float floor: superposition "
-        "residual; error: RMS against the exact flow, of the law with noise. Every column has its own scale of "
-        "colours. Beside: codes of severity error in red, of warnings in brown; of unread samplers the reason."
+        f"{_who(frame, config)}: {len(frame)} configurations, of which {read} can be read off their own run at "
+        f"{config['nfe']} model calls. Orders are slopes on the order problem, of the law where there is noise (~). "
+        "Level told ≠ used: largest relative difference of σ/α; error: RMS against the exact flow, of the law with "
+        "noise. “–”: not measured. Every sampler is a row of the CSV, and a page of `deis-analysis audit --all`."
     )
 
 
-def _panel(fig: Figure, rows: Frame, place: tuple[float, float], headed: bool) -> None:
-    """One package from (left, top) in inches on."""
+def _bars(fig: Figure, frame: Frame, place: tuple[float, float]) -> None:
+    """How many samplers have each code, errors above warnings."""
     left, top = place
     width, height = fig.get_size_inches()
-    n, wide, cell = len(rows), 0.36, _CELL
+    errors, warnings = codes_of(frame), codes_of(frame, "warning")
+    bars = [*((c, n, style.VERMILLION) for c, n in errors.items()), *((c, n, "#C9A15A") for c, n in warnings.items())]
+    tall = 0.155 * len(bars)
+    ax = fig.add_axes((left / width, (top - 0.25 - tall) / height, 2.1 / width, tall / height))
+    for i, (code, n, colour) in enumerate(bars):
+        ax.barh(i, n, color=colour, height=0.72)
+        ax.annotate(f"{n}", (n, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+        ax.text(-0.4, i, code, ha="right", va="center", fontsize=6.8)
+    ax.set(ylim=(len(bars) - 0.4, -0.6), yticks=[], xticks=[])
+    ax.spines[:].set_visible(False)
+    ax.grid(visible=False)
+    ax.set_title("Samplers with each code: errors, warnings", fontsize=9.5, fontweight="bold", loc="right")
+
+
+def _panel(fig: Figure, rows: Frame, place: tuple[float, float]) -> None:
+    """The worst rows from (left, top) in inches on, the codes of their errors beside them."""
+    left, top = place
+    width, height = fig.get_size_inches()
+    n, wide, cell = max(len(rows), 1), 0.4, _CELL * 1.35
     ax = fig.add_axes((left / width, (top - n * cell) / height, wide * len(_COLUMNS) / width, n * cell / height))
     colours, labels = np.ones((n, len(_COLUMNS), 4)), []
     for j, column in enumerate(_COLUMNS):
@@ -355,23 +378,20 @@ def _panel(fig: Figure, rows: Frame, place: tuple[float, float], headed: bool) -
             labels.append((j, i, text, ink))
     ax.imshow(colours, aspect="auto", interpolation="nearest")
     for j, i, text, ink in labels:
-        ax.text(j, i, text, ha="center", va="center", fontsize=6.2, color=ink)
-    for edge in (3.5, 8.5):
-        ax.axvline(edge, color="white", lw=2.5)
+        ax.text(j, i, text, ha="center", va="center", fontsize=6.8, color=ink)
     ax.set(yticks=np.arange(-0.5, n), xticks=[])
-    ax.grid(axis="y", color="white", lw=0.6)
+    ax.grid(axis="y", color="white", lw=0.8)
     ax.tick_params(length=0, labelleft=False)
     ax.spines[:].set_visible(False)
     noisy = rows.linear.astype(bool) & rows.order_without_startup.isna() & rows.observed_order.notna()
     for i, (spec, mark) in enumerate(zip(rows.spec, noisy, strict=True)):
-        ax.text(-0.65, i, _short(spec) + (" ~" if mark else ""), ha="right", va="center", fontsize=7.2)
+        ax.text(-0.65, i, _short(spec) + (" ~" if mark else ""), ha="right", va="center", fontsize=7)
         _remarks(ax, rows.iloc[i], i)
-    version = style.texts(rows.version).iloc[0]
     ax.text(
-        -0.65, -0.75, f"{rows.package.iloc[0]} {version}", ha="right", va="bottom", fontsize=10.5, fontweight="bold"
+        -0.65, -0.75, f"The {len(rows)} with most findings", ha="right", va="bottom", fontsize=9.5, fontweight="bold"
     )
-    for j, column in enumerate(_COLUMNS) if headed else ():
-        ax.text(j, -0.7, column[1], rotation=55, ha="left", va="bottom", fontsize=7.5, rotation_mode="anchor")
+    for j, column in enumerate(_COLUMNS):
+        ax.text(j, -0.7, column[1], rotation=40, ha="left", va="bottom", fontsize=7, rotation_mode="anchor")
 
 
 def _cell(value: float, column: tuple[str, str, str, Any]) -> tuple[Any, str, str]:
@@ -386,7 +406,7 @@ def _cell(value: float, column: tuple[str, str, str, Any]) -> tuple[Any, str, st
 
 
 def _number(value: float, name: str) -> str:
-    if name in ("declared_order", "wasted", "duplicate_times", "errors", "warnings"):
+    if name in ("declared_order", "errors", "warnings"):
         return f"{value:.0f}" if value else ""
     if "order" in name:
         return f"{value + 0.0:.1f}".replace("-0.0", "0.0")
@@ -396,43 +416,9 @@ def _number(value: float, name: str) -> str:
 
 
 def _remarks(ax: Any, row: Any, y: int) -> None:
-    """Codes of errors, then of warnings; why it was not read."""
-    x = len(_COLUMNS) - 0.35
-    errors, warnings = (str(v) if isinstance(v, str) else "" for v in (row.error_codes, row.warning_codes))
-    if isinstance(row.unread, str) and row.unread:
-        text = row.unread.removeprefix("not linear: ").partition(", superposition")[0]
-        ax.text(
-            x,
-            y,
-            textwrap.shorten(text, 92, placeholder=" …"),
-            fontsize=6.2,
-            va="center",
-            color="#555555",
-            style="italic",
-        )
-        return
-    found = ax.text(x, y, errors.replace(";", ""), fontsize=6.2, va="center", color="#B02000")
-    if warnings:
-        end = (found.get_window_extent().x1 if errors else ax.transData.transform((x, y))[0]) + 4
-        start = ax.transData.inverted().transform((end, 0))[0]
-        ax.text(start, y, warnings.replace(";", ""), fontsize=6.2, va="center", color="#8A6A3A")
-
-
-def _sums(fig: Figure, frame: Frame, config: Config, place: tuple[float, float]) -> None:
-    """How often each code; what became of the known defects; from (left, top) in inches on."""
-    left, top = place
-    width, height = fig.get_size_inches()
-    counts = list(codes_of(frame).items())[::-1]
-    ax = fig.add_axes(((left + 2.15) / width, (top - 2.2) / height, 3.6 / width, 2.0 / height))
-    ax.barh([code for code, _ in counts], [n for _, n in counts], color=style.VERMILLION, height=0.7)
-    for i, (_, n) in enumerate(counts):
-        ax.annotate(f"{n}", (n, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5)
-    ax.set_title("Samplers with each code of severity error", fontsize=9.5, fontweight="bold")
-    ax.tick_params(axis="y", length=0, labelsize=7)
-    ax.set_xticks([])
-    ax.grid(visible=False)
-    lines = list[str]()
-    for what, state, text in known(frame, config):
-        lines += textwrap.wrap(f"• {what}: {state.upper()}{f' – {text}' if text else ''}", 132, subsequent_indent="   ")
-    fig.text(left / width, (top - 2.65) / height, "Known defects of the field notes", fontsize=9.5, fontweight="bold")
-    fig.text(left / width, (top - 2.75) / height, "\n".join(lines), va="top", fontsize=8.4, linespacing=1.35)
+    """Codes of errors; of unread samplers the reason."""
+    unread = row.unread if isinstance(row.unread, str) else ""
+    text = unread or (str(row.error_codes).replace("; ", " ") if isinstance(row.error_codes, str) else "")
+    text = textwrap.shorten(text.removeprefix("not linear: ").partition(", superposition")[0], 62, placeholder=" …")
+    look: dict[str, Any] = {"color": "#555555", "style": "italic"} if unread else {"color": "#B02000"}
+    ax.text(len(_COLUMNS) - 0.35, y, text, fontsize=6.2, va="center", **look)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from functools import cache, partial
+from html import unescape
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +17,7 @@ from click.testing import CliRunner
 from strategies import DISTINCT, STOCHASTIC
 
 import deis_analysis as da
-from deis_analysis.audit import CODES, Finding, TableSubject, page, subject_of
+from deis_analysis.audit import CODES, Finding, TableSubject, overview, page, subject_of
 from deis_analysis.audit.case import read_case
 from deis_analysis.audit.specs import registry_subject
 from deis_analysis.audit.subject import Prepared
@@ -504,6 +506,39 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
     picture = tmp_path / "report.png"
     subprocess.run([*command, f"--screenshot={picture}", file.as_uri()], capture_output=True, timeout=120)
     assert picture.stat().st_size > 5000
+
+
+# What a reader does: a word in the filter, a severity, a click on a heading twice; what is then shown, in its order.
+READER = """<script>
+const shown = () => rows.filter(row => !row.hidden).map(row => row.cells[0].dataset.key);
+const found = {all: shown()};
+const give = (field, text) => { field.value = text; field.dispatchEvent(new Event("input")); };
+give(filter, "tab1 Registry"); found.words = shown(); give(filter, "");
+give(worst, "error"); found.worst = shown(); give(worst, "");
+const heading = document.querySelectorAll("th button")[2];
+heading.click(); found.up = shown(); heading.click(); found.down = shown();
+found.count = count.textContent;
+found.ordered = [...document.querySelectorAll("tbody tr")].map(row => row.cells[0].dataset.key);
+document.body.insertAdjacentHTML("beforeend", '<pre id="found">' + JSON.stringify(found) + "</pre>");
+</script>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no browser at hand")
+def test_the_overview_sorts_and_filters_in_a_browser(tmp_path):
+    reports = [da.audit_sampler(Sampler(crashes)), *(audited(f"registry:{n}") for n in ("dpmpp_3m_exact", "ddim", "tab1"))]
+    text = overview(reports, [f"{i}.html" for i in range(4)])
+    file = tmp_path / "index.html"
+    file.write_text(text.replace("</body>", READER + "</body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    done = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120)
+    found = json.loads(unescape(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)[-1]))
+    failed, third, first, second = (report.spec for report in reports)
+    assert found["all"] == [failed, third, first, second]
+    assert found["words"] == [second]
+    assert found["worst"] == [failed]
+    assert found["up"] == [first, second, third, failed]  # no order stands last, up and down
+    assert found["down"] == [third, second, first, failed] == found["ordered"]
+    assert found["count"] == "4 of 4"
 
 
 def test_codes_have_one_sentence_each():

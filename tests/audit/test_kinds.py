@@ -23,6 +23,7 @@ from deis_analysis.audit.report import _in_process_scale
 from deis_analysis.audit.subject import _value
 from deis_analysis.cli import main
 
+VP = da.VPLinear()
 FIXED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0)  # a list tuned for ten steps
 
 
@@ -272,18 +273,119 @@ def as_in_a_web_interface(model, x, sigmas, extra_args=None, callback=None, disa
     return euler(lambda x, s: model(x, s * x.new_ones([x.shape[0]]), **(extra_args or {})), x, sigmas)
 
 
+def in_numpy(model, x, sigmas):
+    import torch
+
+    x, levels = x.numpy(), sigmas.numpy()
+    for a, b in pairwise(levels):
+        clean = model(torch.from_numpy(x), torch.tensor(a)).numpy()
+        x = np.add(x, (b - a) * np.divide(np.subtract(x, clean), a))
+    return torch.from_numpy(x)
+
+
+def in_jax(model, x, sigmas):
+    jax = pytest.importorskip("jax")
+    import torch
+
+    with jax.enable_x64(True):
+        state = jax.numpy.asarray(x.numpy())
+        for a, b in pairwise(jax.numpy.asarray(sigmas.numpy())):
+            clean = jax.numpy.asarray(model(torch.from_numpy(np.array(state)), float(a)).numpy())
+            state = clean + b / a * (state - clean)
+        return torch.from_numpy(np.array(state))
+
+
+def of_images(model, x, sigmas):
+    """A level per image of a batch, broadcast over channels and pixels."""
+    batch, channels, height, width = x.shape
+    assert channels == height == width == 1
+    for a, b in pairwise(sigmas):
+        level = a.expand(batch)
+        d = (x - model(x, level)) / level[:, None, None, None]
+        x = x + d * (b - a).view(1, 1, 1, 1)
+    return x
+
+
+def by_lerp(model, x, sigmas):
+    import torch
+
+    for a, b in pairwise(sigmas):
+        x = torch.lerp(model(x, a), x, b / a)
+    return x
+
+
+def by_addcmul(model, x, sigmas):
+    import torch
+
+    for a, b in pairwise(sigmas):
+        d = torch.addcdiv(torch.zeros_like(x), x - model(x, a), a)
+        x = torch.addcmul(x, d, b - a)
+    return x
+
+
+def with_a_callback(model, x, sigmas, callback=None):
+    callback = callback or (lambda state: float(state["denoised"].mean()))
+    with_steps = enumerate(pairwise(sigmas))
+    for i, (a, b) in with_steps:
+        clean = model(x, a)
+        callback({"i": i, "denoised": clean, "x": x})
+        x = clean + (x - clean) * (b / a)
+    return x
+
+
 @pytest.mark.parametrize(
     ("sampler", "row"),
     [
         (euler, "ddim"), (in_place, "ddim"), (in_place_on_the_output, "ddim"), (in_place_on_a_clone, "ddim"),
         (from_a_queue, "tab1"), (Stateful().sample, "ddim"), (by_a_generator, "ddim"),
-        (as_in_a_web_interface, "ddim"),
+        (as_in_a_web_interface, "ddim"), (in_numpy, "ddim"), (in_jax, "ddim"), (of_images, "ddim"), (by_lerp, "ddim"),
+        (by_addcmul, "ddim"), (with_a_callback, "ddim"),
     ],
 )  # fmt: skip
 def test_correct_samplers_are_named_and_have_no_error(sampler, row):
     report, wrong = audited(sampler)
     assert wrong == set()
     assert report.nearest["name"] == row
+    assert report.nearest["distance"] < 1e-8
+
+
+def in_single_precision(model, x, sigmas):
+    x = x.float()
+    for a, b in pairwise(float(s) for s in sigmas):
+        clean = model(x, a).float()
+        x = clean + (x - clean) * (b / a)
+    return x
+
+
+def test_single_precision_is_a_row_to_its_rounding():
+    report, wrong = audited(in_single_precision)
+    assert wrong == set()
+    assert report.nearest["name"] == "ddim"
+    assert 1e-9 < report.nearest["distance"] < 2e-5
+
+
+def ddim_of_x0(model, x, times):
+    """Textbook DDIM on the linear VP process, of a model that gives the data."""
+    for s, t in pairwise(float(t) for t in times):
+        clean = model(x, s)
+        eps = (x - VP.alpha(s) * clean) / VP.sigma(s)
+        x = VP.alpha(t) * clean + VP.sigma(t) * eps
+    return x
+
+
+def ddim_of_v(model, x, times):
+    for s, t in pairwise(float(t) for t in times):
+        v = model(x, s)
+        clean, eps = VP.alpha(s) * x - VP.sigma(s) * v, VP.sigma(s) * x + VP.alpha(s) * v
+        x = VP.alpha(t) * clean + VP.sigma(t) * eps
+    return x
+
+
+@pytest.mark.parametrize(("sampler", "prediction"), [(ddim_of_x0, "x0"), (ddim_of_v, "v")])
+def test_models_that_give_other_things_are_no_error(sampler, prediction):
+    report, wrong = audited(sampler, convention="times", prediction=prediction)
+    assert wrong == set()
+    assert report.nearest["name"] == "ddim"
     assert report.nearest["distance"] < 1e-8
 
 

@@ -269,13 +269,18 @@ def _levels(subject: Scheduler, scheduler: Any) -> tuple[float, ...] | None:
     """ρ of the scheduler's list of levels, if it has one."""
     if subject.kind == "ipndm":
         sigma, alpha = (np.asarray(values, dtype=np.float64) for values in (scheduler.betas, scheduler.alphas))
-    elif subject.kind == "index":
+    elif subject.kind == "index" or not _has_list(scheduler):
         return None
     else:
         sigma = np.asarray(scheduler.sigmas, dtype=np.float64)
         alpha = 1.0 - sigma if subject.kind == "flow" else np.ones_like(sigma)
     with np.errstate(divide="ignore"):
         return tuple(map(float, sigma / alpha))
+
+
+def _has_list(scheduler: Any) -> bool:
+    """Whether it steps through ``sigmas``: before 0.21 the multistep classes looked ᾱ up at integer times."""
+    return len(getattr(scheduler, "sigmas", ())) == len(scheduler.timesteps) + 1
 
 
 def _asked_least(subject: Scheduler, scheduler: Any) -> float | None:
@@ -299,7 +304,7 @@ def _end_level(subject: Scheduler, scheduler: Any, process: Process) -> float:
     listed = _levels(subject, scheduler)
     if listed is not None:
         return listed[-1]
-    end = subject.family.end
+    end = "first" if subject.kind == "sigmas" else subject.family.end
     if end == "alpha":
         return 0.0 if scheduler.config.set_alpha_to_one else float(process.rho(0.0))
     return float(process.rho(0.0)) if end == "first" else 0.0

@@ -1,0 +1,119 @@
+"""Since when an error stands: read off frames made by hand, and off child processes that answer, fail, or leave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from deis_analysis.audit.packages.diffusers import scheduler
+from deis_analysis.audit.packages.diffusers.families import FAMILIES
+from deis_analysis.audit.packages.diffusers.scheduler import Scheduler
+from deis_analysis.process.schedules import VPDiscrete
+from experiments.core.paths import FIGURES
+from experiments.study import field_history as history
+
+VERSIONS = ("0.8.1", "0.10.2", "0.12.1", "0.15.1")
+
+
+def frame(**rows):
+    """A configuration per name; per version its codes with plus signs, "-" for none, "x" fails, "." absent."""
+    found = []
+    for spec, text in rows.items():
+        for version, word in zip(VERSIONS, text.split(), strict=True):
+            status = {"x": "fails", ".": "absent", "-": "clean"}.get(word, "errors")
+            codes = word.replace("+", "; ") if status == "errors" else None
+            found.append({"version": version, "spec": spec, "status": status, "error_codes": codes})
+    return pd.DataFrame(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "fates"),
+    [
+        ("A A A A", [("A", "stands", "0.8.1", "0.15.1", False)]),
+        (". . A A", [("A", "stands", "0.12.1", "0.15.1", False)]),  # as old as what it stands in
+        ("- - A A", [("A", "stands", "0.12.1", "0.15.1", True)]),
+        ("x - A A", [("A", "stands", "0.12.1", "0.15.1", True)]),
+        ("A x x A", [("A", "stands", "0.8.1", "0.15.1", False)]),  # what did not run says nothing
+        ("A A - -", [("A", "mended", "0.8.1", "0.10.2", False)]),
+        ("A - A -", [("A", "mended", "0.12.1", "0.12.1", True)]),  # it came back: the last time counts
+        ("- A+B B B", [("A", "mended", "0.10.2", "0.10.2", True), ("B", "stands", "0.10.2", "0.15.1", True)]),
+        ("A A A x", [("A", "stands", "0.8.1", "0.12.1", False)]),
+        ("- - - -", []),
+        ("x . . x", []),
+    ],
+)
+def test_the_fate_of_an_error(text, fates):
+    found = history.histories(frame(sampler=text))
+    assert [tuple(row)[1:] for row in found.itertuples(index=False)] == fates
+
+
+def test_the_verdict_counts_them():
+    said = history.verdict(frame(a="A A A A", b="- - A A", c="A A - -", d="x . - -"), history.CONFIG)
+    assert "Of 4 configurations in 4 versions of diffusers (0.8.1 to 0.15.1), 2 errors stand" in said
+    assert "(1 since 0.8.1 and 1 since 0.12.1)" in said
+    assert "1 are there from the first" in said
+    assert "1 were brought in later; 1 others were mended; 1 of 16 audits could not run" in said
+
+
+def test_what_is_committed_is_drawn_where_no_version_lies(monkeypatch):
+    monkeypatch.delenv(history.FOLDER, raising=False)
+    found = history.compute(history.CONFIG, lambda _: None)
+    pd.testing.assert_frame_equal(found, pd.read_csv(FIGURES / "field_history.csv", dtype={"version": str}))
+    assert set(found.version) == set(history.CONFIG["versions"])
+    assert set(found.spec) == set(history.CONFIG["specs"])
+    assert len(found) == len(history.CONFIG["versions"]) * len(history.CONFIG["specs"])
+    assert found[~found.status.isin(("absent", "fails"))].version.nunique() >= 6
+
+
+def test_a_version_that_does_not_import_is_a_line_for_each_configuration(monkeypatch, tmp_path):
+    (tmp_path / "1.2.3" / "diffusers").mkdir(parents=True)
+    (tmp_path / "1.2.3" / "diffusers" / "__init__.py").write_text("raise ImportError('cannot import name HfFolder')")
+    monkeypatch.setenv(history.FOLDER, str(tmp_path))
+    shares = []
+    config = {**history.CONFIG, "versions": {"1.2.3": "", "4.5.6": ""}, "specs": ["A", "B"]}
+    found = history.compute(config, shares.append)
+    assert list(found.status) == ["fails"] * 4
+    assert list(found.messages) == ["no audit: ImportError: cannot import name HfFolder"] * 2 + ["not installed"] * 2
+
+
+def test_the_child_sees_the_version_of_the_folder_and_ends_with_its_parent(tmp_path):
+    package = tmp_path / "9.9.9" / "diffusers"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = '9.9.9'\nclass DDIMScheduler: pass\n")
+    config = {"specs": ["PNDMScheduler"], "nfe": 5}
+    (row,) = history.audited("9.9.9", config, tmp_path, lambda _: None)
+    assert row["diffusers"] == "9.9.9"
+    assert row["status"] == "absent"
+    assert "'PNDMScheduler' is unknown" in row["messages"]
+
+    text = "import time; from experiments.study.field_history import _leave_with_parent as f; f(); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, cwd=FIGURES.parent) as child:
+        begin = time.monotonic()
+        child.stdin.close()
+        assert child.wait(timeout=50) == 1
+        assert time.monotonic() - begin < 50
+
+
+def test_rows_are_json_that_can_be_read_back():
+    rows = list(history.audit_here(["NoSuchScheduler", "DDIMScheduler?clip_sample=false&nonsense=1"], 5))
+    assert [row["status"] for row in rows] == ["absent", "absent"]
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_classes_that_looked_levels_up_at_integer_times_have_no_list():
+    """As released before 0.21: ᾱ by time; the last step goes to time 0, which has the first of the levels."""
+    subject = Scheduler("", "DPMSolverMultistepScheduler", {}, {}, {}, 2)
+    assert FAMILIES[subject.name].kind == "sigmas"
+    old = SimpleNamespace(timesteps=[999, 500, 250], sigmas=list(range(1000)))  # a training table, not the steps
+    assert scheduler._levels(subject, old) is None
+    process = VPDiscrete([0.9, 0.5, 0.1])
+    assert scheduler._end_level(subject, old, process) == pytest.approx((0.1 / 0.9) ** 0.5, rel=1e-12)
+    new = SimpleNamespace(timesteps=[999, 500, 250], sigmas=[9.0, 3.0, 1.0, 0.25])
+    assert scheduler._levels(subject, new) == (9.0, 3.0, 1.0, 0.25)
+    assert scheduler._end_level(subject, new, process) == 0.25
