@@ -29,10 +29,11 @@ from deis_analysis.solvers.predictor_corrector import unipc_weights
 from deis_analysis.solvers.registry import Solver, builder_of
 from deis_analysis.tableau import Builder, Tableau
 from deis_analysis.tableau.recorder import Line, Recorder, combined
-from deis_analysis.validate import boolean, choose, finite, first, instance, positive_int
+from deis_analysis.validate import boolean, choose, finite, first, instance, nonnegative, positive_int
 
 SCALES = ("rho", "flow")
 ENDS = ("kept", "replaced", "appended")
+_PRINT = 5e-4  # half of the third decimal, to which most lists are printed
 _DEFAULT_STEPS = 10  # of a list that was published for many numbers of steps
 
 
@@ -133,13 +134,14 @@ def check_levels(levels: Any, scale: str = "rho") -> Array:
     return values
 
 
-def times_of_levels(process: Process, levels: Any, scale: str = "rho", end: str = "kept") -> Array:
+def times_of_levels(process: Process, levels: Any, scale: str = "rho", end: str = "kept", slack: float = 0.0) -> Array:
     """The times of ``process`` at which it has ``levels``, (N + 1,) or (N + 2,) descending.
 
     Args:
         levels: (N + 1,) descending. scale: see `SigmaList`.
         end: ``"kept"``: as tuned; ``"replaced"``: the last level is overwritten by 0, as ComfyUI does, which lengthens
             the last tuned step; ``"appended"``: a step to 0 is added, as diffusers and A1111 do.
+        slack: by how much, in ρ, a level may lie outside the range of ``process``; it is then moved to its end.
 
     Raises:
         ValueError: bad levels, a level that ``process`` does not reach, or a 0 where the process has no time at σ = 0.
@@ -151,18 +153,14 @@ def times_of_levels(process: Process, levels: Any, scale: str = "rho", end: str 
         values = np.append(values[:-1] if end == "replaced" else values, 0.0)
     with np.errstate(divide="ignore"):
         rho = values / (1.0 - values) if scale == "flow" else values
-    ends = {np.inf: process.t_max, 0.0: _data_time(process)}  # levels of which `time_from_rho` knows nothing
-    times = np.empty_like(rho)
-    for i, level in enumerate(rho.tolist()):
-        at = ends.get(level)
-        if at is None or process.rho(at) != level:
-            at = float(process.time_from_rho(level))
-        times[i] = at
+    low, high = float(process.rho(process.t_min)), float(process.rho(process.t_max))
+    near = (rho >= low - nonnegative("slack", slack)) & (rho <= high + slack) & (rho > 0)
+    rho = np.where(near, np.clip(rho, low, high), rho)
+    ends = {high: process.t_max, low: process.t_min}  # also where `time_from_rho` knows nothing: at ∞ and at 0
+    if process._data_time is not None:
+        ends[0.0] = process._data_time
+    times = [ends[r] if r in ends else float(process.time_from_rho(r)) for r in rho.tolist()]
     return check_grid(process, times)
-
-
-def _data_time(process: Process) -> float:
-    return process.t_min if process._data_time is None else process._data_time
 
 
 def on_levels(
@@ -179,21 +177,21 @@ def on_levels(
     Args:
         sampler: registry name, row, or a function (process, ts) → `Tableau`.
         levels: a name of `LISTS`, or (n + 1,) levels in ``scale`` (``"rho"`` unless given; a published list has its
-            own).
+            own).  A published level that the print rounded out of the range of ``process`` is moved to its end.
         steps: interpolate to so many steps, see `sigma_list` and `interpolated`. end: see `times_of_levels`.
 
     Raises:
         ValueError: as `sigma_list`, `times_of_levels` and the sampler; a scale that is not the list's.
     """
     if isinstance(levels, str):
-        name, known = levels, sigma_list(levels, steps)
+        name, known, slack = levels, sigma_list(levels, steps), _PRINT
         if scale not in (None, LISTS[name].scale):
             raise ValueError(f"scale={scale!r}, but the list {name!r} has {LISTS[name].scale!r}")
         scale = LISTS[name].scale
     else:
-        name, scale = "given levels", scale or "rho"
+        name, slack, scale = "given levels", 0.0, scale or "rho"
         known = check_levels(levels, scale) if steps is None else interpolated(levels, steps)
-    table = builder_of(sampler)(process, times_of_levels(process, known, scale, end))
+    table = builder_of(sampler)(process, times_of_levels(process, known, scale, end, slack))
     return table.changed(name=f"{table.name} on {name}")
 
 
@@ -372,12 +370,12 @@ def epd(parameters: EPD, levels: Any, process: Process | None = None, *, afs: bo
     ts = times_of_levels(process, rho)
     if rho[-1] == 0:
         raise ValueError("levels end at 0.0; allowed: positive levels, between which the geometric means lie")
-    alpha = process.alpha(ts).tolist()
+    alpha, free = process.alpha(ts).tolist(), boolean("afs", afs)
     r = Recorder(process, ts, "eps")
     x = r.x_T
     for i, (now, then) in enumerate(zip(rho[:-1].tolist(), rho[1:].tolist(), strict=True)):
         hat = x / alpha[i]
-        d = hat / float(np.hypot(1.0, now)) if boolean("afs", afs) and i == 0 else r.call(x)
+        d = hat / float(np.hypot(1.0, now)) if free and i == 0 else r.call(x)
         ends = []
         for r_k, w, s, a in zip(numbers.r[i], numbers.w[i], numbers.s[i], numbers.a[i], strict=True):
             between = float(then**r_k * now ** (1.0 - r_k))
@@ -557,7 +555,10 @@ def _numbers(name: str, value: Any) -> Array:
     """A flat list of finite numbers as an array."""
     if not isinstance(value, list) or any(isinstance(v, (bool, str)) for v in value):
         raise ValueError(f"{name}={value!r} must be a list of numbers")
-    array = finite(name, value)
+    try:
+        array = finite(name, value)
+    except OverflowError:
+        raise ValueError(f"{name} holds an integer that no float64 reaches") from None
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; allowed: one dimension")
     return array

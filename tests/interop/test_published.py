@@ -142,6 +142,15 @@ def test_ends_of_a_list():
     assert flow[[0, -1]].tolist() == [1.0, 0.0]
 
 
+def test_a_list_fits_the_process_that_it_was_made_for():
+    """Stable Diffusion's levels end at 14.6146 and 0.02917, which the paper prints as 14.615 and 0.029."""
+    table = published.on_levels("dpmpp_2m", SD, "ays_sd15")
+    assert table.times[[0, -1]].tolist() == [999.0, 0.0]
+    close(published.on_levels("dpmpp_2m", SD, "gits_sd").times[[0, -1]], [999.0, 0.0], 1e-6)
+    with pytest.raises(ValueError, match=r"rho=14\.615"):
+        published.times_of_levels(SD, published.sigma_list("ays_sd15"))
+
+
 def test_on_levels_is_the_sampler_at_those_times():
     process = da.VPLinear()
     table = published.on_levels("dpmpp_2m", process, "ays_sdxl")
@@ -179,7 +188,7 @@ def test_lists_on_a_mixture_beside_customary_grids():
     assert error(published.on_levels("flow_euler", flow, "oss_flux")) > 2.5 * error(equal)
 
 
-@pytest.mark.parametrize("name", ["ays_sd15", "gits_cifar10", "oss_flux"])
+@pytest.mark.parametrize("name", ["gits_cifar10", "oss_flux"])
 def test_the_audit_knows_a_sampler_on_a_list(name):
     process = da.RectifiedFlow() if name == "oss_flux" else da.EDM(0.002, 80.0)
     assert "ID-EQUAL" in codes(published.on_levels("ddim", process, name))
@@ -247,11 +256,15 @@ def test_the_released_ddpm_loop_is_not_consistent(n):
     """It takes each step twice: not even a constant x₀ is integrated, and its error does not fall with the steps."""
     once, twice = (published.neural_solver(n, "ddpm", twice=t) for t in (False, True))
     assert exactness_degree(twice, da.VPLinear(), "x0", "inv_rho").tolist() == [-1] * n
+    assert error(twice) > (1.3 if n == 5 else 1.8) * error(once)
+
+
+def test_the_audit_sees_the_released_ddpm_loop():
+    once, twice = (published.neural_solver(8, "ddpm", twice=t) for t in (False, True))
     found = codes(twice)
     assert found["SCH-LEVEL-MISMATCH"].severity == found["SCH-STATE-SCALE"].severity == "error"
     assert "INV-CONSTANTS" in found
     assert set(codes(once)) == {"ID-UNKNOWN"}
-    assert error(twice) > (1.3 if n == 5 else 1.8) * error(once)
 
 
 @pytest.mark.parametrize("kind", published.KINDS)
@@ -399,7 +412,7 @@ def dc_loop(process, ts, ratios, order, variant, model, x):
 @pytest.mark.parametrize("order", [2, 3])
 def test_dc_solver_against_a_loop(variant, order):
     process = da.VPLinear()
-    ts = da.grid(process, 7, "t1")
+    ts = da.grid(process, 7, "t2")  # equal steps would hide a history that is read backwards
     ratios = [1.0, 1.0, 0.83, 1.12, 1.0, 0.95, 0.7]
     table = published.dc_solver(process, ts, ratios, order, variant=variant)
     assert table.nfe == 7
@@ -422,7 +435,7 @@ def test_dc_solver_with_ratios_of_1_is_unipc_and_others_cost_its_order():
 
     report = da.audit_sampler(ratio(0.9), convention="table", nfe=8)
     assert report.observed_order < 1.2
-    assert da.audit_sampler(ratio(1.0), convention="table", nfe=8).observed_order > 1.9
+    assert da.observed_order(ratio(1.0), process, MIX, t_start=0.4, t_end=0.1).slope > 1.9
 
 
 # -- a wrong sign is found --------------------------------------------------------------------------
@@ -467,6 +480,8 @@ def test_neural_solver_numbers_are_read():
 VP, EDM, FOUR = da.VPLinear(), da.EDM(), [1.0, 0.7, 0.4, 0.1]
 BAD = {
     "unknown list": (lambda: published.sigma_list("ays_sd1"), "nearest: ays_sd15"),
+    "no slack": (lambda: published.times_of_levels(VP, [3.0, 1.0], slack=-1.0), "slack=-1.0"),
+    "a long integer": (lambda: published.read_ratios(f"[1{'0' * 400}]"), "no float64 reaches"),
     "no steps": (lambda: published.sigma_list("ays_sd15", 0), "steps=0"),
     "ascending": (lambda: published.read_levels("1, 2, 3"), "levels must descend strictly; they do not after 1.0"),
     "NaN": (lambda: published.read_levels("[3, NaN, 1]"), "levels=.* must be finite"),
