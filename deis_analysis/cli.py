@@ -17,6 +17,7 @@ from rich.table import Column, Table
 
 import deis_analysis as da
 from deis_analysis.storage import atomic
+from deis_analysis.tuning.command import choose_command, tune_command
 from deis_analysis.validate import choose
 
 PROCESSES: dict[str, Callable[..., da.Process]] = {
@@ -413,3 +414,7 @@ def _print_sweep(reports: list[Any], failed: dict[str, str]) -> None:
     for spec, why in failed.items():
         table.add_row(escape(spec), "–", "–", "–", "–", escape(why))
     Console().print(table)
+
+
+main.add_command(choose_command)
+main.add_command(tune_command)
