@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -265,6 +266,15 @@ def check_start(case: Case) -> list[Finding]:
     return [Finding("SCH-PRIOR-MISMATCH", "warning" if gap > 0.1 else "info", text)]
 
 
+def check_noise(spec: str, case: Case) -> list[Finding]:
+    """Whether a sampler that is named after noise draws any, unless its options say that it should not."""
+    name, _, options = spec.lower().rpartition("/")[2].partition("?")
+    named = re.search(r"ancestral|sde|stochastic|churn|ddpm", name.rpartition(":")[2])
+    if case.table.stochastic or named is None or re.search(r"\b(eta|s_noise|noise)=(0|0\.0|false)\b", options):
+        return []
+    return [Finding("RUN-NO-NOISE", "info", f"its name says {named[0]!r}, but it draws no noise at these settings")]
+
+
 def check_numbers(case: Case) -> list[Finding]:
     """Precision and amplification."""
     findings = []
@@ -295,13 +305,13 @@ def check_identity(nearest: Nearest | None, residual: float, exact: bool) -> Fin
     return Finding(code, "info", text if code != "ID-UNKNOWN" else f"not in the registry; nearest {text}")
 
 
-def exactness(case: Case, starting: int, declared: int | None) -> tuple[int, str, list[Finding]]:
+def exactness(case: Case, starting: int, declared: int | None, lam_sde: float = 0.0) -> tuple[int, str, list[Finding]]:
     """(degree, "prediction, variable") of the interior steps at best, and a second difference at half weight."""
     tolerance = max(1e-7, 300 * case.floor)
     best, where, findings = -2, "", list[Finding]()
     for prediction, variable in _INTERPOLANTS:
         try:
-            ratios = moment_ratios(case.trunk, case.process, prediction, variable)
+            ratios = moment_ratios(case.trunk, case.process, prediction, variable, lam_sde=lam_sde)
         except ValueError:
             continue
         interior = np.array(list(ratios.values())[starting:])

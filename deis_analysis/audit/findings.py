@@ -10,6 +10,7 @@ SEVERITIES = ("error", "warning", "info")
 CODES: dict[str, str] = {
     "RUN-FAILED": "the sampler could not be run or read",
     "RUN-NOTE": "it needed help to run",
+    "RUN-NO-NOISE": "it is named after noise, and draws none as it was run",
     "RUN-NONLINEAR": "the result is not a linear combination of x_T, outputs and noises",
     "ID-EQUAL": "a row of the registry, to rounding",
     "ID-FLOAT32": "a row of the registry, to float32 rounding",

@@ -143,9 +143,10 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
     if convergence is not None and not convergence.grows:  # its levels are its own: x_T is where it begins
         case = read_case(replace(case.prepared, t_start=None))
     reference = convergence.case if convergence is not None and convergence.case is not None else case
-    degree, where, more = (
-        checks.exactness(reference, 5, sampler.declared_order) if not reference.table.stochastic else (-1, "", [])
-    )
+    noisy = reference.table.stochastic  # the mean of its rules is that of the reversed SDE, λ = 1
+    degree, where, more = checks.exactness(reference, 5, sampler.declared_order, 1.0 if noisy else 0.0)
+    if noisy:
+        degree, where = -1, ""
     constants = degree >= 0 or _on_the_curve(reference)
     finest = convergence.fine if convergence is not None and convergence.fine is not None else case
     coarse, fine = checks.level_gap(reference), checks.level_gap(finest)
@@ -163,6 +164,7 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
     findings += checks.check_ends(case) if constants else []
     findings += [
         *checks.check_numbers(case),
+        *checks.check_noise(sampler.spec, case),
         *checks.check_start(case),
         *checks.check_last_step(case, degree, where, exact),
     ]

@@ -175,16 +175,19 @@ def run_errors(steps: Steps, model: Model, exact: dict[int, Any], start: int = 0
 
 
 def moment_ratios(
-    steps: Steps, process: Process, prediction: str, variable: str, powers: int = 4
+    steps: Steps, process: Process, prediction: str, variable: str, powers: int = 4, lam_sde: float = 0.0
 ) -> dict[int, list[float]]:
-    """Per grid step, what it makes of z^m over the exact integral, m = 0 …: 1 where exact, ½ for half a weight."""
+    """Per grid step, what it makes of z^m over the exact integral, m = 0 …: 1 where exact, ½ for half a weight.
+
+    Of a rule with noise it is what the mean makes, over the integral of the SDE of the λ-family, ``lam_sde``.
+    """
     table = steps.table if steps.table.prediction == prediction else steps.table.in_terms_of(process, prediction)
     found = {}
     for first, last in pairwise(steps.chain):
         ratios = []
         for m in range(powers):
             with np.errstate(all="ignore"):  # a step of length zero has no moments
-                value, exact, _ = step_moment(table, process, prediction, variable, first, last, m)
+                value, exact, _ = step_moment(table, process, prediction, variable, first, last, m, lam_sde)
             ratios.append(value / exact if exact else float("nan"))
         found[last] = ratios
     return found

@@ -292,19 +292,20 @@ def draw(frame: Frame, config: Config) -> Figure:
     place = (3.9 / width, (top - cell * len(specs)) / height, wide * len(versions) / width, cell * len(specs) / height)
     ax = fig.add_axes(place)
     ax.imshow(cells, aspect="auto", cmap=ListedColormap(_COLOURS), vmin=-0.5, vmax=len(_STATES) - 0.5)
+    unmeasured = _unmeasured(frame)
     for i, spec in enumerate(specs):
         before: set[str] | None = None
         for j, version in enumerate(versions):
             now = codes.get((version, spec))
             if now is None:
                 continue
-            ink = "white" if now else "#333333"
             if now:
                 ax.text(j, i, f"{len(now)}", ha="center", va="center", fontsize=7, color="white")
-            if before is not None and now - before:
-                ax.text(j - 0.42, i, "▲", ha="left", va="center", fontsize=6.5, color=ink)
-            if before is not None and before - now:
-                ax.text(j - 0.42, i, "▽", ha="left", va="center", fontsize=6.5, color=ink)
+            if before is not None:
+                came = {c for c in now - before if not (c.startswith("ORD-") and (versions[j - 1], spec) in unmeasured)}
+                for x, mark, codes_of_it in ((j - 0.42, "▲", came), (j + 0.24, "▽", before - now)):
+                    ink = "white" if now else "#333333"
+                    ax.text(x, i, mark if codes_of_it else "", ha="left", va="center", fontsize=6.5, color=ink)
             before = now
         last = sorted(before or ())
         ax.text(len(versions) - 0.35, i, " ".join(last), fontsize=6.5, va="center", color="#B02000")

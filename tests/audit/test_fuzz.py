@@ -103,7 +103,7 @@ def test_clean_ones_have_no_error_but_an_end_that_was_not_asked_for(seed):
         assert report.nearest is None or report.nearest["distance"] > 1e-4, sampler
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", sorted({*SEEDS, 109}))  # 109: 3e-5 in the state of the last step
 def test_slips_are_named(seed):
     sampler = made(seed, True)
     report = da.audit_sampler(sampler, convention="times")

@@ -599,6 +599,48 @@ def test_truncated_levels_are_a_warning_with_the_level_used():
     assert said.message.endswith("the step uses 0.04046")
 
 
+def test_levels_that_do_not_fall_at_the_last_time_are_said():
+    """Zero terminal SNR: the released class gives time 999 an ᾱ of 2⁻²⁴, which is above that of time 998."""
+    name = "EulerDiscreteScheduler?rescale_betas_zero_snr=true&timestep_spacing=trailing"
+    report = da.audit_sampler(f"diffusers:{name}")
+    assert not [f for f in report.findings if f.severity == "error"]
+    assert report.nearest["name"] == "ddim"
+    (note,) = [f.message for f in report.findings if f.code == "RUN-NOTE"]
+    assert "does not fall at time 999" in note
+
+
+def test_half_a_second_difference_under_noise():
+    """The third-order SDE rule as released, of order 2 in law; its twin of second order has none."""
+    report = da.audit_sampler("k_diffusion:sample_dpmpp_3m_sde")
+    wrong = {f.code: f.message for f in report.findings if f.severity == "error"}
+    assert set(wrong) == {"ORD-HALF-SECOND-DIFFERENCE"}
+    assert "0.5000 of the second moment" in wrong["ORD-HALF-SECOND-DIFFERENCE"]
+    assert report.order_without_startup is None
+    twin = da.audit_sampler("k_diffusion:sample_dpmpp_2m_sde")
+    assert not [f for f in twin.findings if f.code.startswith("ORD-HALF")]
+
+
+def euler_ancestral(model, x, sigmas, eta=1.0):
+    """Euler with noise, but the generator's noise is forgotten: it is Euler."""
+    return euler(model, x, sigmas)
+
+
+def test_a_sampler_named_after_noise_that_draws_none():
+    report, wrong = audited(euler_ancestral)
+    assert wrong == set()
+    assert [f.severity for f in report.findings if f.code == "RUN-NO-NOISE"] == ["info"]
+    report, _ = audited(euler)
+    assert not [f for f in report.findings if f.code == "RUN-NO-NOISE"]
+    report = da.audit_sampler("k_diffusion:sample_dpmpp_2m_sde?eta=0.0")
+    assert not [f for f in report.findings if f.code == "RUN-NO-NOISE"]
+
+
+def test_a_sampler_that_chooses_its_steps_has_no_order():
+    report = da.audit_sampler("k_diffusion:sample_dpm_adaptive")
+    assert not report.linear
+    assert report.observed_order is None
+
+
 def test_a_saved_scheduler_is_the_class_with_its_options(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     made = diffusers.DPMSolverMultistepScheduler(solver_order=3, use_karras_sigmas=True)

@@ -53,6 +53,16 @@ def test_the_fate_of_an_error(text, fates):
     assert [tuple(row)[1:] for row in found.itertuples(index=False)] == fates
 
 
+def test_an_order_that_could_not_be_measured_is_not_one_that_was_right():
+    rows = frame(sampler="- ORD-BELOW-DECLARED ORD-BELOW-DECLARED ORD-BELOW-DECLARED")
+    (fate,) = history.histories(rows).itertuples()
+    assert fate.brought_in
+    rows["warning_codes"] = ["RUN-FAILED", "", "", ""]
+    (fate,) = history.histories(rows).itertuples()
+    assert not fate.brought_in
+    assert fate.since == "0.10.2"
+
+
 def test_the_verdict_counts_them():
     said = history.verdict(frame(a="A A A A", b="- - A A", c="A A - -", d="x . - -"), history.CONFIG)
     assert "Of 4 configurations in 4 versions of diffusers (0.8.1 to 0.15.1), 2 errors stand" in said
