@@ -68,6 +68,7 @@ _PACKAGES = [
     "steppers",
     "symbolic",
     "tableau",
+    "tuning",
 ]
 _WHERE = {name: module for table in (_START, _MORE) for module, names in table.items() for name in names.split()}
 

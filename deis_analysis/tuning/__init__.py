@@ -5,9 +5,11 @@ from deis_analysis import lazy
 __all__, __getattr__ = lazy.names(
     __name__,
     {
+        "bank": "Bank trajectories",
         "choice": "Choice choose",
-        "tuned": "Tuned tune",
+        "grids": "GRIDS grid model_calls",
         "target": "Target target_of",
         "together": "run_together",
+        "tuned": "Tuned tune",
     },
 )
