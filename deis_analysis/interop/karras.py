@@ -43,7 +43,9 @@ def table_sampler(table: dict[str, Any], own_scale: bool = False) -> tuple[Calla
         """The table's sampler; see `table_sampler`."""
         _check(sigmas, levels)
         like = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        states, outputs, noises = {0: scale[0] * like}, {}, {}
+        states: dict[int, Any] = {0: scale[0] * like}
+        outputs: dict[int, Any] = {}
+        noises: dict[int, Any] = {}
         for k in range(len(alpha)):
             if k:
                 states[k] = _row(table, k, states, outputs, noises, like)

@@ -20,6 +20,7 @@ A sampler that calls its model N times is a table: x at the first time is u₀, 
 
 from __future__ import annotations
 
+import inspect
 import math
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class Table(NamedTuple):
         )
 
 
-class TableauScheduler(SchedulerMixin, ConfigMixin):
+class TableauScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A sampler's table as a scheduler: ``TableauScheduler.from_config(pipe.scheduler.config, table=table)``.
 
     The table fixes the number of steps and the times: ``timesteps`` has one entry for each model call, what the network
@@ -100,28 +101,35 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         shift: float | None = None,
     ) -> None:
-        self.table = read_table(table)
-        flow = self.table.kind == "flow"
+        given = read_table(table)
+        flow = given.kind == "flow"
         kind = prediction_type or ("flow_prediction" if flow else "epsilon")
         allowed = [name for name in _PREDICTIONS if flow or name != "flow_prediction"]
         if kind not in allowed:
-            raise ValueError(f"prediction_type={kind!r} of a {self.table.kind} table; allowed: {', '.join(allowed)}")
+            raise ValueError(f"prediction_type={kind!r} of a {given.kind} table; allowed: {', '.join(allowed)}")
         if not flow and (use_flow_sigmas or shift is not None):
             raise ValueError("the model is one of flow matching, but the table is of kind 'vp'; allowed: 'flow'")
         if flow and beta_schedule is not None and not (use_flow_sigmas or kind == "flow_prediction"):
             raise ValueError("the model has betas, but the table is of kind 'flow'; allowed: 'vp'")
         self.register_to_config(prediction_type=kind, use_flow_sigmas=True if flow else use_flow_sigmas)
-        _check_levels(self.table, self.config)
-        self._conversions = _conversions(self.table, _PREDICTIONS[kind])
+        _check_levels(given, self.config)
+        self._conversions = _conversions(given, _PREDICTIONS[kind])
+        self.table = _converted(given, self._conversions)
         self.init_noise_sigma = 1.0
         self.set_timesteps()
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """The scheduler with the config of another one of the same model, and ``table=``; see `ConfigMixin`."""
-        if isinstance(config, dict):  # what was left at its default says what the model is, too
-            config = {key: value for key, value in config.items() if key != "_use_default_values"}
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        if not isinstance(config, dict):
+            return super().from_config(config, return_unused_kwargs, **kwargs)
+        own = inspect.signature(cls.__init__).parameters
+        # what was left at its default says what the model is, too; what is not ours, pipelines may ask for
+        taken = {k: v for k, v in config.items() if k in own or (k.startswith("_") and k != "_use_default_values")}
+        rest = {k: v for k, v in config.items() if k not in own and not k.startswith("_")}
+        found = super().from_config(taken, return_unused_kwargs, **kwargs)
+        (found[0] if return_unused_kwargs else found).register_to_config(**rest)
+        return found
 
     # -- times ------------------------------------------------------------------------------------
     def set_timesteps(
@@ -243,10 +251,11 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         index = self._turn(timestep)
         node, last = self.table.calls[index], index + 1 == len(self.table.calls)
         following = len(self.table.told) - 1 if last else self.table.calls[index + 1]
-        x = self._state(node, sample)
+        x, seen = self._state(node, sample)
+        self._outputs[node] = model_output.to(x.dtype)
         from_x, from_output = self._conversions[node]
-        prediction = from_output * model_output.to(x.dtype)
-        self._outputs[node] = prediction + from_x * x if from_x else prediction
+        if x is not seen and from_x:  # the rows take x for what the model saw
+            self._outputs[node] = self._outputs[node] + (from_x / from_output) * (seen - x)
         for k in range(node + 1, following + 1):
             self._states[k] = self._row(k, x, generator)
         found = self._states[following].to(sample.dtype, copy=True)  # a pipeline may change it in place
@@ -270,15 +279,15 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"timestep={float(timestep)!r} is out of turn; allowed: {told!r}, step {index}")
         return index
 
-    def _state(self, node: int, sample: torch.Tensor) -> torch.Tensor:
-        """What the model was asked about, in working precision; it becomes the state where it was changed."""
+    def _state(self, node: int, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(state, what the model was asked about), in working precision: one, but at a stage that was changed."""
         given = sample.to(torch.float64 if sample.dtype == torch.float64 else torch.float32)
         kept = self._states.get(node)
         if kept is not None and torch.equal(kept.to(sample.dtype), sample):
-            return kept
+            return kept, kept
         if kept is None or node in self.table.grid_nodes:
-            self._states[node] = given
-        return given
+            self._states[node] = kept = given
+        return kept, given
 
     def _row(self, k: int, like: torch.Tensor, generator: Any) -> torch.Tensor:
         """u_k."""
@@ -288,9 +297,11 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             if j not in self._noises:
                 self._noises[j] = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
             parts.append((c, self._noises[j]))
-        total = torch.zeros_like(like)
-        for c, value in parts:
-            total = total + c * value
+        if not parts:
+            return torch.zeros_like(like)
+        total = parts[0][1] * parts[0][0]
+        for c, value in parts[1:]:
+            total.add_(value, alpha=c)
         return total
 
     def _let_go(self, node: int) -> None:
@@ -322,7 +333,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self.config["num_train_timesteps"]
 
 
 # -- reading and checking a table -------------------------------------------------------------------
@@ -337,18 +348,16 @@ def read_table(table: Any) -> Table:
         if table[key] not in allowed:
             raise ValueError(f"table: {key}={table[key]!r}; allowed: {', '.join(allowed)}")
     try:
-        numbers = {key: [float(v) for v in table[key]] for key in ("alpha", "sigma", "told")}
-        rows = {
-            key: [[(int(j), float(c)) for j, c in row] for row in table[key]] for key in ("states", "outputs", "noise")
-        }
+        alpha, sigma, told = ([float(v) for v in table[key]] for key in ("alpha", "sigma", "told"))
+        states, outputs, noise = (
+            [[(int(j), float(c)) for j, c in row] for row in table[key]] for key in ("states", "outputs", "noise")
+        )
         grid_nodes = [int(k) for k in table["grid_nodes"]]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"table: its lists are not made of numbers ({error})") from error
-    calls = sorted({j for row in rows["outputs"] for j, _ in row})
-    shifted = bool(table.get("shifted", False))
-    found = Table(
-        table["kind"], table["prediction"], **rows, **numbers, grid_nodes=grid_nodes, calls=calls, shifted=shifted
-    )
+    calls, shifted = sorted({j for row in outputs for j, _ in row}), bool(table.get("shifted", False))
+    lists = (states, outputs, noise, alpha, sigma, told, grid_nodes, calls)
+    found = Table(table["kind"], table["prediction"], *lists, shifted)
     _check_shape(found)
     return found
 
@@ -402,6 +411,18 @@ def _conversions(table: Table, source: str) -> dict[int, tuple[float, float]]:
         else:
             found[k] = (a_new * b - b_new * a) / det, (alpha * b_new - sigma * a_new) / det
     return found
+
+
+def _converted(table: Table, conversions: dict[int, tuple[float, float]]) -> Table:
+    """The same method with the conversions in its rows: in float32 they would cost digits where α or σ is small."""
+    states, outputs = [], []
+    for of_states, of_outputs in zip(table.states, table.outputs, strict=True):
+        moved = dict(of_states)
+        for j, c in of_outputs:
+            moved[j] = moved.get(j, 0.0) + c * conversions[j][0]
+        states.append([(j, c) for j, c in sorted(moved.items()) if c])
+        outputs.append([(j, c * conversions[j][1]) for j, c in of_outputs])
+    return table._replace(states=states, outputs=outputs)
 
 
 def _check_levels(table: Table, config: Any) -> None:
