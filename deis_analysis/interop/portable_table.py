@@ -8,6 +8,7 @@ networks that were trained here.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class PortableTable:
     Attributes:
         tableau: it predicts "eps", "x0", or, on kinds "vp" and "flow", "v".
         alpha, sigma: (n,) scales of x = α x₀ + σ ε at its n nodes.
-        told: (n,) what the network is told of the time, ≥ 0; it counts where the model is called.
+        told: (n,) what the network is told of the time; it counts where the model is called.
         kind: "vp", α² + σ² = 1 and v = α ε − σ x₀; "flow", α + σ = 1 and v = ε − x₀; or "other".
         source: where it came from, for people.
         shifted: whether told is not the time of α and σ, on purpose: tuning may move it.
@@ -60,7 +61,7 @@ class PortableTable:
         choose("prediction", self.tableau.prediction, ("eps", "x0") if self.kind == "other" else ("eps", "x0", "v"))
         n = self.tableau.times.size
         for name in ("alpha", "sigma", "told"):
-            values = finite(name, getattr(self, name), 0.0)
+            values = finite(name, getattr(self, name), -math.inf if name == "told" else 0.0)
             if values.shape != (n,):
                 raise ValueError(f"{name} has shape {values.shape}; allowed: ({n},), one for each node")
             values.setflags(write=False)
@@ -150,6 +151,15 @@ def portable(
     given = told is not None and not isinstance(told, Convention)
     if not given:
         convention = told or Convention(scale=_FLOW_TIMES if kind == "flow" else 1.0)
-        told = convention.told(process, times)
+        told = _told(convention, process, tableau)
     alpha, sigma = process.alpha(times), process.sigma(times)
     return PortableTable(tableau, alpha, sigma, told, kind, source, given if shifted is None else shifted)
+
+
+def _told(convention: Convention, process: Process, tableau: Tableau) -> Array:
+    """What a network is told at the nodes; 0 where it is not called and the clock is infinite, as λ of the data is."""
+    told = np.array(convention.told(process, tableau.times))
+    silent = ~np.isfinite(told)
+    silent[list(tableau.evaluated)] = False
+    told[silent] = 0.0
+    return told

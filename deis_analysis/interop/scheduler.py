@@ -114,7 +114,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.register_to_config(prediction_type=kind, use_flow_sigmas=True if flow else use_flow_sigmas)
         _check_levels(given, self.config)
         self._conversions = _conversions(given, _PREDICTIONS[kind])
-        self.table = _converted(given, self._conversions)
+        self.table = _converted(given, self._conversions)._replace(prediction=_PREDICTIONS[kind])
         self.init_noise_sigma = 1.0
         self.set_timesteps()
 
@@ -127,7 +127,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         # what was left at its default says what the model is, too; what is not ours, pipelines may ask for
         taken = {k: v for k, v in config.items() if k in own or (k.startswith("_") and k != "_use_default_values")}
         rest = {k: v for k, v in config.items() if k not in own and not k.startswith("_")}
-        found = super().from_config(taken, return_unused_kwargs, **kwargs)
+        found: Any = super().from_config(taken, return_unused_kwargs, **kwargs)
         (found[0] if return_unused_kwargs else found).register_to_config(**rest)
         return found
 
@@ -211,13 +211,15 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return sample
 
     def _index_of(self, timestep: Any) -> int:
-        """The place of a told time: the current one if it is its, else the first; ValueError if there is none."""
-        given = float(timestep)
-        told = [self.table.told[k] for k in self.table.calls]
+        """The place of a told time: of equal or cast ones the current place, else the nearest; ValueError if none."""
+        given, told = float(timestep), [self.table.told[k] for k in self.table.calls]
         current = self._begin_index if self._step_index is None else self._step_index
-        places = ([current] if current is not None else []) + list(range(len(told)))
-        for i in places:
-            if i < len(told) and abs(told[i] - given) <= _TOLD_SLACK * max(1e-3, abs(told[i])):
+        exact = [i for i, t in enumerate(told) if _is_told(given, t, 1e-6)]
+        if current in exact or (not exact and current is not None and current < len(told)):
+            exact = [i for i in [current] if i is not None and _is_told(given, told[i], _TOLD_SLACK)]
+        nearest = min(range(len(told)), key=lambda i: abs(told[i] - given))
+        for i in [*exact, nearest]:
+            if _is_told(given, told[i], _TOLD_SLACK):
                 return i
         raise ValueError(f"timestep={given!r} is none of the table's; allowed: {_shown(told)}")
 
@@ -274,8 +276,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         assert index is not None
         if index >= len(self.table.calls):
             raise ValueError("the table has made its last step; call set_timesteps to start another run")
-        if self._index_of(timestep) != index:
-            told = self.table.told[self.table.calls[index]]
+        told = self.table.told[self.table.calls[index]]
+        if not _is_told(float(timestep), told, _TOLD_SLACK):
             raise ValueError(f"timestep={float(timestep)!r} is out of turn; allowed: {told!r}, step {index}")
         return index
 
@@ -373,9 +375,10 @@ def _check_shape(table: Table) -> None:
                 raise ValueError(f"table: row {k} of {name} uses what is not known there: {row}")
             if not all(math.isfinite(c) for _, c in row):
                 raise ValueError(f"table: row {k} of {name} must be finite: {row}")
-    for name in ("alpha", "sigma", "told"):
-        if not all(math.isfinite(v) and v >= 0 for v in getattr(table, name)):
-            raise ValueError(f"table: {name}={getattr(table, name)} must be finite and >= 0")
+    for name, least in (("alpha", 0.0), ("sigma", 0.0), ("told", -math.inf)):
+        if not all(math.isfinite(v) and v >= least for v in getattr(table, name)):
+            said = "" if least < 0 else " and >= 0"
+            raise ValueError(f"table: {name}={getattr(table, name)} must be finite{said}")
     grid = table.grid_nodes
     if not grid or grid[0] != 0 or grid[-1] != n - 1 or any(a >= b for a, b in pairwise(grid)):
         raise ValueError(f"table: grid_nodes={grid} must increase from 0 to {n - 1}")
@@ -496,6 +499,10 @@ def _own_levels(config: Any) -> list[float] | None:
         alphas = [(a - end) * scale for a in alphas]
         return [0.5 * math.log(1.0 / a**2 - 1.0) if a > 0 else math.inf for a in alphas]
     return [0.5 * math.log(math.expm1(-value)) for value in logs]
+
+
+def _is_told(given: float, told: float, slack: float) -> bool:
+    return abs(given - told) <= slack * max(1e-3, abs(told))
 
 
 def _near(given: Any, known: list[float]) -> bool:

@@ -101,7 +101,8 @@ def damaged(**changes):
     (lambda: PortableTable.from_json(GOOD.to_json()[:-30]), "not a table written by"),
     (lambda: portable(table_for("ddim", VP), FLOW), "was made for VPDiscrete"),
     (lambda: portable(table_for("ddim", VP), VP, told=[1.0]), r"told has shape \(1,\)"),
-    (lambda: portable(table_for("ddim", VP), VP, told=-np.ones(7)), "told=.* >= 0"),
+    (lambda: portable(table_for("ddim", VP), VP, told=np.full(7, np.nan)), "told=.*must be finite"),
+    (lambda: portable(table_for("ddim", VP), VP, told="all"), "told='all' must be made of real numbers"),
     (lambda: portable("ddim", VP), "tableau='ddim' must be a Tableau"),
     (lambda: portable(table_for("ddim", VP), "vp"), "process='vp' must be a Process"),
     (lambda: portable(table_for("ddim", VP), da.MeanReverting(VP, 1.0)), "reverts to a mean"),
@@ -427,3 +428,12 @@ def test_told_times_follow_a_convention():
     table = table_for("ddim", linear)
     assert np.array_equal(portable(table, linear, Convention(scale=1000.0, offset=-1.0)).told[:-1],
                           -1.0 + 1000.0 * table.times[:-1])  # fmt: skip
+
+
+def test_the_clock_of_the_data_may_be_infinite():
+    """EDM's λ at σ = 0, where nobody is told it."""
+    edm = da.EDM(0.01, 20.0)
+    table = da.build("edm_euler", edm, [20.0, 3.0, 0.5, 0.01, 0.0])
+    made = portable(table, edm, Convention("eps", "lam", -0.25))
+    assert made.told[-1] == 0.0
+    assert np.allclose(made.told[:-1], 0.25 * np.log(table.times[:-1]))

@@ -313,6 +313,19 @@ def test_multistep_methods_do_not_start_in_their_middle():
         heun.set_begin_index(3)
 
 
+def test_dense_times_are_found_by_the_nearest():
+    """Times of neighbours differ by less than half precision; a run from an image finds its own all the same."""
+    table = table_for("ddim", VP, 400, "t1")
+    for begin in (1, 250, 399):
+        scheduler = scheduler_for(table, VP, "epsilon")
+        scheduler.step(X, scheduler.timesteps[begin], X)
+        assert scheduler.step_index == begin + 1
+    twice = scheduler_for(table_for("rhork_2heun", VP), VP, "epsilon")
+    twice.set_begin_index(2)  # told the same time as at 1
+    twice.step(X, twice.timesteps[2].bfloat16(), X)
+    assert twice.step_index == 3
+
+
 def test_masked_images_get_the_noise_of_the_next_step():
     """As inpainting does it: add_noise at the time of the step to come."""
     scheduler = scheduler_for(table_for("ddim", VP), VP, "epsilon")
@@ -373,7 +386,7 @@ GOOD = portable(table_for("ddim", VP), VP).scheduler_table()
     ({"alpha": [0.5] * 7}, "alpha² .* is not 1 at node 0"),
     ({"kind": "flow"}, "is not 1 at node"),
     ({"sigma": [float("nan")] * 7}, "must be finite"),
-    ({"told": [-1.0] * 7}, "must be finite and >= 0"),
+    ({"alpha": [-1.0] * 7}, "must be finite and >= 0"),
     ({"states": [[[1, 1.0]], *GOOD["states"][1:]]}, "row 0 of states uses what is not known"),
     ({"outputs": [*GOOD["outputs"][:-1], [[0, float("inf")]]]}, "row 6 of outputs must be finite"),
     ({"noise": [[[0, 1.0]], *GOOD["noise"][1:]]}, "row 0 of noise"),
