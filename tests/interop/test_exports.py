@@ -209,7 +209,7 @@ def denoiser(process):
 
 
 @pytest.mark.parametrize("name", [
-    "tab3", "dpmpp_3m_exact", "flow_heun", "rhork_3kutta", "unipc2_bh2_eps", "gdss_s4", "sde_dpmpp_2m", "edm_churn",
+    "tab3", "dpmpp_3m_exact", "flow_heun", "rhork_3kutta", "unipc2_bh2_eps", "gdss_s4", "seeds_2", "edm_churn",
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_samplers_of_k_diffusion(name, kind):
