@@ -30,44 +30,58 @@ def table_sampler(table: dict[str, Any], own_scale: bool = False) -> tuple[Calla
         raise ValueError(
             f"table: alpha=0 at node {alpha.index(min(alpha))}, a level without end; allowed: one that starts later"
         )
-    scale = [1.0] * len(alpha) if own_scale else alpha  # the process's state over that of the function
     level = sigma if own_scale else [s / a for s, a in zip(sigma, alpha, strict=True)]
+    scale = [1.0] * len(alpha) if own_scale else alpha  # the process's state over that of the function
     levels = [level[k] for k in grid]
-    calls = sorted({j for row in table["outputs"] for j, _ in row})
-    parts = _denoised_parts(table, calls)
-    firsts = {next((k for k in calls if a <= k < b), -1): i for i, (a, b) in enumerate(pairwise(grid))}
+    parts = _denoised_parts(table)
 
     def sample_table(
         model: Any, x: Any, sigmas: Any = None, extra_args: Any = None, callback: Any = None, disable: Any = None
     ) -> Any:
         """The table's sampler; see `table_sampler`."""
         _check(sigmas, levels)
-        like = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        states: dict[int, Any] = {0: scale[0] * like}
-        outputs: dict[int, Any] = {}
-        noises: dict[int, Any] = {}
-        for k in range(len(alpha)):
-            if k:
-                states[k] = _row(table, k, states, outputs, noises, like)
-            if k not in parts:
-                continue
-            seen = (states[k] / scale[k]).to(x.dtype)
-            denoised = model(seen, level[k] * x.new_ones([x.shape[0]]), **(extra_args or {}))
-            if callback is not None and k in firsts:
-                step = firsts[k]
-                told = {"i": step, "sigma": levels[step], "sigma_hat": level[k]}
-                callback({"x": seen, "denoised": denoised, **told})
-            from_state, from_denoised = parts[k]
-            outputs[k] = from_state * states[k] + from_denoised * denoised.to(like.dtype)
-        return (states[len(alpha) - 1] / scale[-1]).to(x.dtype)
+        ask = _asked(model, extra_args or {}, callback, x, level, grid, list(parts))
+        return _run(table, parts, scale, ask, x)
 
     return sample_table, levels
 
 
-def _denoised_parts(table: dict[str, Any], calls: list[int]) -> dict[int, tuple[float, float]]:
+def _asked(model: Any, extra: Any, callback: Any, x: Any, level: list[float], grid: list[int], calls: list[int]) -> Any:
+    """A function (node, state) → x₀ that calls the model, and the callback at the first call of each step."""
+    firsts = {next((k for k in calls if a <= k < b), -1): i for i, (a, b) in enumerate(pairwise(grid))}
+
+    def ask(k: int, seen: Any) -> Any:
+        denoised = model(seen, level[k] * x.new_ones([x.shape[0]]), **extra)
+        if callback is not None and k in firsts:
+            step = firsts[k]
+            told = {"i": step, "sigma": level[grid[step]], "sigma_hat": level[k]}
+            callback({"x": seen, "denoised": denoised, **told})
+        return denoised
+
+    return ask
+
+
+def _run(table: dict[str, Any], parts: dict[int, tuple[float, float]], scale: list[float], ask: Any, x: Any) -> Any:
+    """The result, from x at the first node."""
+    like = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    states: dict[int, Any] = {0: scale[0] * like}
+    outputs: dict[int, Any] = {}
+    noises: dict[int, Any] = {}
+    last = len(scale) - 1
+    for k in range(last + 1):
+        if k:
+            states[k] = _row(table, k, states, outputs, noises, like)
+        if k in parts:
+            from_state, from_denoised = parts[k]
+            denoised = ask(k, (states[k] / scale[k]).to(x.dtype))
+            outputs[k] = from_state * states[k] + from_denoised * denoised.to(like.dtype)
+    return (states[last] / scale[last]).to(x.dtype)
+
+
+def _denoised_parts(table: dict[str, Any]) -> dict[int, tuple[float, float]]:
     """Per call (c, d): the table's prediction is c·(α x₀ + σ ε) + d·x₀."""
     found = {}
-    for k in calls:
+    for k in sorted({j for row in table["outputs"] for j, _ in row}):
         a, s = table["alpha"][k], table["sigma"][k]
         if table["prediction"] != "x0" and s <= 0.0:
             raise ValueError(f"table: sigma=0 at node {k}, where the model is called; allowed: a level above 0")
