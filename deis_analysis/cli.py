@@ -20,6 +20,7 @@ from deis_analysis.options import ProcessType
 from deis_analysis.options import clear_errors as _clear_errors
 from deis_analysis.options import grid_options as _grid_options
 from deis_analysis.storage import atomic
+from deis_analysis.tuning.command import choose_command, tune_command
 
 
 class Counts(click.ParamType):
@@ -365,3 +366,7 @@ def _print_sweep(reports: list[Any], failed: dict[str, str]) -> None:
     for spec, why in failed.items():
         table.add_row(escape(spec), "–", "–", "–", "–", escape(why))
     Console().print(table)
+
+
+main.add_command(choose_command)
+main.add_command(tune_command)

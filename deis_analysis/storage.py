@@ -1,11 +1,14 @@
-"""Files that are there as a whole or not at all, whenever the process or the machine stops."""
+"""Files: there as a whole or not at all, whenever the machine stops; and files of the user's code."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -25,3 +28,26 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def module_of(path: Path) -> Any:
+    """A Python file of the user's as a module: what lies beside it can be imported, now and when it runs.
+
+    Raises:
+        ValueError: there is no such file, or its code fails.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{str(path)!r} is no file of Python; allowed: NAME.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up there
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"importing the file failed: {type(error).__name__}: {error}") from error
+    return module

@@ -212,9 +212,10 @@ def start_gap(case: Case) -> float:
 
 
 def check_last_step(case: Case, degree: int, where: str, exact: bool) -> list[Finding]:
-    """The last step, where it ends at noise: exact on constants, its slope neither of the wrong sign nor nearly right.
+    """The last step, where it ends at noise: in the process's scale, exact on constants, its slope not nearly right.
 
-    Of lower degree, or by another rule of its order, it may be: that leaves other moments.
+    Of lower degree, or by another rule of its order, it may be: that leaves other moments. Not nearly: neither of the
+    wrong sign nor off by a slip.
     """
     process, end = case.process, case.table.times[-1]
     if degree < 0 or case.prepared.t_end is None or float(process.rho(end)) <= 0 or case.table.stochastic:
@@ -234,6 +235,10 @@ def check_last_step(case: Case, degree: int, where: str, exact: bool) -> list[Fi
     constant, slope = (float(v) for v in moments[-1])
     others = float(np.median(np.abs(moments[moments.shape[0] // 2 : -1, 0] - 1.0)))
     tolerance = max(1e-6 if exact else 1e-3, 300 * case.floor, 30 * others)  # told times that are rounded move all
+    scale = alpha / float(process.alpha(end))
+    if exact and abs(scale - 1.0) > tolerance:
+        text = f"the last step leaves the state {scale:.7g} times as large as the process has it, the others 1"
+        return [Finding("ORD-LAST-STEP", "error", text)]
     if constant == 0:  # its call is not used at all, see `check_calls`
         return []
     turned = slope < -tolerance or tolerance < abs(slope - 1.0) < 0.2

@@ -134,6 +134,7 @@ def _refused(sampler: Subject, refusal: Refusal) -> Report:
 def _linear_report(sampler: Subject, case: Case) -> Report:
     note = case.prepared.note
     findings = [Finding("RUN-NOTE", "error", note)] if note else []
+    findings += [Finding("RUN-NOTE", "info", case.prepared.remark)] if case.prepared.remark else []
     convergence = None
     try:
         convergence = measure_convergence(sampler)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
 from deis_analysis.audit import packages
 from deis_analysis.audit.subject import Subject, TableSubject, function_subject, parse_spec
 from deis_analysis.solvers import SOLVERS
+from deis_analysis.storage import module_of
 from deis_analysis.validate import choose
 
 
@@ -41,21 +40,10 @@ def registry_subject(name: str) -> TableSubject:
 
 
 def _from_file(spec: str, path: Path, name: str, options: dict[str, Any]) -> Subject:
-    if not path.is_file():
-        raise ValueError(f"spec={spec!r}: there is no file {str(path)!r}")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    if path.stem not in sys.modules:  # dataclasses look their module up there
-        sys.modules[path.stem] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:  # what lies beside the file, now and when it runs
-        sys.path.append(folder)
     try:
-        module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"spec={spec!r}: importing the file failed: {type(error).__name__}: {error}") from error
+        module = module_of(path)
+    except ValueError as error:
+        raise ValueError(f"spec={spec!r}: {error}") from error
     function = _member(module, name)
     if not callable(function):
         raise ValueError(f"spec={spec!r}: {str(path)!r} has no function {name!r}")

@@ -36,7 +36,7 @@ class Prepared:
         t_start: process time of x_T; by default what the first call is told, which is not it where noise comes first.
         end_level: ρ of the result as the sampler says, 0 for data. levels: ρ of its steps, where it says.
         asked_least: ρ of the least level above 0 by the formula of the schedule that was asked for, where it is known.
-        note: what had to be done to run it, empty where nothing.
+        note: what had to be done to run it, empty where nothing. remark: what is odd about its levels, as information.
     """
 
     sampler: Sampler
@@ -52,6 +52,7 @@ class Prepared:
     levels: tuple[float, ...] | None = None
     asked_least: float | None = None
     note: str = ""
+    remark: str = ""
 
 
 class Subject(Protocol):

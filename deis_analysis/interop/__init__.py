@@ -2,7 +2,8 @@
 
 `deis_analysis.interop.deis` stands in for ``th_deis`` and ``jax_deis``, the package that the authors of DEIS released:
 their scripts run here after a change of one import line. A table goes out as a `PortableTable`, to diffusers
-(`TableauScheduler`, `to_diffusers`), k-diffusion, ComfyUI, or as a list of levels.
+(`TableauScheduler`, `to_diffusers`), k-diffusion, ComfyUI, or as a list of levels. `deis_analysis.interop.published`
+holds tuned samplers as their authors released them, as tables.
 """
 
 from importlib import import_module
@@ -20,12 +21,13 @@ _names, _get = names(
         "command": "export_command",
     },
 )
-__all__ = sorted(["deis", *_names])
+_MODULES = ("deis", "published")
+__all__ = sorted([*_MODULES, *_names])
 
 
 def __getattr__(name: str) -> Any:
-    if name == "deis":
-        return import_module(f"{__name__}.deis")
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     try:
         return _get(name)
     except ModuleNotFoundError as error:

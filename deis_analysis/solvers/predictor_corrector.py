@@ -52,7 +52,39 @@ def unipc(
 
     Source: Zhao et al. 2023, alg. 1–2.
     """
-    ts, order = check_grid(process, ts), positive_int("order", order, most=MOST_DEGREE)
+    ts = check_grid(process, ts)
+    predict, correct = unipc_weights(
+        process, ts, order, prediction=prediction, variant=variant, lower_order_final=lower_order_final
+    )
+    gamma = process.gamma(prediction, ts).tolist()
+    r = Recorder(process, ts, prediction)
+    x = r.x_T
+    known = [r.call(x)]  # the model's values at the predicted states, latest first
+    for n, (w, w_c) in enumerate(zip(predict.tolist(), correct.tolist(), strict=True)):
+        ratio, g = gamma[n + 1] / gamma[n], gamma[n + 1]
+        predicted = ratio * x + g * combined(w, known)
+        if n == ts.size - 2:  # the last step is not corrected
+            r.node(predicted)
+            break
+        known = [r.call(predicted, ts[n + 1]), *known[:order]]
+        x = r.node(ratio * x + g * combined(w_c, known))
+    return r.tableau(name or f"unipc{order}")
+
+
+def unipc_weights(
+    process: Process,
+    ts: Array,
+    order: int,
+    *,
+    prediction: str = "x0",
+    variant: str = "bh2",
+    lower_order_final: bool = False,
+) -> tuple[Array, Array]:
+    """What predictor and corrector of each step make of the outputs, latest first: (N, order) and (N, order + 1).
+
+    Args, errors and source as `unipc`; ``ts`` a checked grid.
+    """
+    order = positive_int("order", order, most=MOST_DEGREE)
     choose("prediction", prediction, ("eps", "x0"))
     choose("variant", variant, ("bh1", "bh2"))
     integrals = Integrals(process, prediction, "lam", ts)
@@ -68,19 +100,7 @@ def unipc(
         correct[i, : p + 1] = (
             half(i, False) if p == 1 else integrals.weights(i - p + 1, p - 1, p, tuple(range(p + 1)[::-1]))
         )
-    gamma = process.gamma(prediction, ts).tolist()
-    r = Recorder(process, ts, prediction)
-    x = r.x_T
-    known = [r.call(x)]  # the model's values at the predicted states, latest first
-    for n, (w, w_c) in enumerate(zip(predict.tolist(), correct.tolist(), strict=True)):
-        ratio, g = gamma[n + 1] / gamma[n], gamma[n + 1]
-        predicted = ratio * x + g * combined(w, known)
-        if n == steps - 1:  # the last step is not corrected
-            r.node(predicted)
-            break
-        known = [r.call(predicted, ts[n + 1]), *known[:order]]
-        x = r.node(ratio * x + g * combined(w_c, known))
-    return r.tableau(name or f"unipc{order}")
+    return predict, correct
 
 
 def _half_steps(integrals: Integrals, process: Process, prediction: str, ts: Array, variant: str) -> Any:

@@ -208,17 +208,26 @@ def _codes(frame: Frame) -> dict[tuple[str, str], set[str]]:
     return {(version, spec): set(text.split("; ")) - {""} for version, spec, text in rows}
 
 
+def _unmeasured(frame: Frame) -> set[tuple[str, str]]:
+    """The (version, configuration) that could not be put on the order problem: of its order nothing is known."""
+    if "warning_codes" not in frame:
+        return set()
+    rows = zip(style.texts(frame.version), frame.spec, style.texts(frame.warning_codes), strict=True)
+    return {(version, spec) for version, spec, text in rows if "RUN-FAILED" in text}
+
+
 def histories(frame: Frame) -> Frame:
     """A row per configuration and code of an error: the first version that has it, the last, and what became of it.
 
     ``fate``: "stands" in the last version that could be read, or was "mended".  ``brought_in``: an earlier version
     was read without it, rather than that it was there from the configuration's first version on.
     """
-    codes, rows = _codes(frame), list[dict[str, Any]]()
+    codes, unmeasured, rows = _codes(frame), _unmeasured(frame), list[dict[str, Any]]()
     for spec in dict.fromkeys(frame.spec):
         seen = [(version, codes[version, spec]) for version in _versions(frame) if (version, spec) in codes]
         for code in sorted(set().union(*(found for _, found in seen))):
-            there = [code in found for _, found in seen]
+            known = [(v, f) for v, f in seen if not (code.startswith("ORD-") and (v, spec) in unmeasured)]
+            there = [code in found for _, found in known]
             last = len(there) - 1 - there[::-1].index(True)
             since = last
             while since and there[since - 1]:
@@ -228,8 +237,8 @@ def histories(frame: Frame) -> Frame:
                     "spec": spec,
                     "code": code,
                     "fate": "stands" if there[-1] else "mended",
-                    "since": seen[since][0],
-                    "until": seen[last][0],
+                    "since": known[since][0],
+                    "until": known[last][0],
                     "brought_in": since > 0,
                 }
             )

@@ -525,7 +525,10 @@ document.body.insertAdjacentHTML("beforeend", '<pre id="found">' + JSON.stringif
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no browser at hand")
 def test_the_overview_sorts_and_filters_in_a_browser(tmp_path):
-    reports = [da.audit_sampler(Sampler(crashes)), *(audited(f"registry:{n}") for n in ("dpmpp_3m_exact", "ddim", "tab1"))]
+    reports = [
+        da.audit_sampler(Sampler(crashes)),
+        *(audited(f"registry:{n}") for n in ("dpmpp_3m_exact", "ddim", "tab1")),
+    ]
     text = overview(reports, [f"{i}.html" for i in range(4)])
     file = tmp_path / "index.html"
     file.write_text(text.replace("</body>", READER + "</body>"))

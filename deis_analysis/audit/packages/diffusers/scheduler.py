@@ -19,7 +19,7 @@ from deis_analysis.audit.packages.diffusers.families import FAMILIES, REASONS, F
 from deis_analysis.audit.packages.shared import BrownianNoise, fit_steps, quiet
 from deis_analysis.audit.subject import Prepared, near
 from deis_analysis.process.convention import Convention
-from deis_analysis.process.process import Process
+from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, RectifiedFlow, VPCosine, VPDiscrete
 from deis_analysis.tableau.extraction import NotApplicable, Refusal
 from deis_analysis.validate import choose
@@ -184,6 +184,7 @@ def _own(subject: Scheduler, pristine: Any, steps: int) -> Prepared:
         levels=_levels(subject, example),
         asked_least=_asked_least(subject, example),
         note=_REPEATED if _repeats_first(example) else "",
+        remark=_remark(example) if subject.kind in ("index", "sigmas", "karras") else "",
     )
 
 
@@ -240,13 +241,28 @@ def process_of(subject: Scheduler, scheduler: Any) -> tuple[Process, Callable[[f
             cosine = VPCosine(1e-15, 1.0 - 1e-12)  # no offset: the angle itself
             return cosine, lambda raw: near(raw, 0.0, cosine.t_max)
         case _:
-            alphas = np.clip(np.asarray(scheduler.alphas_cumprod, dtype=np.float64), 1e-12, 1.0 - 1e-12)
-            process = VPDiscrete(alphas)
+            process = VPDiscrete(_descending(scheduler)[0])
             config = scheduler.config
             if config.get("timestep_type") == "continuous" and config.prediction_type == "v_prediction":
                 low, high = (float(process.rho(t)) for t in (0.0, process.t_max))
                 return process, lambda raw: float(process.time_from_rho(near(math.exp(4.0 * raw), low, high)))
             return process, lambda raw: near(raw, 0.0, process.t_max)
+
+
+def _descending(scheduler: Any) -> tuple[Array, list[int]]:
+    """ᾱ with the times at which it does not fall, such as the last of a zero terminal SNR: those before give way."""
+    alphas = np.clip(np.asarray(scheduler.alphas_cumprod, dtype=np.float64), 1e-12, 1.0 - 1e-12)
+    rises = [int(k) for k in np.flatnonzero(np.diff(alphas) >= 0) + 1]
+    for k in range(alphas.size - 1, 0, -1) if rises else ():
+        alphas[k - 1] = max(alphas[k - 1], alphas[k] * (1.0 + 1e-9))
+    return alphas, rises
+
+
+def _remark(scheduler: Any) -> str:
+    """What is odd about its levels."""
+    rises = _descending(scheduler)[1] if hasattr(scheduler, "alphas_cumprod") else []
+    places = ", ".join(map(str, rises[:3])) + (" …" if len(rises) > 3 else "")
+    return f"ᾱ does not fall at time {places}, where it is not below that of the time before" if rises else ""
 
 
 def _flow_time(subject: Scheduler, scheduler: Any) -> Callable[[float], float]:

@@ -1,0 +1,13 @@
+"""Choose and tune a sampler for a model: `choose` among what is known, `tune` beyond, `grid`s that know the model."""
+
+from deis_analysis import lazy
+
+__all__, __getattr__ = lazy.names(
+    __name__,
+    {
+        "choice": "Choice choose",
+        "tuned": "Tuned tune",
+        "target": "Target target_of",
+        "together": "run_together",
+    },
+)

@@ -1,0 +1,88 @@
+"""How good are end states, sample by sample: errors with bands, flips, ranks with bands, distances of laws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deis_analysis.analysis.distances import energy_distance
+from deis_analysis.process.process import Array
+from deis_analysis.tuning.target import flat
+
+_DRAWS = 1000  # of the bootstrap
+_SEED = 20_231
+
+
+@dataclass(frozen=True)
+class Judged:
+    """End states beside the references of the same noise.
+
+    Attributes:
+        squares: (B,) mean squared error of each sample over its coordinates. flips: (B,) whether the nearest reference
+            is another sample's. law: energy distance of the two sets.
+    """
+
+    squares: Array
+    flips: Array
+    law: float
+
+    @property
+    def rms(self) -> float:
+        """Root mean square over samples and coordinates."""
+        return float(np.sqrt(self.squares.mean()))
+
+    @property
+    def median(self) -> float:
+        """Median over samples of the root mean square over coordinates."""
+        return float(np.sqrt(np.median(self.squares)))
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """95 % of the RMS, by the bootstrap over samples."""
+        found = np.sqrt(self.squares[resamples(self.squares.size)].mean(axis=1))
+        return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+
+    def unflipped(self) -> float:
+        """RMS over the samples that end where they should; NaN if there are none."""
+        kept = self.squares[~self.flips]
+        return float(np.sqrt(kept.mean())) if kept.size else float("nan")
+
+
+def judge(ends: Any, references: Any) -> Judged:
+    """`Judged` of (B, …) end states; what is not finite has infinite error and is a flip."""
+    found, true = flat(ends), flat(references)
+    finite = np.all(np.isfinite(found), axis=1)
+    safe = np.where(finite[:, None], found, 0.0)
+    squares = np.where(finite, np.mean(np.square(safe - true), axis=1), np.inf)
+    apart = np.square(safe[:, None] - true[None]).sum(axis=2) if true.size * len(true) < 2e7 else None
+    nearest = np.argmin(apart, axis=1) if apart is not None else _nearest(safe, true)
+    law = float(energy_distance(safe, true).value) if finite.all() and len(true) > 2 else float("inf")
+    return Judged(squares, ~finite | (nearest != np.arange(len(true))), law)
+
+
+def _nearest(a: Array, b: Array) -> Array:
+    return np.array([np.argmin(np.square(row - b).sum(axis=1)) for row in a])
+
+
+def resamples(n: int, draws: int = _DRAWS) -> Array:
+    """(draws, n) indices of the bootstrap, the same for equal n: bands of two samplers are paired."""
+    return np.random.default_rng([_SEED, n]).integers(0, n, (draws, n))
+
+
+def ratio_band(a: Array, b: Array) -> tuple[float, float, float]:
+    """RMS of ``a`` over that of ``b`` with its 95 % band, paired over samples; both (B,) squares."""
+    chosen = resamples(a.size)
+    ratios = np.sqrt(a[chosen].mean(axis=1) / np.maximum(b[chosen].mean(axis=1), 1e-300))
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(np.sqrt(a.mean() / max(b.mean(), 1e-300))), float(low), float(high)
+
+
+def rank_bands(squares: Array) -> Array:
+    """(C, 2) first and last rank, from 1, in 95 % of the paired resamples of (C, B) squared errors."""
+    chosen = resamples(squares.shape[1])
+    means = np.stack([row[chosen].mean(axis=1) for row in squares])  # (C, draws)
+    ranks = 1 + means.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+    low, high = np.quantile(ranks, (0.025, 0.975), axis=1, method="nearest")
+    return np.stack([low, high], axis=1).astype(int)
