@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Callable
@@ -16,45 +15,12 @@ from rich.progress import track
 from rich.table import Column, Table
 
 import deis_analysis as da
+from deis_analysis.interop.command import export_command
+from deis_analysis.options import ProcessType
+from deis_analysis.options import clear_errors as _clear_errors
+from deis_analysis.options import grid_options as _grid_options
 from deis_analysis.storage import atomic
 from deis_analysis.tuning.command import choose_command, tune_command
-from deis_analysis.validate import choose
-
-PROCESSES: dict[str, Callable[..., da.Process]] = {
-    cls.__name__: cls for cls in (da.VPLinear, da.VPCosine, da.SubVP, da.VE, da.EDM, da.RectifiedFlow)
-}
-
-
-def _clear_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a ValueError of the library as a usage error, not as a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-
-    return wrapped
-
-
-class ProcessType(click.ParamType):
-    """``NAME`` or ``NAME:key=value,key=value``."""
-
-    name = "process"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> da.Process:
-        """Build the process; a usage error names what is wrong."""
-        if isinstance(value, da.Process):
-            return value
-        name, _, options = value.partition(":")
-        try:
-            pairs = [item.split("=") for item in options.split(",") if item]
-            if any(len(pair) != 2 for pair in pairs):
-                raise ValueError(f"{value!r} must look like VPLinear or VPLinear:beta_min=0.1,beta_max=20")
-            return PROCESSES[choose("process", name, PROCESSES)](**{key: float(number) for key, number in pairs})
-        except (ValueError, TypeError) as error:
-            self.fail(str(error), param, ctx)
 
 
 class Counts(click.ParamType):
@@ -72,23 +38,6 @@ class Counts(click.ParamType):
             self.fail(f"{value!r} must be integers separated by commas, such as 20,40,80", param, ctx)
 
 
-def _grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--t-end", type=float, default=None, help="Last time (default: the process's)."),
-        click.option("--t-start", type=float, default=None, help="First time (default: the process's)."),
-        click.option("--kind", default="t2", show_default=True, help="Grid: t1 t2 t3 rho7 logrho."),
-        click.option(
-            "--process",
-            type=ProcessType(),
-            default="VPLinear",
-            show_default=True,
-            help=f"{', '.join(PROCESSES)}; parameters after a colon: VE:sigma_min=0.01,sigma_max=50.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -96,6 +45,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @click.version_option(da.__version__, prog_name="deis-analysis")
 def main() -> None:
     """Measure the samplers of diffusion models: order, exactness, tables and the formulas behind them."""
+
+
+main.add_command(export_command)
 
 
 def _row(solver: da.Solver, measured: bool) -> dict[str, Any]:

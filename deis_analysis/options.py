@@ -1,0 +1,67 @@
+"""What commands of ``deis-analysis`` share: options, and how errors are shown."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from deis_analysis.process.process import Process
+from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPLinear
+from deis_analysis.validate import choose
+
+PROCESSES: dict[str, Callable[..., Process]] = {
+    cls.__name__: cls for cls in (VPLinear, VPCosine, SubVP, VE, EDM, RectifiedFlow)
+}
+
+
+def clear_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Show a ValueError of the library as a usage error, not as a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+    return wrapped
+
+
+class ProcessType(click.ParamType):
+    """``NAME`` or ``NAME:key=value,key=value``."""
+
+    name = "process"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Process:
+        """Build the process; a usage error names what is wrong."""
+        if isinstance(value, Process):
+            return value
+        name, _, options = value.partition(":")
+        try:
+            pairs = [item.split("=") for item in options.split(",") if item]
+            if any(len(pair) != 2 for pair in pairs):
+                raise ValueError(f"{value!r} must look like VPLinear or VPLinear:beta_min=0.1,beta_max=20")
+            return PROCESSES[choose("process", name, PROCESSES)](**{key: float(number) for key, number in pairs})
+        except (ValueError, TypeError) as error:
+            self.fail(str(error), param, ctx)
+
+
+def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--process``, ``--kind``, ``--t-start`` and ``--t-end`` for a command."""
+    for option in (
+        click.option("--t-end", type=float, default=None, help="Last time (default: the process's)."),
+        click.option("--t-start", type=float, default=None, help="First time (default: the process's)."),
+        click.option("--kind", default="t2", show_default=True, help="Grid: t1 t2 t3 rho7 logrho."),
+        click.option(
+            "--process",
+            type=ProcessType(),
+            default="VPLinear",
+            show_default=True,
+            help=f"{', '.join(PROCESSES)}; parameters after a colon: VE:sigma_min=0.01,sigma_max=50.",
+        ),
+    ):
+        command = option(command)
+    return command
