@@ -29,6 +29,8 @@ _START = {  # module → the names that users start from: what ``__all__`` and `
     "analysis.laws_of_budget": "law_budget",
     "analysis.distances": "energy_distance wasserstein2",
     "analysis.likelihood": "log_likelihood",
+    "tuning.choice": "choose",
+    "tuning.tuned": "tune",
     "tableau.extraction": "extract",
     "audit": "audit_sampler",
     "tableau.inversion": "invert",

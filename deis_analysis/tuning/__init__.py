@@ -8,6 +8,7 @@ __all__, __getattr__ = lazy.names(
         "bank": "Bank trajectories",
         "choice": "Choice choose",
         "grids": "GRIDS grid model_calls",
+        "page": "choice_page",
         "target": "Target target_of",
         "together": "run_together",
         "tuned": "Tuned tune",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,13 @@ class Bank:
     def __repr__(self) -> str:
         shape = tuple(self.states[0].shape)
         return f"<Bank of {self.times.size} times, states {shape}, {self.calls} calls, {self.process!r}>"
+
+    def remembered(self, what: tuple[Any, ...], make: Callable[[], Array]) -> Array:
+        """What ``make`` gives, made once for equal ``what``: what was measured of the model, for several grids."""
+        known: dict[Any, Array] = self.__dict__.setdefault("_known", {})
+        if what not in known:
+            known[what] = make()
+        return known[what]
 
     @cached_property
     def rho(self) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array
 from deis_analysis.solvers import SOLVERS, Solver
 from deis_analysis.tableau import Tableau
-from deis_analysis.tuning.target import Target
 from deis_analysis.validate import choose
 
 CUSTOMARY = ("t1", "t1.5", "t2", "t3", "rho5", "rho7", "logrho")
@@ -46,12 +46,12 @@ def solver_rows(solvers: Iterable[str] | None, noisy: bool) -> dict[str, Solver]
 
 
 def cells(
-    target: Target, nfe: int, rows: dict[str, Solver], grids: Iterable[str], times: Times | None = None
+    target: Any, nfe: int, rows: dict[str, Solver], grids: Iterable[str], times: Times | None = None
 ) -> list[Cell]:
     """All tables of exactly ``nfe`` calls, those that are one method once, under the first of their names.
 
     Args:
-        times: (steps, kind) → the grid of a kind that `grid` does not know.
+        times: (steps, kind) → the grid, where some are model-aware.
     """
     found: dict[bytes, Cell] = {}
     for kind in grids:
@@ -69,13 +69,13 @@ def cells(
     return list(found.values())
 
 
-def _times(target: Target, steps: int, kind: str, times: Times | None) -> Array:
-    if kind in CUSTOMARY or times is None:
+def _times(target: Any, steps: int, kind: str, times: Times | None) -> Array:
+    if times is None:
         return grid(target.process, steps, kind, target.t_start, target.t_end)
     return times(steps, kind)
 
 
-def _method(table: Tableau, target: Target) -> bytes:
+def _method(table: Tableau, target: Any) -> bytes:
     """What two tables share if they are one method for the target's model, up to rounding."""
     own = table.in_terms_of(target.process, target.prediction)
     form = own.butcher()

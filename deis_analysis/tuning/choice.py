@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
+from deis_analysis.process.convention import Model
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array
 from deis_analysis.tableau import Tableau, run
-from deis_analysis.tuning.candidates import CUSTOMARY, Cell, cells, solver_rows
-from deis_analysis.tuning.judged import Judged, judge, rank_bands, ratio_band
-from deis_analysis.tuning.target import Target, flat, target_of
-from deis_analysis.tuning.together import run_together
+from deis_analysis.tuning.bank import Bank, trajectories
+from deis_analysis.tuning.candidates import CUSTOMARY, Cell, Times, cells, solver_rows
+from deis_analysis.tuning.grids import GRIDS
+from deis_analysis.tuning.grids import grid as aware_grid
+from deis_analysis.tuning.judged import flat, ratio_band
+from deis_analysis.tuning.race import Progress, Race, Ranked, planned
+from deis_analysis.tuning.target import Target, target_of
 from deis_analysis.validate import boolean, positive, positive_int
 
-_LEAST = 12  # cells that the last round sees
-_ROUNDS = (1 / 16, 1 / 4, 1.0)  # of the samples; between two rounds a quarter of the cells stays
-_KEPT = 1 / 4
 _PICTURES = 8
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A cell with what was measured: on all samples if it came to the last round.
-
-    Attributes:
-        judged: of ``samples`` samples. ranks: (first, last) in 95 % of the resamples, None before the last round.
-    """
-
-    cell: Cell
-    judged: Judged
-    samples: int
-    ranks: tuple[int, int] | None = None
-
-    def row(self) -> dict[str, Any]:
-        """As one line of a table."""
-        low, high = self.judged.band
-        return {
-            "nfe": self.cell.nfe,
-            "solver": self.cell.solver,
-            "grid": self.cell.grid,
-            "rms": self.judged.rms,
-            "low": low,
-            "high": high,
-            "median": self.judged.median,
-            "flips": float(self.judged.flips.mean()),
-            "unflipped": self.judged.unflipped(),
-            "law": self.judged.law,
-            "rank_low": None if self.ranks is None else self.ranks[0],
-            "rank_high": None if self.ranks is None else self.ranks[1],
-            "memory": self.cell.table.memory,
-            "samples": self.samples,
-        }
+_BANK = 64  # trajectories for the model-aware grids
+_DEAR = ("oss",)
 
 
 @dataclass(frozen=True)
@@ -164,7 +131,7 @@ def choose(
         model, options: see `target_of`; ``shape``, ``t_start``, ``t_end``, ``dtype``, ``device``, ``times``.
         nfe: numbers of model calls; a sampler takes part where it makes exactly so many.
         solvers: names of registry rows, default all that make different tables. grids: kinds, default the customary
-            seven and those of `tuning.grid` (see there) but ``oss``, which is dear.
+            seven and those of `tuning.grid` but ``oss``, which is dear; they take 64 trajectories of 60 calls.
         samples, seed: of the noise. with_noise: let samplers with noise take part; all are then ranked by law.
         budget: samples × model calls that the candidates may take; fewer cells are then looked at, published first.
         certify: whether DOPRI5 and a second method vouch for the ground truth, or steps are doubled until it stands.
@@ -185,7 +152,7 @@ def choose(
     rows = solver_rows(solvers, with_noise)
     target = target_of(model, **options)
     show = progress or (lambda *_: None)
-    kinds, times, spent = grids_for(target, grids, seed)
+    kinds, times, spent = _grids(target, grids, seed, show)
     found = {n: cells(target, n, rows, kinds, times) for n in dict.fromkeys(counts)}
     for n, some in found.items():
         if not some:
@@ -202,7 +169,7 @@ def choose(
     total = sum(planned(len(some), n, samples) for n, some in found.items())
     race = Race(target, x, truth, seed, by="law" if with_noise else "rms", total=total, show=show)
     ranking = {n: race.ranked(some) for n, some in found.items()}
-    choice = Choice(target.name, ranking, samples, seed, said, race.asked + spent, 0.0, race.by)
+    choice = Choice(target.name, ranking, samples, seed, said, race.asked + spent[0], 0.0, race.by)
     pictures = _pictures(target, choice, x, truth)
     return replace(choice, pictures=pictures, seconds=time.perf_counter() - begin)
 
@@ -219,31 +186,41 @@ def _pictures(target: Target, choice: Choice, x: Any, truth: Any) -> dict[str, A
     return found | {"ground truth": flat(truth[:_PICTURES]).reshape(-1, *target.shape)}
 
 
-def grids_for(target: Target, grids: Iterable[str] | None, seed: int) -> tuple[list[str], Any, int]:
-    """(kinds, how times of the model-aware ones are made, samples × calls that this took)."""
-    kinds = list(CUSTOMARY) if grids is None else list(grids)
+def _grids(
+    target: Target, grids: Iterable[str] | None, seed: int, show: Progress
+) -> tuple[list[str], Times, list[int]]:
+    """(kinds, how times of the model-aware ones are made, samples × calls that this takes, counted as it goes).
+
+    All model-aware grids are made from one bank of trajectories; what cannot be made for the model is left out.
+    """
+    aware = [kind for kind in GRIDS if kind not in _DEAR]
+    kinds = [*CUSTOMARY, *aware] if grids is None else list(grids)
     for kind in kinds:
-        grid(target.process, 2, kind, target.t_start, target.t_end)
-    return kinds, None, 0
+        if kind not in GRIDS:
+            grid(target.process, 2, kind, target.t_start, target.t_end)
+    spent, banks = [0], list[Bank]()
+
+    def asked(x: Any, t: float) -> Any:
+        spent[0] += len(x)
+        return target.model(x, t)
+
+    counted = Model(asked, target.process, target.prediction)
+
+    def times(steps: int, kind: str) -> Array:
+        if kind not in GRIDS:
+            return grid(target.process, steps, kind, target.t_start, target.t_end)
+        if not banks:
+            show("trajectories for the grids", 0, 0)
+            x = target.noise(_BANK, seed + 2_000_003)
+            banks.append(trajectories(counted, x, t_start=target.t_start, t_end=target.t_end))
+        return aware_grid(counted, steps, kind, bank=None if kind == "dm" else banks[0], seed=seed)
+
+    return kinds, functools.cache(times), spent
 
 
 def _stepped(target: Target, x: Any) -> tuple[Any, str]:
     truth, error = target.truth(x)
     return truth, f"steps doubled until an estimated RMS error of {error:.1e}"
-
-
-def planned(cells: int, nfe: int, samples: int) -> int:
-    """Samples × model calls of a race, at most."""
-    return sum(n * nfe * size for n, size in _rounds(cells, samples))
-
-
-def _rounds(cells: int, samples: int) -> list[tuple[int, int]]:
-    """(cells, samples) of each round."""
-    found = []
-    for share in _ROUNDS:
-        found.append((cells, max(2, round(share * samples))))
-        cells = min(cells, max(_LEAST, round(_KEPT * cells)))
-    return found
 
 
 def _within(some: list[Cell], nfe: int, samples: int, budget: int) -> list[Cell]:
@@ -255,41 +232,3 @@ def _within(some: list[Cell], nfe: int, samples: int, budget: int) -> list[Cell]
         least = planned(2, nfe, samples)
         raise ValueError(f"budget={budget} (at {nfe} calls) is too small; allowed: at least {least} for two cells")
     return some[:: max(1, -(-len(some) // count))]
-
-
-class Race:
-    """Rounds over the cells of one number of calls."""
-
-    def __init__(self, target: Target, x: Any, truth: Any, seed: int, by: str, total: int, show: Progress) -> None:
-        self.target, self.x, self.truth, self.seed, self.by = target, x, truth, seed, by
-        self.total, self.show, self.asked = total, show, 0
-
-    def ranked(self, some: list[Cell]) -> tuple[Ranked, ...]:
-        """The finalists in order, with bands of their ranks."""
-        found: list[Ranked] = []
-        for count, size in _rounds(len(some), len(self.x)):
-            some = some[:count]
-            ends = self._ends(some, self.x[:size])
-            judged = [judge(end, self.truth[:size]) for end in ends]
-            found = sorted((Ranked(c, j, size) for c, j in zip(some, judged, strict=True)), key=self._key)
-            some = [entry.cell for entry in found]
-        bands = rank_bands(np.stack([entry.judged.squares for entry in found]))
-        return tuple(
-            Ranked(e.cell, e.judged, e.samples, (int(a), int(b))) for e, (a, b) in zip(found, bands, strict=True)
-        )
-
-    def _key(self, entry: Ranked) -> float:
-        return entry.judged.law if self.by == "law" else entry.judged.rms
-
-    def _ends(self, some: list[Cell], x: Any) -> list[Any]:
-        plain = [cell.table for cell in some if not cell.table.stochastic]
-        ends = iter(run_together(plain, self.target.model, x, asked=self._count) if plain else [])
-        return [self._noisy(cell.table, x) if cell.table.stochastic else next(ends) for cell in some]
-
-    def _noisy(self, table: Tableau, x: Any) -> Any:
-        self._count(table.nfe * len(x))
-        return run(table, self.target.model, x, self.seed, check=False)
-
-    def _count(self, samples: int) -> None:
-        self.asked += samples
-        self.show("candidates", min(self.asked, self.total), self.total)

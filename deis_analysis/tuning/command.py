@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,10 +18,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deis_analysis.storage import atomic, module_of
-
-if TYPE_CHECKING:  # torch is loaded when a command runs
-    from deis_analysis.tuning.choice import Choice
-    from deis_analysis.tuning.tuned import Tuned
 
 _EVERY = 10.0  # seconds between two lines, where there is no terminal
 _ROWS = 5  # of each number of calls, in the terminal
@@ -136,16 +132,15 @@ def choose_command(
     MODEL is a shipped network, a folder or hub id, FILE.py:make (a function that returns a typed model), "mixture" or
     "digits".
     """
-    from deis_analysis.tuning.choice import choose
-    from deis_analysis.tuning.page import choice_page
+    import deis_analysis as da
 
     _writable(html)
     with shown() as show:
-        found = choose(
+        found = da.choose(
             model, _numbers(nfe), solvers=_names(solvers), grids=_names(grids), progress=show, **_given(options)
         )
     if html is not None:
-        _write(html, choice_page(found))
+        _write(html, da.tuning.choice_page(found))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     else:
@@ -160,7 +155,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _print_choice(found: Choice) -> None:
+def _print_choice(found: Any) -> None:
     console = Console()
     heads = ("calls", "rank", "sampler", "grid", "RMS", "95 %", "median", "flips", "arrays")
     table = Table(*heads, box=None)
@@ -197,12 +192,12 @@ def tune_command(model: str, out: Path, **options: Any) -> None:
 
     Beside it, NAME.report.json holds held-out errors, settings and cost. Interrupted, it goes on where it was.
     """
-    from deis_analysis.tuning.tuned import tune
+    import deis_analysis as da
 
     _writable(out)
     with shown() as show:
         try:
-            found = tune(model, progress=show, **_given(options))
+            found = da.tune(model, progress=show, **_given(options))
         except KeyboardInterrupt:
             click.echo("stopped; the same command goes on from the last round", err=True)
             sys.exit(130)
@@ -211,6 +206,11 @@ def tune_command(model: str, out: Path, **options: Any) -> None:
     click.echo(found.verdict())
 
 
-def written(found: Tuned) -> str:
-    """The table as a file that can be exported."""
-    return found.tableau.to_json()
+def written(found: Any) -> str:
+    """The table as a file that can be exported: with its levels, and what the network is told."""
+    import deis_analysis as da
+
+    network, process = found.target.network, found.target.process
+    source = f"tuned for {found.target.name}" if found.kept else f"chosen for {found.target.name}"
+    told = None if network is None else network.model.convention
+    return str(da.interop.portable(found.tableau, process, told=told, source=source).to_json())

@@ -23,7 +23,6 @@ the reduction to the mmse derived here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,10 +33,9 @@ from deis_analysis import backend
 from deis_analysis.process.convention import Model
 from deis_analysis.process.process import Array
 from deis_analysis.tuning.bank import Bank, flat, without_graph
-from deis_analysis.tuning.jumps import cheapest_path
+from deis_analysis.tuning.lattice import Curve, cheapest_path, inverted
 from deis_analysis.validate import positive_int
 
-Curve = Callable[[Array], Array]
 _FINE = 4097  # points of the cumulated integral
 _LATTICE = 257  # levels among which the bound is first minimised
 _LEAST = 1e-300
@@ -73,7 +71,8 @@ def loss_curve(bank: Bank, model: Model, seed: int, draws: int) -> Curve:
     Raises:
         ValueError: a loss that is not above 0 at any level: there is nothing to be learnt about x₀ from x_t.
     """
-    losses = denoising_losses(bank, model, seed, positive_int("draws", draws))
+    positive_int("draws", draws)
+    losses = bank.remembered(("loss", seed, draws), lambda: denoising_losses(bank, model, seed, draws))
     if not losses.max() > _LEAST:
         raise ValueError("model denoises without any error at all times; allowed: data that is more than one point")
     log_loss = np.log(np.maximum(losses, max(_LEAST, 1e-30 * float(losses.max()))))
@@ -87,12 +86,6 @@ def entropic(bank: Bank, model: Model, steps: int, ends: tuple[float, float], se
     u = np.linspace(bottom, top, _FINE)
     clock = cumulative_simpson(loss(u) * np.exp(u), x=u, initial=0.0)
     return np.exp(inverted(clock, u)(np.linspace(clock[-1], 0.0, steps + 1)))
-
-
-def inverted(clock: Array, u: Array) -> Curve:
-    """clock ↦ u by monotone interpolation; where the clock stands still it is given a trifle of slope."""
-    steps = np.maximum(np.diff(clock), 1e-13 * float(clock[-1] - clock[0]) / u.size)
-    return PchipInterpolator(np.concatenate([[0.0], np.cumsum(steps)]) * (clock[-1] / np.sum(steps)), u)
 
 
 def _klub(loss: Array, gap: Array) -> Array:

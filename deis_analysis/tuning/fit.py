@@ -11,8 +11,9 @@ import numpy as np
 
 from deis_analysis.analysis.measurement import exact_transfer, transfer
 from deis_analysis.process.process import Array
+from deis_analysis.tuning.judged import flat
 from deis_analysis.tuning.parameters import Point, Space
-from deis_analysis.tuning.target import Target, flat
+from deis_analysis.tuning.target import Target
 from deis_analysis.tuning.together import run_together
 
 _STEP = 2e-3  # of the differences, in the units of `Space`: above float32 rounding, below curvature
@@ -158,7 +159,7 @@ def _round(space: Space, goal: Goal, state: State, count: Callable[[int], None])
         except (ValueError, np.linalg.LinAlgError):  # times that meet, or a table that blows up
             after = float("inf")
         if after < before:
-            state.point, state.damping = point, max(state.damping / 4.0, 1e-7)
+            state.point, state.damping = point, max(state.damping / 10.0, 1e-9)
             return after / before
         state.damping *= 4.0
     return 1.0

@@ -57,7 +57,8 @@ def grid(
     "dm"             the model's error carried by DPM-Solver++ weights, `weight_bound`    0, and no bank
     ===============  ===================================================================  ========================
 
-    A call is one of the whole batch; `model_calls` says how many before they are made.
+    A call is one of the whole batch; `model_calls` says how many before they are made. A bank keeps what was measured
+    of its model: further grids of "entropic", "ays" and "score_optimal" on it cost nothing.
 
     Args:
         model: a model that says what it is (`deis_analysis.Model`), of any prediction and process.

@@ -9,10 +9,20 @@ import numpy as np
 
 from deis_analysis.analysis.distances import energy_distance
 from deis_analysis.process.process import Array
-from deis_analysis.tuning.target import flat
 
 _DRAWS = 1000  # of the bootstrap
 _SEED = 20_231
+
+
+def flat(x: Any) -> Any:
+    """(B, d) float64 NumPy of states."""
+    values = x.detach().cpu().double().numpy() if hasattr(x, "detach") else np.asarray(x, dtype=np.float64)
+    return values.reshape(len(values), -1)
+
+
+def rms(a: Any, b: Any) -> float:
+    """Root mean square of the difference over all samples and coordinates."""
+    return float(np.sqrt(np.mean(np.square(flat(a) - flat(b)))))
 
 
 @dataclass(frozen=True)

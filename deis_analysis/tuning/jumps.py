@@ -19,29 +19,11 @@ from deis_analysis import backend
 from deis_analysis.process.convention import Model
 from deis_analysis.process.process import Array
 from deis_analysis.tuning.bank import Bank, flat, without_graph
+from deis_analysis.tuning.lattice import cheapest_path
 from deis_analysis.validate import choose, positive
 
 METRICS = ("dev", "l2")
 _ROUNDING = 1e-6  # deviations below this share of the chord are rounding, whatever the dtype of the bank
-
-
-def cheapest_path(cost: Array, steps: int, gamma: float = 1.0) -> Array:
-    """(steps + 1,) indices from the first to the last of M that minimise Σ_k γ^k cost[i_k, i_{k+1}], i increasing.
-
-    Args:
-        cost: (M, M), of which the part above the diagonal is read. steps: 1 … M − 1.
-    """
-    count = cost.shape[0]
-    allowed = np.where(np.triu(np.ones((count, count), dtype=bool), 1), cost, np.inf)
-    value, choices = allowed[:, -1], []
-    for _ in range(steps - 1):
-        total = allowed + gamma * value
-        choices.append(np.argmin(total, axis=1))
-        value = np.min(total, axis=1)
-    path = [0]
-    for choice in reversed(choices):
-        path.append(int(choice[path[-1]]))
-    return np.array([*path, count - 1])
 
 
 def jump_costs(bank: Bank, metric: str = "dev") -> Array:

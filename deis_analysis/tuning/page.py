@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process.process import Array
-from deis_analysis.tuning.choice import Choice, Ranked
+from deis_analysis.tuning.race import Ranked
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem; color: #1b1f24;
@@ -28,8 +28,8 @@ _SHOWN = 8  # rows of each table
 _CELL = 64  # pixels of a picture, at least
 
 
-def choice_page(choice: Choice) -> str:
-    """The page as text; it refers to nothing outside itself."""
+def choice_page(choice: Any) -> str:
+    """The page of a `Choice` as text; it refers to nothing outside itself."""
     title = f"Samplers for {escape(choice.name)}"
     body = [f"<h1>{title}</h1>", f"<p>{escape(_settings(choice))}</p>", "<h2>Which one</h2><ul>"]
     body += [f"<li>{escape(choice.verdict(nfe))}</li>" for nfe in choice.ranking]
@@ -42,7 +42,7 @@ def choice_page(choice: Choice) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
 
 
-def _settings(choice: Choice) -> str:
+def _settings(choice: Any) -> str:
     return (
         f"{choice.samples} samples of seed {choice.seed}; ranked by {choice.by}; ground truth: {choice.reference}; "
         f"{choice.calls:,} samples × model calls in {choice.seconds:.0f} s. Bands hold 95 % of resamples of the "
@@ -65,7 +65,7 @@ def _table(entries: tuple[Ranked, ...]) -> str:
     return "<table>" + "".join(lines) + "</table>"
 
 
-def _series(choice: Choice) -> dict[str, dict[int, Ranked]]:
+def _series(choice: Any) -> dict[str, dict[int, Ranked]]:
     """Of each number of calls the first, then what comes up most often among the finalists."""
     found: dict[str, dict[int, Ranked]] = {}
     for nfe, entries in choice.ranking.items():
@@ -77,7 +77,7 @@ def _series(choice: Choice) -> dict[str, dict[int, Ranked]]:
     return {name: found[name] for name in names}
 
 
-def _plot(choice: Choice) -> str:
+def _plot(choice: Any) -> str:
     """RMS with bands against the number of calls, both logarithmic."""
     series = _series(choice)
     points = [
@@ -119,7 +119,7 @@ def _plot(choice: Choice) -> str:
     return "".join(parts) + "</svg>"
 
 
-def _pictures(choice: Choice) -> str:
+def _pictures(choice: Any) -> str:
     found = []
     for label, images in choice.pictures.items():
         data = _png(images)

@@ -66,28 +66,33 @@ class Space:
         return self.build(self.process, self.ts)
 
     @cached_property
-    def rows(self) -> list[tuple[int, Array, int]]:
-        """(row, the outputs it may use, how many weights it is moved by) of each row that can be moved."""
+    def rows(self) -> list[tuple[int, Array, Array]]:
+        """(row, the outputs whose weights are moved, those that make up for it) of each row that can be moved.
+
+        The newest outputs make up for it, ``degree`` + 1 of them at different times; where a row has fewer times, all.
+        """
         called, found = np.array(self.first.evaluated), []
         for k in range(1, self.first.times.size):
             usable = called[called < k]
             usable = usable if self.history is None else usable[-self.history :]
-            free = usable.size - (self.degree + 1)
-            if self.coefficients and free > 0:
-                found.append((k, usable, free))
+            _, newest = np.unique(self.first.times[usable][::-1], return_index=True)
+            bound = usable[::-1][np.sort(newest)[: self.degree + 1]]
+            free = usable[~np.isin(usable, bound)]
+            if self.coefficients and free.size:
+                found.append((k, free, bound))
         return found
 
     @property
     def start(self) -> Point:
         """The starting sampler itself."""
-        free = sum(n for _, _, n in self.rows)
+        free = sum(moved.size for _, moved, _ in self.rows)
         return Point(self.process.lam(self.ts), np.zeros(len(self.first.evaluated)), np.zeros(free))
 
     @property
     def size(self) -> int:
         """How many numbers may move."""
         inner = self.ts.size - 2 if self.times else 0
-        return inner + (len(self.first.evaluated) if self.told else 0) + sum(n for _, _, n in self.rows)
+        return inner + (len(self.first.evaluated) if self.told else 0) + sum(moved.size for _, moved, _ in self.rows)
 
     def moved(self, point: Point, step: Array) -> Point:
         """``point`` moved by ``step``, (size,), shortened as a whole where times would meet."""
@@ -120,21 +125,16 @@ class Space:
         return table.changed(outputs=outputs, times=told, name=name or table.name)
 
     def _moved_rows(self, table: Tableau, weights: Array) -> Array:
-        outputs, at = table.outputs.copy(), 0
-        for k, usable, free in self.rows:
-            z = weights[at : at + free]
-            at += free
-            outputs[k, usable] += abs(outputs[k].sum()) * self._spread(table.times[usable], z)
+        outputs, at, lam = table.outputs.copy(), 0, self.process.lam(table.times)
+        for k, free, bound in self.rows:
+            z, unit = weights[at : at + free.size], abs(outputs[k].sum())
+            at += free.size
+            outputs[k, free] += unit * z
+            if bound.size:
+                here = (lam - lam[bound[0]]) / (lam[bound[0]] - lam[0] or 1.0)
+                powers = np.vander(here, bound.size, increasing=True).T
+                outputs[k, bound] -= unit * np.linalg.solve(powers[:, bound], powers[:, free] @ z)
         return outputs
-
-    def _spread(self, times: Array, z: Array) -> Array:
-        """N z: z on the older outputs, on the newest ``degree`` + 1 what keeps the moments in λ."""
-        if self.degree < 0:
-            return z
-        lam = self.process.lam(times)
-        lam = (lam - lam[-1]) / (np.ptp(lam) or 1.0)
-        powers = np.vander(lam, self.degree + 1, increasing=True).T  # (degree + 1, outputs)
-        return np.append(z, -np.linalg.solve(powers[:, z.size :], powers[:, : z.size] @ z))
 
     def _told(self, table: Tableau, ts: Array, offsets: Array) -> Array:
         called, lam = list(table.evaluated), self.process.lam(table.times)

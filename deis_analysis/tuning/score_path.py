@@ -18,7 +18,7 @@ from deis_analysis import backend
 from deis_analysis.process.convention import Model
 from deis_analysis.process.process import Array
 from deis_analysis.tuning.bank import Bank, flat, without_graph
-from deis_analysis.tuning.denoising import inverted
+from deis_analysis.tuning.lattice import inverted
 from deis_analysis.validate import choose
 
 STATES = ("process", "karras")
@@ -53,7 +53,8 @@ def score_optimal(bank: Bank, model: Model, steps: int, ends: tuple[float, float
     Raises:
         ValueError: a score that does not change.
     """
-    length = np.concatenate([[0.0], np.cumsum(score_changes(bank, model, state)[::-1])])  # from the data's end
+    changes = bank.remembered(("score", state), lambda: score_changes(bank, model, state))
+    length = np.concatenate([[0.0], np.cumsum(changes[::-1])])  # from the data's end
     if not length[-1] > _ROUNDING:
         raise ValueError(f"state={state!r}: the score of {bank!r} does not change in time; allowed: state='karras'")
     u = np.log(bank.rho[::-1])

@@ -18,13 +18,13 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import VPLinear
 from deis_analysis.reference.flow import reference_solution
-from deis_analysis.solvers import build
+from deis_analysis.solvers.exponential_adams import adams
 from deis_analysis.storage import module_of
 from deis_analysis.tableau import run
+from deis_analysis.tuning.judged import flat, rms
 from deis_analysis.validate import positive_int
 
 EMBEDDED = ("mixture", "digits")
-_FINE = "dpmpp_3m_exact"  # of the ground truth by steps
 _MARGINALS = (
     ([1.0], [0.3], [0.2]),
     ([0.4, 0.6], [-1.0, 0.8], [0.05, 0.03]),
@@ -119,7 +119,7 @@ class Target:
 
     def _fine(self, x: Any, steps: int) -> Any:
         ts = grid(self.process, steps, "logrho", self.t_start, self.t_end)
-        return run(build(_FINE, self.process, ts), self.model, x)
+        return run(adams(self.process, ts, 2, prediction="x0", variable="lam"), self.model, x)
 
 
 def _parts(x: Any, size: int) -> list[Any]:
@@ -132,17 +132,6 @@ def _joined(parts: list[Any]) -> Any:
     import torch
 
     return torch.cat(parts)
-
-
-def flat(x: Any) -> Any:
-    """(B, d) float64 NumPy of states."""
-    values = x.detach().cpu().double().numpy() if hasattr(x, "detach") else np.asarray(x, dtype=np.float64)
-    return values.reshape(len(values), -1)
-
-
-def rms(a: Any, b: Any) -> float:
-    """Root mean square of the difference over all samples and coordinates."""
-    return float(np.sqrt(np.mean(np.square(flat(a) - flat(b)))))
 
 
 # -- what a user has ------------------------------------------------------------------------------

@@ -20,15 +20,16 @@ from deis_analysis.solvers.registry import row_of
 from deis_analysis.storage import atomic
 from deis_analysis.tableau import Builder, Tableau
 from deis_analysis.tuning.candidates import CUSTOMARY, PUBLISHED, Cell, cells, solver_rows
-from deis_analysis.tuning.choice import Progress, Race
 from deis_analysis.tuning.fit import Features, Goal, State, search
 from deis_analysis.tuning.judged import Judged, judge, ratio_band
 from deis_analysis.tuning.parameters import Point, Space
+from deis_analysis.tuning.race import Progress, Race
 from deis_analysis.tuning.target import Target, target_of
 from deis_analysis.tuning.together import run_together
 
 _JUDGING = 1 / 4  # of the training samples, beside them: on which rounds are compared
 _FORMAT = 1
+_ROUNDING = 1e-9  # an error below it is no reason to tune
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def tune(
         degree: of polynomials in λ on which each row stays as exact as it was: 0 keeps constants, −1 nothing.
         history: how many of the newest outputs a row may use; None for all up to 6 calls, 5 beyond.
         tune_times, tune_told, tune_coefficients: what may move.
-        objective: ``"rms"`` or ``"l1"``. features: (B, …) states → (B, m), in which differences are taken.
+        objective: ``"rms"`` or ``"l1"``. features: (B, …) states → (B, m), in which differences are taken, the
+            held-out ratio too.
         stability: weight of the difference from the exact transfer of Gaussians, over variances .001 to 1.
         samples, held_out, seed: of the noises. rounds, minutes: bounds of the search.
         certify: whether DOPRI5 and a second method vouch for the held-out truth.
@@ -184,7 +186,7 @@ def tune(
     tuned = space.table(state.best, name).changed(process=target.process)
     grid_times = space.table(replace(state.best, offsets=0.0 * state.best.offsets))
     defects = consistency(grid_times, target.process)
-    return _judged(target, cell, tuned, defects, settings, state, certify, cache, show, error, began)
+    return _judged(target, cell, tuned, defects, features, settings, state, certify, cache, show, error, began)
 
 
 # -- the start ------------------------------------------------------------------------------------
@@ -271,6 +273,7 @@ def _judged(
     cell: Cell,
     tuned: Tableau,
     defects: list[float],
+    features: Features | None,
     settings: Settings,
     state: State,
     certify: bool,
@@ -287,9 +290,11 @@ def _judged(
     else:
         truth, error = target.truth(x)
         said = f"steps doubled until an estimated RMS error of {error:.1e}"
-    before, after = (judge(end, truth) for end in run_together([cell.table, tuned], target.model, x))
-    ratio = ratio_band(after.squares, before.squares)
-    kept = ratio[2] < 1.0
+    ends = run_together([cell.table, tuned], target.model, x)
+    before, after = (judge(end, truth) for end in ends)
+    seen = [judge(features(end), features(truth)) for end in ends] if features else [before, after]
+    ratio = ratio_band(seen[1].squares, seen[0].squares)
+    kept = ratio[2] < 1.0 and seen[0].rms > _ROUNDING
     report = {
         "model": target.name,
         "nfe": settings.nfe,

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import deis_analysis as da
 from deis_analysis.cli import main
-from deis_analysis.tuning import choose, run_together, target_of
+from deis_analysis.tuning import GRIDS, choose, run_together, target_of
 from deis_analysis.tuning.candidates import CUSTOMARY, PUBLISHED, cells, solver_rows
-from deis_analysis.tuning.choice import _rounds, planned
 from deis_analysis.tuning.judged import judge, rank_bands, ratio_band
 from deis_analysis.tuning.page import choice_page
+from deis_analysis.tuning.race import planned, rounds
 
 VP = da.VPLinear()
 GAUSSIAN = da.GaussianMixture([1.0], np.zeros((1, 2)), np.array([[0.3, 0.02]]))
@@ -157,6 +157,7 @@ def test_the_ranking_is_that_of_exact_errors(choice):
         cell.label: float(np.sqrt(np.mean((da.run(cell.table, target.model, x) - truth) ** 2)))
         for cell in cells(target, 5, solver_rows(None, False), CUSTOMARY)
     }
+    errors |= {entry.cell.label: entry.judged.rms for entry in choice.ranking[5] if entry.cell.grid in GRIDS}
     first = choice.ranking[5][0]
     assert first.cell.label == min(errors, key=errors.get)
     for entry in choice.ranking[5]:
@@ -185,14 +186,21 @@ def test_the_same_seed_gives_the_same_ranking(choice):
     assert [e.row() for e in again.ranking[5]] == [e.row() for e in choice.ranking[5]]
 
 
-def test_what_is_spent_is_planned(choice):
-    assert choice.calls <= sum(
-        planned(len(cells(target_of("mixture"), n, solver_rows(None, False), CUSTOMARY)), n, 64) for n in (5, 10)
-    )
-    small = choose("mixture", 5, samples=64, budget=4000)
-    assert small.calls <= 4000
-    assert [size for _, size in _rounds(300, 64)] == [4, 16, 64]
-    assert [count for count, _ in _rounds(300, 64)] == [300, 75, 19]
+def test_what_is_spent_is_planned():
+    target, rows = target_of("mixture"), solver_rows(None, False)
+    found = choose("mixture", 5, samples=64, grids=CUSTOMARY)
+    assert found.calls <= planned(len(cells(target, 5, rows, CUSTOMARY)), 5, 64)
+    assert choose("mixture", 5, samples=64, grids=CUSTOMARY, budget=4000).calls <= 4000
+    assert [size for _, size in rounds(300, 64)] == [4, 16, 64]
+    assert [count for count, _ in rounds(300, 64)] == [300, 75, 19]
+
+
+def test_grids_that_know_the_model_cost_one_bank():
+    """60 calls of a bank, 120 of its denoising losses, 59 of its scores, on 64 states, whatever the steps."""
+    found = choose("mixture", (5, 6), samples=16, solvers=["ddim", "tab3"], grids=["entropic", "ays", "score_optimal"])
+    race = 2 * planned(6, 5, 16)
+    assert (60 + 120 + 59) * 64 < found.calls <= (60 + 120 + 59) * 64 + 2 * race
+    assert {entry.cell.grid for entry in found.ranking[5]} == {"entropic", "ays", "score_optimal"}
 
 
 def test_noise_is_ranked_by_law():
