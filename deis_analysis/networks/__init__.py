@@ -1,6 +1,7 @@
 """Networks as models: training on points and on images, what a network is told, its folder, and loading any network."""
 
 from deis_analysis.networks.convention import ImageModel, standard_convention
+from deis_analysis.networks.diffusers_folder import scheduler_process
 from deis_analysis.networks.dsm import TRAINED, TrainingRecord, train_dsm
 from deis_analysis.networks.folder import describe_process, equivalent_scheduler, process_from, save_folder
 from deis_analysis.networks.loading import load, shipped
@@ -21,6 +22,7 @@ __all__ = [
     "load",
     "process_from",
     "save_folder",
+    "scheduler_process",
     "shipped",
     "standard_convention",
     "time_floor",

@@ -47,15 +47,27 @@ def process_from(description: Mapping[str, Any]) -> Process:
 def equivalent_scheduler(process: Process, convention: Convention) -> tuple[Any | None, str]:
     """(diffusers' scheduler under which a network samples as it was trained, or None; what is to be known of it).
 
-    `RectifiedFlow` has its equivalent. A variance-preserving process of real time has one at integer network times.
+    `RectifiedFlow` and `VPDiscrete` have theirs. A variance-preserving process of real time has one at integer network
+    times.
     """
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     prediction, plain = convention.prediction, convention.time == "t" and convention.offset == 0
-    if isinstance(process, RectifiedFlow) and prediction == "v" and plain and convention.scale == NETWORK_TIMES:
-        return FlowMatchEulerDiscreteScheduler(
-            int(NETWORK_TIMES), shift=1.0
-        ), f"exact: sigma = t, network time {NETWORK_TIMES:g} t"
+    scheduler: Any
+    whole = convention.scale >= 1 and float(convention.scale).is_integer()
+    if isinstance(process, RectifiedFlow) and prediction == "v" and plain and whole:
+        scheduler = FlowMatchEulerDiscreteScheduler(int(convention.scale), shift=1.0)
+        return scheduler, f"exact: sigma = t, network time {convention.scale:g} t"
+    if isinstance(process, VPDiscrete) and plain and convention.scale == 1 and prediction in _DDIM_NAMES:
+        levels = process.alphas_cumprod
+        scheduler = DDIMScheduler(
+            levels.size,
+            trained_betas=(1.0 - levels / np.append(1.0, levels[:-1])).tolist(),
+            prediction_type=_DDIM_NAMES[prediction],
+            clip_sample=False,
+            timestep_spacing="trailing",
+        )
+        return scheduler, f"its {levels.size} levels, in float32"
     if process.variance_preserving and plain and not isinstance(process, VPDiscrete) and prediction in _DDIM_NAMES:
         count = math.floor(min(process.t_max * convention.scale, NETWORK_TIMES - 1)) + 1
         levels = np.maximum(np.arange(count), 0.5) / convention.scale  # DDIM divides by the noise at 0, where none is

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from deis_analysis.networks.checkpoint_files import PICKLES, WEIGHTS, read_pickle, read_weights
-from deis_analysis.networks.diffusers_folder import NETWORKS, Found, in_one_line, read_folder, wrap_network
+from deis_analysis.networks.diffusers_folder import (
+    NETWORKS,
+    Found,
+    in_one_line,
+    read_folder,
+    scheduler_process,
+    wrap_network,
+)
 from deis_analysis.networks.folder import CARD
 from deis_analysis.networks.guided import Called, read_guidance
 from deis_analysis.networks.network import DTYPES, Network, assembled, placed, usable
@@ -25,7 +32,7 @@ from deis_analysis.validate import boolean, choose, instance, positive_int
 
 CHECKPOINTS = Path(__file__).with_name("checkpoints")
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_ALLOWED = "a shipped name, a folder, a hub id OWNER/NAME, a checkpoint file, a torch module or a function"
+_ALLOWED = "a shipped name, a folder, a hub id OWNER/NAME, a checkpoint file, a pipeline, a torch module or a function"
 _SMALL_FILES = [f"{part}{name}" for part in ("", "unet/", "transformer/", "scheduler/")
                 for name in ("*config.json", "*.index.json", "card.json", "model_index.json")]  # fmt: skip
 
@@ -55,6 +62,7 @@ def load(
     ``.pkl`` of NVlabs/edm      all; reading it runs code that it brings along
     ``.pt .pth .ckpt .bin``     nothing: ``process``, ``convention``, ``shape`` and ``factory`` are needed
     ``.safetensors``
+    pipeline of diffusers       all, from its network and its scheduler; a live object
     module or function          nothing: ``process``, ``convention`` and ``shape``; f(input, network_time)
     ==========================  ===============================================================================
 
@@ -125,6 +133,11 @@ def _find(
     allow_pickle: bool,
     sampled: bool,
 ) -> Found:
+    pipeline = _network_of(spec)
+    if pipeline is not None:
+        found = _find(pipeline, dtype, shape, labels, guidance, factory, allow_pickle, False)
+        known = scheduler_process(spec.scheduler) if sampled else (None, None)
+        return replace(found, name=type(spec).__name__, process=known[0], convention=known[1])
     path = None if callable(spec) else _located(spec)
     if factory is not None and (path is None or path.suffix not in WEIGHTS):
         raise ValueError(f"factory={factory!r} is for files of weights, {', '.join(WEIGHTS)}; spec={spec!r}")
@@ -138,6 +151,13 @@ def _find(
         raise ValueError(f"spec={path.name!r}: allowed files are {', '.join((*PICKLES, *WEIGHTS))}")
     name = path.resolve().name if path is not None else spec
     return read_folder(path or _downloaded(spec), name, labels, guidance, shape, dtype, sampled)
+
+
+def _network_of(spec: Any) -> Any:
+    """The network of a pipeline of diffusers, a live one; None for anything else."""
+    if isinstance(spec, (str, Path, torch.nn.Module)) or getattr(spec, "scheduler", None) is None:
+        return None
+    return getattr(spec, "unet", None) or getattr(spec, "transformer", None)
 
 
 def shipped() -> dict[str, Path]:

@@ -411,7 +411,7 @@ def test_no_scheduler_is_claimed_where_there_is_none():
         scheduler, note = equivalent_scheduler(process, standard_convention(process, "eps"))
         assert scheduler is None
         assert "no scheduler" in note
-    assert equivalent_scheduler(FLOW, Convention("v", scale=99.0))[0] is None
+    assert equivalent_scheduler(FLOW, Convention("v", scale=99.5))[0] is None
 
 
 # -- data -----------------------------------------------------------------------------------------
