@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 import deis_analysis as da
 from deis_analysis.interop.command import export_command
-from deis_analysis.options import ProcessType
+from deis_analysis.options import ProcessType, import_option, solver_of
 from deis_analysis.options import clear_errors as _clear_errors
 from deis_analysis.options import grid_options as _grid_options
 from deis_analysis.storage import atomic
@@ -151,6 +151,7 @@ def steppers(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--steps", type=int, default=10, show_default=True)
 @_grid_options
+@import_option
 @click.option("--latex", is_flag=True, help="Print the Butcher form as a LaTeX array.")
 @json_option
 @_clear_errors
@@ -164,8 +165,9 @@ def tableau(
     latex: bool,
     as_json: bool,
 ) -> None:
-    """Print the table of the sampler NAME on a grid."""
-    table = da.build(name, process, da.grid(process, steps, kind, t_start, t_end))
+    """Print the table of the sampler NAME, a registry row or FILE.py:function, on a grid."""
+    build, ts = solver_of(name), da.grid(process, steps, kind, t_start, t_end)
+    table = build(process, ts) if callable(build) else da.build(name, process, ts)
     click.echo(table.to_json() if as_json else table.latex() if latex else str(table))
 
 
@@ -195,6 +197,7 @@ def derive(name: str | None, latex: bool, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--steps", type=Counts(), default="40,80,160,320", show_default=True, help="At least three step counts.")
 @_grid_options
+@import_option
 @click.option("--start", type=click.Choice(["own", "exact"]), default="own", show_default=True)
 @json_option
 @_clear_errors
@@ -208,13 +211,14 @@ def order(
     start: str,
     as_json: bool,
 ) -> None:
-    """Measure the order of the sampler NAME on a broad 1-D mixture with exact flow."""
+    """Measure the order of the sampler NAME, a row or FILE.py:function, on a broad 1-D mixture with exact flow."""
     _, mix, options = da.order_problem()
     if isinstance(process, da.VPLinear) and t_start is None and t_end is None:
         t_start, t_end = options["t_start"], options["t_end"]
-    found = da.observed_order(name, process, mix, steps, kind=kind, t_start=t_start, t_end=t_end, start=start)
-    row = da.SOLVERS[name]
-    declared = row.order if start == "own" else row.order_exact_start
+    build = solver_of(name)
+    found = da.observed_order(build, process, mix, steps, kind=kind, t_start=t_start, t_end=t_end, start=start)
+    row = None if callable(build) else da.SOLVERS[name]
+    declared = None if row is None else row.order if start == "own" else row.order_exact_start
     if as_json:
         data: dict[str, Any] = {"name": name, "start": start, "declared": declared, "slope": found.slope}
         data |= {"standard_error": found.standard_error, "window": found.window}
@@ -222,7 +226,9 @@ def order(
         return
     for n, error in zip(found.steps, found.errors, strict=True):
         click.echo(f"{n:6d} steps   error {error:.3e}{'' if n in found.window else '   (outside the window)'}")
-    click.echo(f"order {found.slope:.3f} ± {found.standard_error:.3f} with {start} start; declared {declared}")
+    click.echo(
+        f"order {found.slope:.3f} ± {found.standard_error:.3f} with {start} start; declared {declared or 'nothing'}"
+    )
 
 
 @main.command()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPLinear
+from deis_analysis.storage import module_of
 from deis_analysis.validate import choose
 
 PROCESSES: dict[str, Callable[..., Process]] = {
@@ -28,6 +30,41 @@ def clear_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError(str(error)) from error
 
     return wrapped
+
+
+def _imported(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> None:
+    for file in files:
+        try:
+            module_of(file)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+
+import_option = click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_imported,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A Python file that registers samplers; repeat for several.",
+)
+
+
+def solver_of(name: str) -> Any:
+    """The function (process, ts) → table of ``FILE.py:function``; any other name as it stands.
+
+    Raises:
+        ValueError: the file cannot be imported, or has no such function.
+    """
+    path, colon, function = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return name
+    found = getattr(module_of(Path(path)), function, None)
+    if not callable(found):
+        raise ValueError(f"name={name!r}: {path!r} has no function {function!r}")
+    return found
 
 
 class ProcessType(click.ParamType):

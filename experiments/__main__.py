@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,20 @@ def run(
     sys.exit(_run_tasks(todo, jobs, console))
 
 
+class _Lines:
+    """Progress without a terminal: a line on stderr every ten seconds, of all that runs."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every, self.last, self.shares = every, time.monotonic(), dict[str, float]()
+
+    def __call__(self, name: str, share: float) -> None:
+        self.shares[name] = share
+        if time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            said = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items() if share < 1)
+            click.echo(said, err=True)
+
+
 def _run_tasks(todo: list[Task], jobs: int, console: Console) -> int:
     """Run, print each outcome as it comes, and return the exit code."""
     failed: list[str] = []
@@ -175,12 +190,15 @@ def _run_tasks(todo: list[Task], jobs: int, console: Console) -> int:
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
+    lines = _Lines()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         rows = {task.name: bars.add_task(task.name, total=1.0, start=False) for task in todo}
 
         def report(name: str, share: float) -> None:
             bars.start_task(rows[name])
             bars.update(rows[name], completed=share)
+            if not console.is_terminal:
+                lines(name, share)
 
         outcomes = run_here(todo, report) if jobs == 1 or len(todo) == 1 else run_parallel(todo, jobs, report)
         try:

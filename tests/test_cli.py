@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -128,3 +129,56 @@ def test_version_and_help():
     assert da.__version__ in invoke("--version")
     for command in ("solvers", "steppers", "tableau", "derive", "order"):
         assert command in invoke("--help")
+
+
+# -- samplers of one's own ------------------------------------------------------------------------
+OWN = """
+import deis_analysis as da
+
+def build(process, ts):
+    return da.adams(process, ts, degree=1)
+
+def number(process, ts):
+    return 3
+
+if "own_ddim" not in da.SOLVERS:
+    da.register("own_ddim", alias="ddim", source="this file")
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    file = tmp_path / "own_samplers.py"
+    file.write_text(OWN)
+    yield file
+    da.SOLVERS.pop("own_ddim", None)
+
+
+def test_a_sampler_in_a_file(own):
+    result = CliRunner().invoke(main, ["order", f"{own}:build", "--steps", "40,80,160,320"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"order (1\.9|2\.0)\d\d .* declared nothing", result.output)
+    result = CliRunner().invoke(main, ["tableau", f"{own}:build", "--steps", "4", "--json"])
+    table = da.Tableau.from_json(result.output)
+    assert da.distance(table, da.build("tab1", da.VPLinear(), da.grid(da.VPLinear(), 4))) < 1e-12
+
+
+def test_a_file_that_registers(own):
+    result = CliRunner().invoke(main, ["tableau", "own_ddim", "--steps", "3", "--import", str(own)])
+    assert result.exit_code == 0, result.output
+    assert "own_ddim" in da.SOLVERS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tableau", "nothing.py:build"], "there is no file"),
+        (["tableau", "OWN:nothing"], "has no function 'nothing'"),
+        (["tableau", "ddim", "--import", "nothing.py"], "there is no file"),
+        (["order", "tab33"], "tab33"),
+    ],
+)
+def test_what_is_wrong_with_ones_own(own, arguments, message):
+    result = CliRunner().invoke(main, [text.replace("OWN", str(own)) for text in arguments])
+    assert result.exit_code == 2
+    assert message in result.output

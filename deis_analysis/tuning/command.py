@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deis_analysis.storage import atomic, module_of
+from deis_analysis.options import import_option
+from deis_analysis.storage import atomic
 
 _EVERY = 10.0  # seconds between two lines, where there is no terminal
 _ROWS = 5  # of each number of calls, in the terminal
@@ -63,8 +64,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--device", help="cpu or cuda."),
         click.option("--times", type=click.Choice(["fractional", "nearest", "linear"]), default="fractional",
                      show_default=True, help="How a network is told times that are no integers."),
-        click.option("--import", "imports", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
-                     help="A Python file that registers samplers; repeat for several."),
+        import_option,
         click.option("--certify/--no-certify", default=True, show_default=True,
                      help="Whether DOPRI5 and a second method vouch for the ground truth; it takes longest."),
         click.option("--cache", type=click.Path(file_okay=False, path_type=Path),
@@ -73,10 +73,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         command = option(command)
 
     @functools.wraps(command)
-    def wrapped(imports: tuple[Path, ...], cache: Path | None, dtype: str | None, **options: Any) -> Any:
+    def wrapped(cache: Path | None, dtype: str | None, **options: Any) -> Any:
         try:
-            for file in imports:
-                module_of(file)
             if dtype:
                 import torch
 

@@ -636,3 +636,15 @@ def test_bootstrap_interval_holds_the_ratio():
     low, high = bootstrap_ratio(a, b, 0)
     assert low < np.sqrt(a.mean() / b.mean()) < high
     assert 1.7 < low < high < 2.4
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
+    from experiments.__main__ import _Lines
+
+    lines = _Lines(every=0.0)
+    lines("convergence", 0.25)
+    lines("transfer", 1.0)
+    assert capsys.readouterr().err == "convergence 25%\nconvergence 25%\n"
+    seldom = _Lines(every=1e9)
+    seldom("convergence", 0.5)
+    assert capsys.readouterr().err == ""
