@@ -236,7 +236,7 @@ def order(
 @click.option("--all", "source", help="Sweep a package: diffusers, azula, k_diffusion or registry.")
 @click.option(
     "--nfe",
-    type=click.IntRange(3, 1000),
+    type=click.IntRange(1, 1000),
     default=20,
     show_default=True,
     help="Model calls at which table and schedule are read.",

@@ -124,7 +124,7 @@ def check_schedule(case: Case, constants: bool) -> Schedule:
         k = int(np.argmax(off))
         text = f"at call {k + 1} the state is {scale[k]:.4g} times what {case.process!r} has there"
         findings.append(Finding("SCH-STATE-SCALE", "error", text))
-    asked, used_levels = case.prepared.asked_least, [v for v in case.prepared.levels or () if v > 0]
+    asked, used_levels = case.prepared.asked_least, [v for v in case.prepared.levels or () if 0 < v < np.inf]
     if asked is not None and used_levels and abs(min(used_levels) / asked - 1.0) > 0.01:
         least = min(used_levels)
         text = f"the least level is σ/α = {least:.4g}, {least / asked:.3g} times what the shift gives, {asked:.4g}"

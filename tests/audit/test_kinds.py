@@ -599,6 +599,27 @@ def test_truncated_levels_are_a_warning_with_the_level_used():
     assert said.message.endswith("the step uses 0.04046")
 
 
+@pytest.mark.parametrize("nfe", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("DDIMScheduler?clip_sample=false", "SCH-PRIOR-MISMATCH"),  # spacing "leading": one step begins at time 0
+        ("DPMSolverMultistepScheduler", None),
+        ("EulerDiscreteScheduler", None),
+        ("FlowMatchEulerDiscreteScheduler", None),
+    ],
+)
+def test_one_step_and_two(name, code, nfe):
+    report = da.audit_sampler(f"diffusers:{name}", nfe=nfe)
+    assert report.linear
+    assert report.nfe == nfe
+    found = {f.code for f in report.findings if f.severity != "info"}
+    assert "RUN-FAILED" not in found
+    assert not [f for f in report.findings if f.severity == "error"]
+    if code is not None:
+        assert code in found
+
+
 def test_levels_that_do_not_fall_at_the_last_time_are_said():
     """Zero terminal SNR: the released class gives time 999 an ᾱ of 2⁻²⁴, which is above that of time 998."""
     name = "EulerDiscreteScheduler?rescale_betas_zero_snr=true&timestep_spacing=trailing"
@@ -764,6 +785,6 @@ def test_a_missing_folder_is_said_before_the_work(tmp_path, option):
     assert not Path(tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("nfe", ["2", "1001", "x"])
+@pytest.mark.parametrize("nfe", ["0", "1001", "x"])
 def test_nfe_has_bounds(nfe):
     assert CliRunner().invoke(main, ["audit", "registry:ddim", "--nfe", nfe]).exit_code == 2
