@@ -115,10 +115,19 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     tables = {n: [SOLVERS[n].build(p, grid(p, 12)) for p in processes] for n in names}  # 12: whole blocks of every row
     kept: list[str] = []
     for name, pair in tables.items():
-        alike = (tables[n] for n in kept if tables[n][0].prediction == pair[0].prediction)
-        if all(max(map(distance, pair, other)) > _SAME_ROW for other in alike):
+        if not any(_same(pair, tables[other]) for other in kept):
             kept.append(name)
     return tuple(kept)
+
+
+def _same(pair: list[Tableau], other: list[Tableau]) -> bool:
+    """Whether two rows are one table on both processes; noises, which take longest, are compared last."""
+    if pair[0].prediction != other[0].prediction or pair[0].noises != other[0].noises:
+        return False
+    a, b = (tables[0].butcher().weights for tables in (pair, other))
+    if a.shape != b.shape or np.abs(a - b).max(initial=0.0) > _SAME_ROW:
+        return False
+    return all(distance(x, y) <= _SAME_ROW for x, y in zip(pair, other, strict=True))
 
 
 @lru_cache(maxsize=2048)
