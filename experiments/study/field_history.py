@@ -107,7 +107,10 @@ CONFIG: Config = {
         "FlowMatchHeunDiscreteScheduler?shift=3.0",
     ],
 }
-QUICK: Config = {"versions": {INSTALLED: ""}, "specs": ["DDIMScheduler?clip_sample=false", "PNDMScheduler"]}
+QUICK: Config = {
+    "versions": {INSTALLED: ""},
+    "specs": [f"DDIMScheduler?{_PLAIN}", "PNDMScheduler", f"DDIMScheduler?{_PLAIN}&strength=0.5", "KarrasVeScheduler"],
+}
 _STATES = ("absent", "fails", "clean", "warnings", "errors")
 
 
