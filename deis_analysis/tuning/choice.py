@@ -66,8 +66,13 @@ class Choice:
         return min(self.alike(nfe), key=lambda entry: entry.cell.table.memory)
 
     def alike(self, nfe: int) -> tuple[Ranked, ...]:
-        """The first, and those of the next two that cannot be told from it: whose band of the ratio holds 1."""
+        """The first, and those of the next two that cannot be told from it.
+
+        By the band of the ratio of their RMS, which holds 1; by law, where the bands of the distances overlap.
+        """
         first, *others = self.ranking[nfe][:3]
+        if self.by == "law":
+            return (first, *(e for e in others if e.judged.law_band[0] <= first.judged.law_band[1]))
         same = [e for e in others if ratio_band(e.judged.squares, first.judged.squares)[1] <= 1.0]
         return (first, *same)
 

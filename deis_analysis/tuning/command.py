@@ -160,8 +160,9 @@ def _print_choice(found: Any) -> None:
     for entries in found.ranking.values():
         for entry in entries[:_ROWS]:
             row = entry.row()
+            ranks = "–" if row["rank_low"] is None else f"{row['rank_low']}–{row['rank_high']}"
             table.add_row(
-                str(row["nfe"]), f"{row['rank_low']}–{row['rank_high']}", row["solver"], row["grid"],
+                str(row["nfe"]), ranks, row["solver"], row["grid"],
                 f"{row['rms']:.3g}", f"{row['low']:.3g}–{row['high']:.3g}", f"{row['median']:.3g}",
                 f"{100 * row['flips']:.0f} %", str(row["memory"]),
             )  # fmt: skip

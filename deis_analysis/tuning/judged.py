@@ -31,12 +31,14 @@ class Judged:
 
     Attributes:
         squares: (B,) mean squared error of each sample over its coordinates. flips: (B,) whether the nearest reference
-            is another sample's. law: energy distance of the two sets.
+            is another sample's. law: energy distance of the two sets; law_band: its 95 %, of which the upper end is
+            what is known of a distance that was found to be 0.
     """
 
     squares: Array
     flips: Array
     law: float
+    law_band: tuple[float, float]
 
     @property
     def rms(self) -> float:
@@ -68,8 +70,11 @@ def judge(ends: Any, references: Any) -> Judged:
     squares = np.where(finite, np.mean(np.square(safe - true), axis=1), np.inf)
     apart = np.square(safe[:, None] - true[None]).sum(axis=2) if true.size * len(true) < 2e7 else None
     nearest = np.argmin(apart, axis=1) if apart is not None else _nearest(safe, true)
-    law = float(energy_distance(safe, true).value) if finite.all() and len(true) > 2 else float("inf")
-    return Judged(squares, ~finite | (nearest != np.arange(len(true))), law)
+    flips = ~finite | (nearest != np.arange(len(true)))
+    if not finite.all() or len(true) < 3:
+        return Judged(squares, flips, float("inf"), (0.0, float("inf")))
+    law = energy_distance(safe, true)
+    return Judged(squares, flips, float(law.value), (float(law.low), float(law.high)))
 
 
 def _nearest(a: Array, b: Array) -> Array:

@@ -56,13 +56,22 @@ def _table(entries: tuple[Ranked, ...]) -> str:
     for i, entry in enumerate(entries[:_SHOWN]):
         row = entry.row()
         cells = [
-            f"{row['rank_low']}–{row['rank_high']}", escape(row["solver"]), escape(row["grid"]), f"{row['rms']:.3g}",
+            _ranks(row), escape(row["solver"]), escape(row["grid"]), f"{row['rms']:.3g}",
             f"{row['low']:.3g}–{row['high']:.3g}", f"{row['median']:.3g}", f"{100 * row['flips']:.0f} %",
-            f"{row['unflipped']:.3g}", f"{row['law']:.3g}", str(row["memory"]),
+            f"{row['unflipped']:.3g}", _law(row), str(row["memory"]),
         ]  # fmt: skip
         mark = ' class="first"' if i == 0 else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "<table>" + "".join(lines) + "</table>"
+
+
+def _ranks(row: dict[str, Any]) -> str:
+    return "–" if row["rank_low"] is None else f"{row['rank_low']}–{row['rank_high']}"
+
+
+def _law(row: dict[str, Any]) -> str:
+    """The energy distance; of one that was found to be 0, what it is below."""
+    return f"{row['law']:.3g}" if row["law"] else f"&lt; {row['law_high']:.2g}"
 
 
 def _series(choice: Any) -> dict[str, dict[int, Ranked]]:

@@ -24,7 +24,8 @@ class Ranked:
     """A cell with what was measured: on all samples if it came to the last round.
 
     Attributes:
-        judged: of ``samples`` samples. ranks: (first, last) in 95 % of the resamples, None before the last round.
+        judged: of ``samples`` samples. ranks: (first, last) in 95 % of the resamples, None before the last round and
+            where the law ranks.
     """
 
     cell: Cell
@@ -46,6 +47,7 @@ class Ranked:
             "flips": float(self.judged.flips.mean()),
             "unflipped": self.judged.unflipped(),
             "law": self.judged.law,
+            "law_high": self.judged.law_band[1],
             "rank_low": None if self.ranks is None else self.ranks[0],
             "rank_high": None if self.ranks is None else self.ranks[1],
             "memory": self.cell.table.memory,
@@ -83,13 +85,15 @@ class Race:
             judged = [judge(end, self.truth[:size]) for end in ends]
             found = sorted((Ranked(c, j, size) for c, j in zip(some, judged, strict=True)), key=self._key)
             some = [entry.cell for entry in found]
+        if self.by == "law":
+            return tuple(found)  # whose order only the bands of their distances can tell
         bands = rank_bands(np.stack([entry.judged.squares for entry in found]))
         return tuple(
             Ranked(e.cell, e.judged, e.samples, (int(a), int(b))) for e, (a, b) in zip(found, bands, strict=True)
         )
 
-    def _key(self, entry: Ranked) -> float:
-        return entry.judged.law if self.by == "law" else entry.judged.rms
+    def _key(self, entry: Ranked) -> tuple[float, float]:
+        return (entry.judged.law, entry.judged.law_band[1]) if self.by == "law" else (entry.judged.rms, 0.0)
 
     def _ends(self, some: list[Cell], x: Any) -> list[Any]:
         plain = [cell.table for cell in some if not cell.table.stochastic]

@@ -325,6 +325,8 @@ def summary(found: Judged) -> dict[str, float]:
         "flips": float(found.flips.mean()),
         "unflipped": found.unflipped(),
         "law": found.law,
+        "law_low": found.law_band[0],
+        "law_high": found.law_band[1],
     }
 
 

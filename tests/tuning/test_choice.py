@@ -128,7 +128,7 @@ def test_bands_hold_the_mean_of_the_law_in_95_of_100():
 
 
 def judge_of(squares):
-    return type(judge(np.zeros((2, 1)), np.zeros((2, 1))))(squares, np.zeros(squares.size, bool), 0.0)
+    return type(judge(np.zeros((2, 1)), np.zeros((2, 1))))(squares, np.zeros(squares.size, bool), 0.0, (0.0, 0.0))
 
 
 def test_a_paired_ratio_is_sharper_than_its_parts():
@@ -207,8 +207,12 @@ def test_noise_is_ranked_by_law():
     found = choose("mixture", 10, samples=64, with_noise=True, solvers=["ddim", "tab3", "ddpm", "sde_dpmpp_2m"])
     assert found.by == "law"
     assert any(entry.cell.table.stochastic for entry in found.ranking[10])
-    laws = [entry.judged.law for entry in found.ranking[10]]
+    laws = [(entry.judged.law, entry.judged.law_band[1]) for entry in found.ranking[10]]
     assert laws == sorted(laws)
+    assert all(entry.ranks is None for entry in found.ranking[10])
+    for entry in found.alike(10):
+        assert entry.judged.law_band[0] <= found.ranking[10][0].judged.law_band[1]
+    assert "&lt; " in choice_page(found)
 
 
 def test_a_typed_model_of_ones_own_needs_its_shape():
