@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import math
 from html import escape
@@ -36,7 +37,7 @@ def choice_page(choice: Any) -> str:
     body += ["</ul><h2>Error against model calls</h2>", f'<div class="wide">{_plot(choice)}</div>']
     for nfe, entries in choice.ranking.items():
         body.append(f'<h2>{nfe} calls</h2><div class="wide">{_table(entries)}</div>')
-    if choice.pictures:
+    if choice.pictures and importlib.util.find_spec("PIL") is not None:  # Pillow is of the extra [models]
         body += ["<h2>The same noise</h2>", _pictures(choice)]
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"

@@ -238,8 +238,11 @@ def _embedded(name: str) -> Target:
     if name == "mixture":
         return _of_mixture(ProductMixture([GaussianMixture(*parts) for parts in _MARGINALS]))
     import torch
-    from sklearn.datasets import load_digits
 
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError("model='digits' needs scikit-learn: pip install 'deis-analysis[models]'") from error
     data = torch.tensor(load_digits().data / 8.0 - 1.0)
     return Target(name, ideal_denoiser(data, VPLinear(), std=0.1), (64,), math.nan, math.nan)
 

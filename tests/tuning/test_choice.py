@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -220,6 +221,15 @@ def test_a_typed_model_of_ones_own_needs_its_shape():
     found = choose(model, 5, shape=(2,), samples=16, solvers=["ddim", "tab3"], grids=["t2"], certify=False)
     assert found.ranking[5][0].cell.solver == "tab3"
     assert "steps doubled" in found.reference
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    from deis_analysis.tuning import target
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    target._embedded.cache_clear()
+    with pytest.raises(ValueError, match=r"needs scikit-learn: pip install 'deis-analysis\[models\]'"):
+        choose("digits", 5)
 
 
 def test_a_network_that_ships():
