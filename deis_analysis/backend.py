@@ -93,6 +93,12 @@ def wide(x: Any) -> Any:
     return x.detach().double() if is_torch(x) and x.is_floating_point() else x
 
 
+def flat(x: Any) -> np.ndarray:
+    """(n, d) float64 copy, in NumPy, of n states of any shape and library."""
+    values = np.array(wide(x).cpu().numpy() if is_torch(x) else x, dtype=np.float64)
+    return values.reshape(values.shape[0], -1)
+
+
 def wants_graph(x: Any) -> bool:
     """Whether what is computed from ``x`` is to be differentiated, as far as torch tells outside of torch.func."""
     return is_torch(x) and x.requires_grad and sys.modules["torch"].is_grad_enabled()

@@ -19,7 +19,7 @@ from deis_analysis.interop.command import export_command
 from deis_analysis.options import ProcessType, import_option, solver_of
 from deis_analysis.options import clear_errors as _clear_errors
 from deis_analysis.options import grid_options as _grid_options
-from deis_analysis.storage import atomic
+from deis_analysis.storage import write_text
 from deis_analysis.tuning.command import choose_command, tune_command
 
 
@@ -317,19 +317,19 @@ def _write_reports(reports: list[Any], failed: dict[str, str], many: bool, files
     if files["json_file"] == "-":
         click.echo(text)
     elif files["json_file"]:
-        _write(files["json_file"], text + "\n")
+        write_text(Path(files["json_file"]), text + "\n")
     if files["junit_file"]:
-        _write(files["junit_file"], junit(reports))
+        write_text(Path(files["junit_file"]), junit(reports))
     if files["sarif_file"]:
-        _write(files["sarif_file"], sarif(reports))
+        write_text(Path(files["sarif_file"]), sarif(reports))
     if files["html_file"] and not many:
-        _write(files["html_file"], page(reports[0]))
+        write_text(Path(files["html_file"]), page(reports[0]))
     elif files["html_file"]:
         folder = Path(files["html_file"])
         links = [f"{i:03d}-{re.sub(r'[^A-Za-z0-9]+', '-', r.spec)[:60]}.html" for i, r in enumerate(reports)]
         for report, link in zip(reports, links, strict=True):
-            _write(str(folder / link), page(report))
-        _write(str(folder / "index.html"), overview(reports, links))
+            write_text(folder / link, page(report))
+        write_text(folder / "index.html", overview(reports, links))
 
 
 def _print_report(report: Any) -> None:
@@ -353,11 +353,6 @@ def _print_report(report: Any) -> None:
         colour = colours[finding.severity]
         head = f"[{colour}]{finding.severity:8s}{finding.code}[/{colour}]: "
         console.print(head + escape(finding.message), highlight=False)
-
-
-def _write(file: str, text: str) -> None:
-    with atomic(Path(file)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _print_sweep(reports: list[Any], failed: dict[str, str]) -> None:

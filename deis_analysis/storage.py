@@ -30,6 +30,13 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> Path:
+    """``text`` in UTF-8 as the file ``path``, whole or not at all; ``path`` itself."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
 def module_of(path: Path) -> Any:
     """A Python file of the user's as a module: what lies beside it can be imported, now and when it runs.
 

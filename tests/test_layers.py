@@ -14,12 +14,12 @@ import deis_analysis
 
 ROOT = Path(deis_analysis.__file__).parent
 HOUSE = [  # each may import what stands before it
-    "validate", "storage", "lazy", "backend", "process", "options", "tableau", "symbolic", "solvers", "problems",
-    "networks", "steppers", "reference", "analysis", "diagnostics", "tuning", "interop", "audit", "cli",
+    "validate", "storage", "lazy", "pages", "backend", "process", "options", "tableau", "symbolic", "solvers",
+    "problems", "networks", "steppers", "reference", "analysis", "diagnostics", "tuning", "interop", "audit", "cli",
     "__main__", "__init__",
 ]  # fmt: skip
 LEVEL = {name: level for level, name in enumerate(HOUSE)}
-NUMPY_ONLY = {"validate", "storage", "lazy", "backend", "process", "tableau"}
+NUMPY_ONLY = {"validate", "storage", "lazy", "pages", "backend", "process", "tableau"}
 USES_TORCH = {  # when they run
     "reference", "tuning", "audit", "diagnostics", "networks", "analysis", "problems", "interop",
 }  # fmt: skip

@@ -11,15 +11,11 @@ import numpy as np
 
 from deis_analysis.audit.findings import CODES
 from deis_analysis.audit.report import Report
+from deis_analysis.pages import document, work_precision
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1b1f24; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; }
-td, th { padding: .3rem .6rem; text-align: left; vertical-align: top; }
-tr + tr { border-top: 1px solid #d8dee4; } code { font-size: .9em; }
-.error { color: #a40e26; font-weight: 600; } .warning { color: #8a5a00; font-weight: 600; } .info { color: #57606a; }
-.wide { overflow-x: auto; } svg text { font: 12px system-ui, sans-serif; fill: #1b1f24; }
+table { width: 100%; } .error { color: #a40e26; font-weight: 600; } .warning { color: #8a5a00; font-weight: 600; }
+.info { color: #57606a; }
 """
 
 
@@ -38,8 +34,7 @@ def page(report: Report) -> str:
         "<h2>The table that was read</h2>",
         f'<div class="wide">{_heat_map(report)}</div>',
     ]
-    head = f'<meta charset="utf-8"><title>Audit of {escape(report.spec)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
+    return document(f"Audit of {report.spec}", "\n".join(body), _STYLE)
 
 
 _SCRIPT = """
@@ -95,11 +90,12 @@ def overview(reports: Sequence[Report], links: Sequence[str]) -> str:
         '<p><label>Filter <input id="filter"></label> <label>worst <select id="worst"><option value="">any</option>'
         f'{options}</select></label> <span id="count">{len(lines)}</span></p>'
     )
-    style = _STYLE + "button { font: inherit; background: none; border: 0; padding: 0; cursor: pointer; }"
-    head = f'<meta charset="utf-8"><title>Audit</title><style>{style.replace("62rem", "90rem")}</style>'
     table = f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     body = f"<h1>Audit of {len(lines)} samplers</h1>{controls}{table}<script>{_SCRIPT}</script>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    look = (
+        "body { max-width: 90rem; } button { font: inherit; background: none; border: 0; padding: 0; cursor: pointer; }"
+    )
+    return document("Audit", body, _STYLE + look)
 
 
 def summary(report: Report) -> str:
@@ -166,39 +162,11 @@ def _error_table(report: Report) -> str:
 
 
 def _error_plot(report: Report) -> str:
-    """Errors by NFE on logarithmic axes, as SVG."""
-    series = {report.spec.split("?")[0]: report.errors}
+    """Its errors beside DDIM's and the best of the registry."""
+    series = {report.spec.split("?")[0]: {n: (e, e, e) for n, e in report.errors.items() if e is not None}}
     for key, name in (("ddim", "DDIM"), ("best_error", "best of the registry")):
-        series[name] = {n: b[key] for n, b in report.beside.items() if key in b}
-    points = [(n, e) for line in series.values() for n, e in line.items() if e and math.isfinite(e) and e > 0]
-    if not points:
-        return ""
-    low, high = (f(math.log10(e) for _, e in points) for f in (min, max))
-    left, right = (f(math.log10(n) for n, _ in points) for f in (min, max))
-
-    def place(n: float, e: float) -> tuple[float, float]:
-        x = 60 + 380 * (math.log10(n) - left) / max(right - left, 1e-9)
-        return x, 20 + 200 * (high - math.log10(e)) / max(high - low, 1e-9)
-
-    parts = ['<svg role="img" aria-label="error against model calls" viewBox="0 0 800 260" width="800">']
-    parts.append('<path d="M60 10V225H450" fill="none" stroke="#57606a"/>')
-    for n in sorted({n for n, _ in points}):
-        parts.append(f'<text x="{place(n, 10**low)[0]:.0f}" y="245" text-anchor="middle">{n} calls</text>')
-    for e in (10**high, 10**low):
-        parts.append(f'<text x="52" y="{place(points[0][0], e)[1] + 4:.0f}" text-anchor="end">{e:.2g}</text>')
-    ends: list[tuple[float, float, str, str]] = []
-    for (name, line), colour in zip(series.items(), ("#0b5cad", "#57606a", "#b35900"), strict=True):
-        at = [place(n, e) for n, e in line.items() if e and e > 0 and math.isfinite(e)]
-        if at:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in at]
-            ends.append((at[-1][1], at[-1][0], name, colour))
-    previous = -20.0
-    for y, x, name, colour in sorted(ends):
-        previous = max(y, previous + 15)  # labels do not overlap
-        parts.append(f'<text x="{x + 10:.0f}" y="{previous + 4:.0f}" style="fill:{colour}">{escape(name)}</text>')
-    return "".join(parts) + "</svg>"
+        series[name] = {n: (b[key],) * 3 for n, b in report.beside.items() if b.get(key) is not None}
+    return work_precision(series)
 
 
 def _heat_map(report: Report) -> str:

@@ -12,7 +12,7 @@ from deis_analysis.interop.portable_table import PortableTable, portable
 from deis_analysis.options import ProcessType, clear_errors
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Process
-from deis_analysis.storage import atomic
+from deis_analysis.storage import write_text
 
 TARGETS = ("diffusers", "k_diffusion", "comfyui", "sigmas", "json")
 _TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -108,5 +108,4 @@ def _write(table: PortableTable, dest: Path, target: str, prediction_type: str |
             exports.write_k_diffusion(table, dest)
         case _:
             text = table.to_json() if target == "json" else json.dumps(exports.to_sigmas(table))
-            with atomic(dest) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
+            write_text(dest, text + "\n")

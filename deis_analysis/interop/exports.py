@@ -12,7 +12,7 @@ from typing import Any
 
 from deis_analysis.interop import karras
 from deis_analysis.interop.portable_table import PortableTable
-from deis_analysis.storage import atomic
+from deis_analysis.storage import write_text
 from deis_analysis.validate import choose, instance
 
 _HERE = Path(__file__).parent
@@ -46,9 +46,9 @@ def to_diffusers(table: PortableTable, folder: Any, prediction_type: str | None 
     times = {} if table.kind == "vp" else {"num_train_timesteps": _flow_times(table)}
     scheduler = TableauScheduler(prediction_type=kind, table=rows, **times)
     place = Path(folder)
-    _write(place / "scheduler.py", (_HERE / "scheduler.py").read_text(encoding="utf-8"))
-    _write(place / "README.md", _readme(table))
-    _write(place / scheduler.config_name, scheduler.to_json_string())  # last: with it the folder is a scheduler's
+    write_text(place / "scheduler.py", (_HERE / "scheduler.py").read_text(encoding="utf-8"))
+    write_text(place / "README.md", _readme(table))
+    write_text(place / scheduler.config_name, scheduler.to_json_string())  # last: with it the folder is a scheduler's
     return place
 
 
@@ -102,7 +102,7 @@ def write_k_diffusion(table: PortableTable, file: Any) -> Path:
     to_k_diffusion(table)
     text = (_HERE / "karras.py").read_text(encoding="utf-8")
     data = json.dumps(json.dumps(table.rows()))
-    return _write(
+    return write_text(
         Path(file), f"{text}\n\nimport json  # noqa: E402\n\nsample_table, SIGMAS = table_sampler(json.loads({data}))\n"
     )
 
@@ -117,13 +117,7 @@ def to_comfyui(table: PortableTable, folder: Any) -> Path:
     """
     rows, place = instance("table", table, PortableTable).rows(), Path(folder)
     karras.table_sampler(rows, own_scale=table.kind == "flow")
-    _write(place / "table.json", json.dumps(rows))
-    _write(place / "karras.py", (_HERE / "karras.py").read_text(encoding="utf-8"))
-    _write(place / "__init__.py", (_HERE / "comfyui_node.py").read_text(encoding="utf-8"))
+    write_text(place / "table.json", json.dumps(rows))
+    write_text(place / "karras.py", (_HERE / "karras.py").read_text(encoding="utf-8"))
+    write_text(place / "__init__.py", (_HERE / "comfyui_node.py").read_text(encoding="utf-8"))
     return place
-
-
-def _write(file: Path, text: str) -> Path:
-    with atomic(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return file

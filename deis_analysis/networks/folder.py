@@ -16,7 +16,7 @@ from deis_analysis.networks.convention import NETWORK_TIMES
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPDiscrete, VPLinear
-from deis_analysis.storage import atomic
+from deis_analysis.storage import write_text
 from deis_analysis.validate import choose
 
 PROCESSES = {cls.__name__: cls for cls in (VPLinear, VPCosine, VPDiscrete, SubVP, VE, EDM, RectifiedFlow)}
@@ -117,5 +117,4 @@ def save_folder(
             "dtype": "float16" if half else str(dtype).removeprefix("torch."),
         },
     }
-    with atomic(folder / CARD) as temporary:
-        temporary.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / CARD, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")

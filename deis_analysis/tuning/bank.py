@@ -72,12 +72,12 @@ class Bank:
         """(M, B, d) y = (x − μ)/α in float64, which obeys dy = ε dρ; μ the process's mean or 0."""
         centre = backend.Centre(self.process.mean, self.states[0])
         alpha = self.process.alpha(self.times)
-        return np.stack([flat(centre.off(x)) / a for x, a in zip(self.states, alpha, strict=True)])
+        return np.stack([backend.flat(centre.off(x)) / a for x, a in zip(self.states, alpha, strict=True)])
 
     @cached_property
     def slopes(self) -> Array:
         """(M, B, d) ε in float64: dy/dρ."""
-        return np.stack([flat(e) for e in self.eps])
+        return np.stack([backend.flat(e) for e in self.eps])
 
 
 def trajectories(
@@ -151,12 +151,6 @@ def finite_level(process: Process, t: float) -> None:
         raise ValueError(
             f"t_start={t!r}: ρ is infinite there on {process!r}; start later, e.g. at {process.sampling_range[0]:g}"
         )
-
-
-def flat(x: Any) -> Array:
-    """(B, d) float64 copy of a batch of any shape and library."""
-    values = np.array(backend.wide(x).cpu().numpy() if backend.is_torch(x) else x, dtype=np.float64)
-    return values.reshape(values.shape[0], -1)
 
 
 def without_graph(x: Any) -> AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deis_analysis import backend
 from deis_analysis.process.convention import Model
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array
@@ -16,7 +17,7 @@ from deis_analysis.tuning.bank import Bank, trajectories
 from deis_analysis.tuning.candidates import CUSTOMARY, Cell, Times, cells, solver_rows
 from deis_analysis.tuning.grids import GRIDS
 from deis_analysis.tuning.grids import grid as aware_grid
-from deis_analysis.tuning.judged import flat, ratio_band
+from deis_analysis.tuning.judged import ratio_band
 from deis_analysis.tuning.race import Progress, Race, Ranked, planned
 from deis_analysis.tuning.target import Target, target_of
 from deis_analysis.validate import boolean, positive, positive_int
@@ -187,8 +188,8 @@ def _pictures(target: Target, choice: Choice, x: Any, truth: Any) -> dict[str, A
     for nfe in choice.ranking:
         best = choice._best(nfe).cell
         end = run(best.table, target.model, x[:_PICTURES], choice.seed if best.table.stochastic else None)
-        found[f"{nfe} calls: {best.label}"] = flat(end).reshape(-1, *target.shape)
-    return found | {"ground truth": flat(truth[:_PICTURES]).reshape(-1, *target.shape)}
+        found[f"{nfe} calls: {best.label}"] = backend.flat(end).reshape(-1, *target.shape)
+    return found | {"ground truth": backend.flat(truth[:_PICTURES]).reshape(-1, *target.shape)}
 
 
 def _grids(

@@ -18,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deis_analysis.options import import_option
-from deis_analysis.storage import atomic
+from deis_analysis.storage import write_text
 
 _EVERY = 10.0  # seconds between two lines, where there is no terminal
 _ROWS = 5  # of each number of calls, in the terminal
@@ -105,11 +105,6 @@ def _writable(*places: Path | None) -> None:
             raise ValueError(f"{str(place)!r}: there is no folder {str(place.parent)!r}")
 
 
-def _write(place: Path, text: str) -> None:
-    with atomic(place) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 @click.command("choose")
 @_options
 @click.option("--nfe", default="5,8,10,20", show_default=True, help="Numbers of model calls.")
@@ -138,7 +133,7 @@ def choose_command(
             model, _numbers(nfe), solvers=_names(solvers), grids=_names(grids), progress=show, **_given(options)
         )
     if html is not None:
-        _write(html, da.tuning.choice_page(found))
+        write_text(html, da.tuning.choice_page(found))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     else:
@@ -200,8 +195,8 @@ def tune_command(model: str, out: Path, **options: Any) -> None:
         except KeyboardInterrupt:
             click.echo("stopped; the same command goes on from the last round", err=True)
             sys.exit(130)
-    _write(out, written(found))
-    _write(out.with_suffix(".report.json"), json.dumps(found.report, indent=1, default=float) + "\n")
+    write_text(out, written(found))
+    write_text(out.with_suffix(".report.json"), json.dumps(found.report, indent=1, default=float) + "\n")
     click.echo(found.verdict())
 
 

@@ -32,7 +32,7 @@ from scipy.interpolate import PchipInterpolator
 from deis_analysis import backend
 from deis_analysis.process.convention import Model
 from deis_analysis.process.process import Array
-from deis_analysis.tuning.bank import Bank, flat, without_graph
+from deis_analysis.tuning.bank import Bank, without_graph
 from deis_analysis.tuning.lattice import Curve, cheapest_path, inverted
 from deis_analysis.validate import positive_int
 
@@ -60,7 +60,7 @@ def denoising_losses(bank: Bank, model: Model, seed: int, draws: int) -> Array:
             for z in (backend.like(noise, last), backend.like(-noise, last)):
                 for k, t in enumerate(bank.times.tolist()):
                     found = call(centre.on(float(alpha[k]) * clean + float(sigma[k]) * z), t)
-                    losses[k] += float(np.mean((flat(found) - flat(z)) ** 2)) / (2 * draws)
+                    losses[k] += float(np.mean((backend.flat(found) - backend.flat(z)) ** 2)) / (2 * draws)
         call.finish()
     return losses
 

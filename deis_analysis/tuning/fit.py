@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis import backend
 from deis_analysis.analysis.measurement import exact_transfer, transfer
 from deis_analysis.process.process import Array
-from deis_analysis.tuning.judged import flat
 from deis_analysis.tuning.parameters import Point, Space
 from deis_analysis.tuning.target import Target
 from deis_analysis.tuning.together import run_together
@@ -57,8 +57,11 @@ class Goal:
         """(B · m,) of each table."""
         ends = run_together(tables, self.target.model, self.x, asked=asked)
         seen = self.features or (lambda x: x)
-        true = flat(seen(self.truth))
-        return [self._with_stability((flat(seen(end)) - true).ravel(), t) for end, t in zip(ends, tables, strict=True)]
+        true = backend.flat(seen(self.truth))
+        return [
+            self._with_stability((backend.flat(seen(end)) - true).ravel(), t)
+            for end, t in zip(ends, tables, strict=True)
+        ]
 
     def _with_stability(self, gap: Array, table: Any) -> Array:
         if not self.stability:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
+from deis_analysis import backend
 from deis_analysis.analysis.distances import energy_distance
 from deis_analysis.process.process import Array
 
@@ -14,15 +16,9 @@ _DRAWS = 1000  # of the bootstrap
 _SEED = 20_231
 
 
-def flat(x: Any) -> Any:
-    """(B, d) float64 NumPy of states."""
-    values = x.detach().cpu().double().numpy() if hasattr(x, "detach") else np.asarray(x, dtype=np.float64)
-    return values.reshape(len(values), -1)
-
-
 def rms(a: Any, b: Any) -> float:
     """Root mean square of the difference over all samples and coordinates."""
-    return float(np.sqrt(np.mean(np.square(flat(a) - flat(b)))))
+    return float(np.sqrt(np.mean(np.square(backend.flat(a) - backend.flat(b)))))
 
 
 @dataclass(frozen=True)
@@ -64,21 +60,16 @@ class Judged:
 
 def judge(ends: Any, references: Any) -> Judged:
     """`Judged` of (B, …) end states; what is not finite has infinite error and is a flip."""
-    found, true = flat(ends), flat(references)
+    found, true = backend.flat(ends), backend.flat(references)
     finite = np.all(np.isfinite(found), axis=1)
     safe = np.where(finite[:, None], found, 0.0)
     squares = np.where(finite, np.mean(np.square(safe - true), axis=1), np.inf)
-    apart = np.square(safe[:, None] - true[None]).sum(axis=2) if true.size * len(true) < 2e7 else None
-    nearest = np.argmin(apart, axis=1) if apart is not None else _nearest(safe, true)
+    nearest = cdist(safe, true, "sqeuclidean").argmin(axis=1)
     flips = ~finite | (nearest != np.arange(len(true)))
     if not finite.all() or len(true) < 3:
         return Judged(squares, flips, float("inf"), (0.0, float("inf")))
     law = energy_distance(safe, true)
     return Judged(squares, flips, float(law.value), (float(law.low), float(law.high)))
-
-
-def _nearest(a: Array, b: Array) -> Array:
-    return np.array([np.argmin(np.square(row - b).sum(axis=1)) for row in a])
 
 
 def resamples(n: int, draws: int = _DRAWS) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 from deis_analysis import backend
 from deis_analysis.process.convention import Model
 from deis_analysis.process.process import Array
-from deis_analysis.tuning.bank import Bank, flat, without_graph
+from deis_analysis.tuning.bank import Bank, without_graph
 from deis_analysis.tuning.lattice import cheapest_path
 from deis_analysis.validate import choose, positive
 
@@ -100,5 +100,5 @@ def _jump(bank: Bank, states: dict[int, Any], slopes: dict[int, Any], i: int, j:
 def _best_origin(bank: Bank, states: dict[int, Any], slopes: dict[int, Any], j: int) -> int:
     """The time before j from whose state a jump comes nearest to the trajectory at j."""
     origins = [i for i in states if i < j]
-    errors = [float(np.mean((flat(_jump(bank, states, slopes, i, j)) - bank.scaled[j]) ** 2)) for i in origins]
+    errors = [float(np.mean((backend.flat(_jump(bank, states, slopes, i, j)) - bank.scaled[j]) ** 2)) for i in origins]
     return origins[int(np.argmin(errors))]

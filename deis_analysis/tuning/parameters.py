@@ -9,7 +9,7 @@ r"""A table as a point in a space of tables: its times, the times that the model
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -161,7 +161,3 @@ class Space:
             first = i == inner  # the first time cannot be told earlier than sampling starts
             return -1.0 if offset > _MOST_OFFSET / 2 and not first else 1.0
         return 1.0
-
-    def only(self, times: bool, told: bool, coefficients: bool) -> Space:
-        """The same with fewer numbers that may move."""
-        return replace(self, times=times, told=told, coefficients=coefficients)

@@ -17,7 +17,7 @@ from scipy.interpolate import PchipInterpolator
 from deis_analysis import backend
 from deis_analysis.process.convention import Model
 from deis_analysis.process.process import Array
-from deis_analysis.tuning.bank import Bank, flat, without_graph
+from deis_analysis.tuning.bank import Bank, without_graph
 from deis_analysis.tuning.lattice import inverted
 from deis_analysis.validate import choose
 
@@ -41,7 +41,7 @@ def score_changes(bank: Bank, model: Model, state: str = "process") -> Array:
     with without_graph(first):
         for k, t in enumerate(bank.times[1:].tolist()):
             moved = centre.on(float(scale[k + 1] / scale[k]) * centre.off(bank.states[k]))
-            change = flat(call(moved, t)) - noise[k + 1] / noise[k] * flat(bank.eps[k])
+            change = backend.flat(call(moved, t)) - noise[k + 1] / noise[k] * backend.flat(bank.eps[k])
             changes[k] = np.sqrt(np.mean(change**2))
         call.finish()
     return changes

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis import backend
 from deis_analysis.networks.network import Network
 from deis_analysis.problems.denoiser import ideal_denoiser
 from deis_analysis.problems.mixture import GaussianMixture, ProductMixture
@@ -21,7 +22,7 @@ from deis_analysis.reference.flow import reference_solution
 from deis_analysis.solvers.exponential_adams import adams
 from deis_analysis.storage import module_of
 from deis_analysis.tableau import run
-from deis_analysis.tuning.judged import flat, rms
+from deis_analysis.tuning.judged import rms
 from deis_analysis.validate import positive_int
 
 EMBEDDED = ("mixture", "digits")
@@ -268,7 +269,7 @@ def _check_answers(target: Target) -> None:
             raise ValueError(
                 f"model={target.name!r} answers {tuple(answer.shape)} to {tuple(x.shape)}; allowed: that shape"
             )
-        if not np.all(np.isfinite(flat(answer))):
+        if not np.all(np.isfinite(backend.flat(answer))):
             raise ValueError(
                 f"model={target.name!r} answers with NaN or infinity at t={t:.6g}; allowed: finite answers"
             )

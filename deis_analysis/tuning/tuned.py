@@ -17,7 +17,7 @@ from deis_analysis import validate
 from deis_analysis.analysis.exactness import step_moment
 from deis_analysis.process.process import Process
 from deis_analysis.solvers.registry import row_of
-from deis_analysis.storage import atomic
+from deis_analysis.storage import write_text
 from deis_analysis.tableau import Builder, Tableau
 from deis_analysis.tuning.candidates import CUSTOMARY, PUBLISHED, Cell, cells, solver_rows
 from deis_analysis.tuning.fit import Features, Goal, State, search
@@ -248,8 +248,7 @@ def _save(place: Path | None, state: State) -> None:
     data = asdict(state)
     for key in ("point", "best"):
         data[key] = {name: np.asarray(values).tolist() for name, values in data[key].items()}
-    with atomic(place) as temporary:
-        temporary.write_text(json.dumps(data), encoding="utf-8")
+    write_text(place, json.dumps(data))
 
 
 def _loaded(place: Path | None, space: Space) -> State:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import deis_analysis
-from deis_analysis.storage import atomic
+from deis_analysis.storage import atomic, write_text
 from experiments import Config, Experiment, Progress, discover
 from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
 
@@ -193,8 +193,7 @@ def _save_figure(figure: Any, path: Path, kind: str) -> None:
 def _write_data(name: str, folder: Path, text: str, record: dict[str, Any]) -> None:
     csv, _, _, info = result_files(name, folder)
     for path, content in ((csv, text), (info, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
-        with atomic(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_text(path, content)
 
 
 def execute(task: Task, progress: Progress) -> Outcome:
@@ -244,9 +243,8 @@ def execute(task: Task, progress: Progress) -> Outcome:
     _write_data(task.files, task.folder, text, record | {"verdict": sentence})
     for path in result_files(task.files, task.folder / UNDRAWN):
         path.unlink(missing_ok=True)
-    with atomic(_marker(task.files, task.folder)) as temporary:
-        done = {"fingerprint": mark, "verdict": sentence, "wall_time_s": round(seconds, 2)}
-        temporary.write_text(json.dumps(done, ensure_ascii=False), encoding="utf-8")
+    done = {"fingerprint": mark, "verdict": sentence, "wall_time_s": round(seconds, 2)}
+    write_text(_marker(task.files, task.folder), json.dumps(done, ensure_ascii=False))
     progress(1.0)
     return Outcome(task.name, "done", sentence, seconds)
 

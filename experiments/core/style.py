@@ -212,6 +212,11 @@ def texts(column: Any) -> Any:
     return column.astype(object).fillna("")
 
 
+def in_words(names: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def as_text(value: float, digits: int = 2) -> str:
     """A number for a sentence: significant digits, powers of ten below 1e-3."""
     if value == 0 or not np.isfinite(value):

@@ -270,12 +270,8 @@ def _who(frame: Frame, config: Config) -> str:
     there = frame.drop_duplicates("package").set_index("package").version
     names = [f"{name} {there[key]}" for key, name in config["packages"].items() if key in there.index]
     missing = [name for key, name in config["packages"].items() if key not in there.index]
-    text = _and(names) if names else "rows of the registry in place of packages"
-    return f"{text} ({_and(missing)} not installed)" if missing else text
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    text = style.in_words(names) if names else "rows of the registry in place of packages"
+    return f"{text} ({style.in_words(missing)} not installed)" if missing else text
 
 
 # -- the figure --------------------------------------------------------------------------------------

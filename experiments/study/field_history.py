@@ -256,16 +256,13 @@ def verdict(frame: Frame, config: Config) -> str:
     ages = [f"{n} since {version}" for version, n in first.items() if n]
     brought = int(stand.brought_in.astype(bool).sum())
     failed = int((frame.status == "fails").sum())
+    since = f" ({style.in_words(ages)})" if ages else ""
     return (
         f"Of {frame.spec.nunique()} configurations in {len(versions)} versions of diffusers ({versions[0]} to "
-        f"{versions[-1]}), {len(stand)} errors stand{f' ({_and(ages)})' if ages else ''}: {len(stand) - brought} are "
+        f"{versions[-1]}), {len(stand)} errors stand{since}: {len(stand) - brought} are "
         f"there from the first of these versions that can be read on, {brought} were brought in later; {len(mended)} "
         f"others were mended; {failed} of {len(frame)} audits could not run."
     )
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 # -- the figure --------------------------------------------------------------------------------------

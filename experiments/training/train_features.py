@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from deis_analysis.process.process import Array
-from deis_analysis.storage import atomic
+from deis_analysis.storage import atomic, write_text
 
 if TYPE_CHECKING:
     from experiments.models.image_data import ImageSet
@@ -118,9 +118,7 @@ def save(folder: Path, net: Any, images: ImageSet, card: dict[str, Any]) -> None
     with atomic(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     kept = {name: len(tensors[name]) for name in parts}
-    with atomic(folder / CARD) as temporary:
-        text = json.dumps({**card, "kept": kept}, indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CARD, json.dumps({**card, "kept": kept}, indent=2, ensure_ascii=False) + "\n")
 
 
 def train_features(
