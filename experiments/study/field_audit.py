@@ -310,13 +310,13 @@ def draw(frame: Frame, config: Config) -> Figure:
     headline = f"{wrong} of {len(frame)} released samplers have a finding of severity error"
     rows, lines = worst(frame), known_lines(frame, config)
     height = 2.2 + max(_CELL * 1.35 * len(rows), 2.6) + 0.165 * len(lines)
-    fig = style.new_figure(13.6, height, headline, _note(frame, config, read))
+    fig = style.new_figure(14.5, height, headline, _note(frame, config, read))
     top = fig.subplotpars.top * height - 0.15
     _bars(fig, frame, (2.15, top))
     _panel(fig, rows, (7.75, top - 0.62))
     low = top - 0.75 - max(_CELL * 1.35 * len(rows), 2.6)
-    fig.text(0.2 / 13.6, low / height, "Known defects of the field", fontsize=9.5, fontweight="bold", va="top")
-    fig.text(0.2 / 13.6, (low - 0.22) / height, "\n".join(lines), va="top", fontsize=7.8, linespacing=1.35)
+    fig.text(0.2 / 14.5, low / height, "Known defects of the field", fontsize=9.5, fontweight="bold", va="top")
+    fig.text(0.2 / 14.5, (low - 0.22) / height, "\n".join(lines), va="top", fontsize=7.8, linespacing=1.35)
     return fig
 
 
