@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FILES := deis_analysis experiments tests
 
-.PHONY: figures test lint bench field-history install format clean
+.PHONY: figures test lint bench field-history tuned-samplers install format clean
 
 figures: install  ## draw every figure into figures/, offline, on embedded data
 	$(BIN)/python -m experiments run --all
@@ -24,6 +24,9 @@ bench: install  ## ratios, measured side by side in one run
 field-history: install  ## audit the released versions of diffusers anew: installs each, half an hour
 	$(BIN)/python -m experiments.study.field_history install $(VENV)/history
 	DEIS_ANALYSIS_HISTORY=$(VENV)/history $(BIN)/python -m experiments run field_history --force --jobs 1
+
+tuned-samplers: install  ## tune samplers for the shipped networks anew: an hour
+	DEIS_ANALYSIS_TUNE=1 $(BIN)/python -m experiments run tuned_samplers --force --jobs 1
 
 format: install
 	$(BIN)/ruff format $(FILES)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -158,7 +158,7 @@ def error_budget(
     terms = {name: _array(b) - _array(a) for (_, a), (name, b) in itertools.pairwise(rungs)}
     frozen = choose("frozen", frozen or _frozen(solver, table), PREDICTIONS)
     result = run(table, _predicting(process, truth, table.prediction), x)
-    terms |= _discretization(table, lead, frozen, flows, truth, path, result)
+    terms |= discretization(table, lead, frozen, flows, truth, path, result)
     measured, result = _measured(table, process, truth, x, result, told, model_dtype, state_dtype)
     first, last = _array(rungs[0][1]), _array(rungs[-1][1])
     return ErrorBudget(terms | measured, first, _array(result), last, table.name, table.nfe, flows.error)
@@ -347,20 +347,45 @@ def _frozen(solver: Any, table: Tableau) -> str:
     return table.prediction if callable(solver) else SOLVERS[solver].prediction
 
 
-def _discretization(
-    table: Tableau, lead: int, frozen: str, flows: _Flows, source: Any, path: Callable[[float], Any], result: Any
+class Flows(Protocol):
+    """The exact flow of a model on one process."""
+
+    @property
+    def process(self) -> Process:
+        """Whose flow it is."""
+
+    def carried(self, source: Any, states: list[tuple[Any, float]], end: float) -> list[Any]:
+        """Each (state, its time), times descending, at ``end``."""
+
+
+def discretization(
+    table: Tableau,
+    lead: int,
+    frozen: str,
+    flows: Flows,
+    source: Any,
+    path: Callable[[float], Any],
+    result: Any,
+    levels: Array | None = None,
 ) -> dict[str, Array]:
-    """Terms between the exact flow of ``source``, with states ``path``, and the float64 ``result`` of ``table``."""
-    last, end = table.times.size - 1, float(table.times[-1])
+    """Terms between the exact flow of a model and the float64 ``result`` of a table; they sum to the difference.
+
+    Args:
+        lead: steps of the start-up. frozen: the prediction whose constancy the linear part refers to.
+        source: the model. path: t ↦ its exact state. levels: (K + 1,) process times of the nodes' states, by default
+            the times that the model is told there.
+    """
+    placed = table if levels is None else table.changed(times=levels)
+    last, end = table.times.size - 1, float(placed.times[-1])
     model = _predicting(flows.process, source, table.prediction)
     begin = table.grid_nodes[lead]
-    started = {k: path(float(table.times[k])) for k in range(begin + 1)}
-    exact = started | {k: path(float(table.times[k])) for k in table.grid_nodes}
+    started = {k: path(float(placed.times[k])) for k in range(begin + 1)}
+    exact = started | {k: path(float(placed.times[k])) for k in table.grid_nodes}
     from_exact = walk(table, model, exact)
     bent, local = [], []
     for i, k in list(enumerate(table.grid_nodes))[lead + 1 :]:
-        t = float(table.times[k])
-        constant = _constant_defect(table, flows.process, frozen, source, exact, table.grid_nodes[i - 1], k)
+        t = float(placed.times[k])
+        constant = _constant_defect(placed, flows.process, frozen, source, exact, table.grid_nodes[i - 1], k)
         if float(abs(constant).max()) > _EXACT * (1.0 + float(abs(exact[k]).max())):
             bent.append((exact[k] + constant, t))
         local.append((from_exact[k], t))

@@ -11,7 +11,7 @@ import numpy as np
 from deis_analysis.analysis.distances import gaussian_wasserstein2
 from deis_analysis.audit.case import Case
 from deis_analysis.audit.findings import EQUAL, FLOAT32, Finding, Nearest
-from deis_analysis.audit.tables import moment_ratios, sparsest_steps
+from deis_analysis.audit.tables import moment_ratios, sparsest_steps, state_free
 from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.process.process import Array
 from deis_analysis.tableau import run
@@ -75,6 +75,11 @@ def check_calls(case: Case) -> tuple[list[int], list[Finding]]:
 def _outputs(case: Case) -> Finding:
     asked, states = case.reading.asked, case.reading.calls
     text = f"{asked} calls at {states} states: it asks for several outputs of the model, which are taken together here"
+    shares = case.reading.shares
+    if shares is not None and np.all(np.isfinite(shares)):
+        first, last = (" : ".join(f"{share:.4g}" for share in row) for row in (shares[0], shares[-1]))
+        same = np.allclose(shares, shares[0], rtol=1e-4)
+        text += f"; their shares are {first} in every step" if same else f"; their shares go from {first} to {last}"
     return Finding("NFE-OUTPUTS", "info", text)
 
 
@@ -273,6 +278,51 @@ def check_noise(spec: str, case: Case) -> list[Finding]:
     if case.table.stochastic or named is None or re.search(r"\b(eta|s_noise|noise)=(0|0\.0|false)\b", options):
         return []
     return [Finding("RUN-NO-NOISE", "info", f"its name says {named[0]!r}, but it draws no noise at these settings")]
+
+
+def check_variance(case: Case) -> list[Finding]:
+    """Of a sampler with noise: whether its states keep the noise of their level, with one point of data."""
+    alpha, sigma = (values[case.lead : -1] for values in case.scales)
+    told = case.process.sigma(case.times) / case.process.alpha(case.times)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(alpha != 0, sigma / alpha, np.nan) / told
+    if not np.any(np.abs(ratio - 1.0) > max(_LEVEL, 100 * case.floor)):
+        return []
+    k = int(np.nanargmax(np.abs(np.log(ratio))))
+    text = f"with one point as data the state at call {k + 1} has {ratio[k]:.4g} times the noise that the model is told"
+    return [Finding("INV-VARIANCE", "info", text)]
+
+
+def check_churn(case: Case) -> list[Finding]:
+    """Churn in the wrong order: a step from ρ̂ = √(ρ² + s²), s of its noise, with the model asked before the noise."""
+    table = case.table
+    if not table.stochastic or case.lead:
+        return []
+    try:
+        steps = sparsest_steps(state_free(table, case.process, "eps"), case.process, case.floor).table
+        steps = steps if steps.prediction == "eps" else steps.in_terms_of(case.process, "eps")
+    except ValueError:
+        return []
+    alpha, rho = case.process.alpha(table.times), case.process.rho(table.times)
+    late = 0
+    for row in steps.plan[:-1]:
+        if not row.noises:
+            continue
+        if len(row.outputs) != 1 or len(row.states) != 1 or row.states[0][1] != row.outputs[0][1]:
+            return []
+        (weight, k), scale = row.outputs[0], alpha[row.node]
+        spread = sum(z * z for z, _ in row.noises) / scale**2
+        raised = (rho[row.node] - weight / scale) ** 2 - rho[k] ** 2
+        if abs(raised - spread) > 0.01 * spread:
+            return []
+        late += 1
+    if not late:
+        return []
+    text = (
+        f"at {late} steps the noise of churn comes after the model is asked: the step goes down from √(ρ² + s²), "
+        "with what the model said at ρ (Karras et al. 2022, algorithm 2, asks at √(ρ² + s²))"
+    )
+    return [Finding("ORD-CHURN-LATE", "warning", text)]
 
 
 def check_numbers(case: Case) -> list[Finding]:

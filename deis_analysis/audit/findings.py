@@ -22,6 +22,7 @@ CODES: dict[str, str] = {
     "ORD-FIXED-CALLS": "its calls do not grow with the steps that are asked for",
     "ORD-START": "its first steps limit the order",
     "ORD-LAST-STEP": "the last step is neither the rule of the others nor one of lower degree",
+    "ORD-CHURN-LATE": "noise of churn enters after the model is asked at the lower level",
     "ORD-DIVERGES": "does not converge",
     "NFE-OUTPUTS": "several outputs of the model at one state, such as with and without a condition",
     "NFE-COUNT": "its calls are not a multiple of the steps asked for",
@@ -41,6 +42,7 @@ CODES: dict[str, str] = {
     "NUM-FLOAT32": "works in float32",
     "NUM-AMPLIFICATION": "model errors are amplified",
     "INV-CONSTANTS": "not exact when ε and x₀ are constant",
+    "INV-VARIANCE": "with one point as data its states have other noise than their level",
 }
 
 

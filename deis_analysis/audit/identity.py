@@ -19,6 +19,7 @@ from deis_analysis.solvers import SOLVERS, Solver
 from deis_analysis.tableau import Builder, Tableau
 
 _SAME_ROW = 1e-11  # absolute distance below which two rows of the registry are one table
+_PROCESSES = VPLinear(), VE()  # some rows are one table on the first, and not on the second
 _SURE = 1e-6  # no two different rows are as near as this at 20 calls
 MODES = ("but the last", "whole", "open")  # without the last step; with it; with a last step to anywhere, not compared
 
@@ -72,10 +73,8 @@ def _levels(case: Case) -> Array:
 def _candidates(names: tuple[str, ...], stochastic: bool) -> tuple[tuple[str, Solver, Builder], ...]:
     """The rows that a sampler may be, each with what builds it: names, rows, and variants of their ends."""
     found: list[tuple[str, Solver, Builder]] = []
-    for name in _distinct(names):
+    for name in _distinct(tuple(name for name in names if SOLVERS[name].stochastic == stochastic)):
         row = SOLVERS[name]
-        if row.stochastic != stochastic:
-            continue
         found.append((name, row, row.build))
         function = row.build.func if isinstance(row.build, partial) else row.build
         if row.starting_steps and "lower_order_final" in inspect.signature(function).parameters:
@@ -111,23 +110,29 @@ def _compare(case: Case, row: Solver, build: Builder, levels: Array, mode: str) 
 @lru_cache(maxsize=8)
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     """The rows without those that are the table of an earlier row, in the same prediction, under another name."""
-    processes = (VPLinear(), VE())  # some rows are one table on the first, and not on the second
-    tables = {n: [SOLVERS[n].build(p, grid(p, 12)) for p in processes] for n in names}  # 12: whole blocks of every row
     kept: list[str] = []
-    for name, pair in tables.items():
-        if not any(_same(pair, tables[other]) for other in kept):
+    for name in names:
+        if not any(_same(name, other) for other in kept):
             kept.append(name)
     return tuple(kept)
 
 
-def _same(pair: list[Tableau], other: list[Tableau]) -> bool:
-    """Whether two rows are one table on both processes; noises, which take longest, are compared last."""
-    if pair[0].prediction != other[0].prediction or pair[0].noises != other[0].noises:
-        return False
-    a, b = (tables[0].butcher().weights for tables in (pair, other))
-    if a.shape != b.shape or np.abs(a - b).max(initial=0.0) > _SAME_ROW:
-        return False
-    return all(distance(x, y) <= _SAME_ROW for x, y in zip(pair, other, strict=True))
+@lru_cache(maxsize=1024)
+def _small(name: str, process: Process) -> Tableau:
+    """The row on 12 steps: whole blocks of every row."""
+    return SOLVERS[name].build(process, grid(process, 12))
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two rows are one table on both processes; what takes longest is compared last."""
+    for process in _PROCESSES:
+        one, two = _small(name, process), _small(other, process)
+        if one.prediction != two.prediction or one.noises != two.noises:
+            return False
+        a, b = one.butcher().weights, two.butcher().weights
+        if a.shape != b.shape or np.abs(a - b).max(initial=0.0) > _SAME_ROW or distance(one, two) > _SAME_ROW:
+            return False
+    return True
 
 
 @lru_cache(maxsize=2048)

@@ -169,7 +169,9 @@ def _linear_report(sampler: Subject, case: Case) -> Report:
         *checks.check_last_step(case, degree, where, exact),
     ]
     findings += _varies(sampler, case, nearest)
-    if not constants:
+    if noisy:
+        findings += [*checks.check_churn(case), *checks.check_variance(case)]
+    elif not constants:
         text = "neither constant ε nor constant x₀ is integrated exactly, so large steps are off even on straight paths"
         findings.append(Finding("INV-CONSTANTS", "info", text))
     errors, beside, absent = _rank(sampler, case)

@@ -52,6 +52,8 @@ class Reading:
         note: why it is not linear, where known.
         kinds: (K,) which of the model's outputs each call asks for, by what is passed beside state and time.
         asked: calls that were made, of which `together` may leave fewer.
+        apart: of a model with several outputs, (n, K + 1, K) coefficients of each output by itself, which ``rows`` adds
+            up; empty for one output.
     """
 
     told: Array
@@ -62,6 +64,19 @@ class Reading:
     note: str = ""
     kinds: tuple[int, ...] = ()
     asked: int = 0
+    apart: Array | None = None
+
+    @property
+    def shares(self) -> Array | None:
+        """(K, n) shares of the outputs in the row after each call, such as 4 and −3 of guidance; None for one output.
+
+        NaN where the outputs cancel.
+        """
+        if self.apart is None:
+            return None
+        after = np.stack([np.diagonal(kind, offset=-1) for kind in self.apart], axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(after / after.sum(axis=1, keepdims=True))
 
     @property
     def calls(self) -> int:
@@ -129,9 +144,10 @@ def read_sampler(sampler: Sampler, *, backend: str = "torch", dtype: str = "floa
 def together(reading: Reading) -> Reading:
     """Calls at one state and time for different outputs, such as with and without a condition, as one call.
 
-    It is what the sampler does where these outputs agree: the weights are added up.
+    It is what the sampler does where these outputs agree: the weights are added up, and kept apart in ``apart``.
     """
     rows, told, kept = reading.rows.copy(), reading.told, [0]
+    place = np.zeros(reading.calls, dtype=int)
     for k in range(1, reading.calls):
         first = kept[-1]
         same = told[k] == told[first] and np.allclose(rows[k], rows[first], rtol=1e-9, atol=1e-12)
@@ -139,11 +155,15 @@ def together(reading: Reading) -> Reading:
             rows[:, 1 + first] += rows[:, 1 + k]
         else:
             kept.append(k)
+        place[k] = len(kept) - 1
     if len(kept) == reading.calls:
         return reading
-    columns = [0, *(1 + k for k in kept), *range(1 + reading.calls, rows.shape[1])]
+    columns, which = [0, *(1 + k for k in kept), *range(1 + reading.calls, rows.shape[1])], [*kept, reading.calls]
+    apart = np.zeros((max(reading.kinds) + 1, len(which), len(kept)))
+    for k, kind in enumerate(reading.kinds):
+        apart[kind, :, place[k]] = reading.rows[which, 1 + k]
     kinds = tuple(reading.kinds[k] for k in kept)
-    return replace(reading, told=told[kept], rows=rows[[*kept, reading.calls]][:, columns], kinds=kinds)
+    return replace(reading, told=told[kept], rows=rows[which][:, columns], kinds=kinds, apart=apart)
 
 
 def count_calls(sampler: Sampler, backend: str = "torch") -> int:

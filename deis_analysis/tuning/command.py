@@ -177,7 +177,7 @@ def _print_choice(found: Any) -> None:
 @click.option("--history", type=int, help="How many outputs a row may use (default: all up to 6 calls, 5 beyond).")
 @click.option("--samples", type=int, default=256, show_default=True, help="Training noises.")
 @click.option("--held-out", type=int, default=64, show_default=True, help="Noises on which it is judged.")
-@click.option("--objective", type=click.Choice(["rms", "l1"]), default="rms", show_default=True)
+@click.option("--objective", type=click.Choice(["rms", "l1", "energy"]), default="rms", show_default=True)
 @click.option("--stability", type=float, default=0.0, show_default=True, help="Weight of exactness on Gaussians.")
 @click.option("--rounds", type=int, default=12, show_default=True)
 @click.option("--minutes", type=float, help="No new round after so many.")

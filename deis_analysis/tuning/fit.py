@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from deis_analysis import backend
 from deis_analysis.analysis.measurement import exact_transfer, transfer
 from deis_analysis.process.process import Array
+from deis_analysis.tuning.judged import Clouds
 from deis_analysis.tuning.parameters import Point, Space
 from deis_analysis.tuning.target import Target
 from deis_analysis.tuning.together import run_together
@@ -19,6 +21,7 @@ from deis_analysis.tuning.together import run_together
 _STEP = 2e-3  # of the differences, in the units of `Space`: above float32 rounding, below curvature
 _ENOUGH = 0.995  # a round that leaves more than so much of the error is the last
 _TRIES = 6  # dampings of one round
+OBJECTIVES = "rms", "l1", "energy"
 Features = Callable[[Any], Any]
 Progress = Callable[[str, int, int], None]
 
@@ -29,8 +32,9 @@ class Goal:
 
     Attributes:
         x, truth: (B, …) noise and the ground truth. features: (B, …) states → (B, m), None for the states themselves.
-        objective: ``"rms"`` or ``"l1"``, the mean absolute difference. stability: weight of the difference of the
-            table's transfer from the exact one, over ``variances``; it takes no model calls.
+        objective: ``"rms"``, ``"l1"``, the mean absolute difference, or ``"energy"``, the energy distance of the sets
+            (see `Clouds`). stability: weight of the difference of the table's transfer from the exact one, over
+            ``variances``; it takes no model calls.
     """
 
     target: Target
@@ -71,17 +75,38 @@ class Goal:
         off = transfer(table, process, self.variances) - exact
         return np.append(gap, self.stability * np.sqrt(gap.size / off.size) * off)
 
+    @cached_property
+    def clouds(self) -> Clouds:
+        """The references as a set."""
+        return Clouds((self.features or (lambda x: x))(self.truth))
+
+    def _ends(self, residual: Array) -> tuple[Array, Array]:
+        """((B, m) end states, what stability added to the residual)."""
+        true = self.clouds.truth
+        return residual[: true.size].reshape(true.shape) + true, residual[true.size :]
+
     def loss(self, residual: Array) -> float:
         """What is made small, in the unit of the state."""
-        with np.errstate(over="ignore", invalid="ignore"):
+        if not np.all(np.isfinite(residual)):
+            return float("inf")
+        if self.objective == "energy":
+            ends, more = self._ends(residual)
+            return self.clouds.squared(ends) + float(np.sum(np.square(more)) / residual.size)
+        with np.errstate(over="ignore"):
             value = np.mean(np.abs(residual)) if self.objective == "l1" else np.sqrt(np.mean(np.square(residual)))
         return float(value) if np.isfinite(value) else float("inf")
 
-    def weights(self, residual: Array) -> Array:
-        """Of the least squares that leads to the objective: reweighted for the mean absolute difference."""
+    def pull(self, residual: Array) -> tuple[Array, Array]:
+        """(slope by each entry, weight of its square) of the least squares that leads to the objective."""
         if self.objective == "rms":
-            return np.ones_like(residual)
-        return 1.0 / np.sqrt(np.abs(residual) + 1e-3 * np.mean(np.abs(residual)) + 1e-300)
+            return residual, np.ones_like(residual)
+        if self.objective == "energy":
+            ends, more = self._ends(residual)
+            slope, curvature = self.clouds.slope(ends)
+            weights = np.repeat(curvature, ends.shape[1])
+            return np.append(slope.ravel(), more), np.append(weights, np.ones_like(more))
+        weights = 1.0 / (np.abs(residual) + 1e-3 * np.mean(np.abs(residual)) + 1e-300)
+        return weights * residual, weights
 
 
 @dataclass
@@ -132,13 +157,15 @@ def search(
         size = len(goal.x)
         share = (4, 4, 2)[state.round] if state.round < 3 else 1
         part = goal.first(max(min(size, 32), size // share))
+        if goal.objective == "energy" and state.round < rounds // 2:  # sets that are far apart are moved pair by pair
+            part = replace(part, objective="rms")
         better = _round(space, part, state, count)
         (found,) = judge.residuals([space.table(state.point)], count)
         state.losses.append(judge.loss(found))
         if state.losses[-1] < state.best_loss:
             state.best, state.best_loss = state.point, state.losses[-1]
         state.round += 1
-        state.done = share == 1 and better > _ENOUGH
+        state.done = share == 1 and better > _ENOUGH and part.objective == goal.objective
         kept(state)
         longest = max(longest, time.monotonic() - begin)
     return state
@@ -150,10 +177,10 @@ def _round(space: Space, goal: Goal, state: State, count: Callable[[int], None])
     points = [state.point, *(point for point, _ in moved)]
     found = goal.residuals([space.table(point) for point in points], count)
     residual = found[0]
-    before, weights = goal.loss(residual), goal.weights(found[0])
+    before, (pull, weights) = goal.loss(residual), goal.pull(residual)
     jacobian = np.stack([(r - residual) / h for r, (_, h) in zip(found[1:], moved, strict=True)], axis=1)
-    jacobian = np.where(np.isfinite(jacobian), jacobian, 0.0) * weights[:, None]
-    square, slope = jacobian.T @ jacobian, jacobian.T @ (weights * residual)
+    jacobian = np.where(np.isfinite(jacobian), jacobian, 0.0)
+    square, slope = jacobian.T @ (weights[:, None] * jacobian), jacobian.T @ pull
     scale = np.diag(square) + 1e-9 * np.trace(square) / len(square)
     for _ in range(_TRIES):
         try:

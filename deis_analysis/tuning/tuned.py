@@ -6,30 +6,26 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deis_analysis import validate
-from deis_analysis.analysis.exactness import step_moment
-from deis_analysis.process.process import Process
+from deis_analysis.process.process import Array
 from deis_analysis.solvers.registry import row_of
 from deis_analysis.storage import write_text
 from deis_analysis.tableau import Builder, Tableau
 from deis_analysis.tuning.candidates import CUSTOMARY, PUBLISHED, Cell, cells, solver_rows
-from deis_analysis.tuning.fit import Features, Goal, State, search
-from deis_analysis.tuning.judged import Judged, judge, ratio_band
+from deis_analysis.tuning.fit import OBJECTIVES, Features, Goal, State, search
+from deis_analysis.tuning.held_out import HeldOut, resampled
 from deis_analysis.tuning.parameters import Point, Space
 from deis_analysis.tuning.race import Progress, Race
 from deis_analysis.tuning.target import Target, target_of
-from deis_analysis.tuning.together import run_together
 
 _JUDGING = 1 / 4  # of the training samples, beside them: on which rounds are compared
 _FORMAT = 1
-_ROUNDING = 1e-9  # an error below it is no reason to tune
 
 
 @dataclass(frozen=True)
@@ -39,14 +35,28 @@ class Tuned:
     Attributes:
         tableau: the tuned one, or ``start`` where it is not better on the held-out noises beyond the band.
         start: the best sampler that was not tuned. target: the model.
-        report: held-out errors of both with bands, their ratio, flips, distances of laws, the consistency of the rows,
-            the search's losses, settings and cost.
+        times: (N + 1,) process times of the tableau's states; what the model is told may differ.
+        report: held-out errors of both with bands, their ratio, flips, distances of laws, the budget of both by cause,
+            the order of the tuned times, the consistency of the rows, the search's losses, settings and cost.
+        build: of the sampler that was tuned, None for one that was given as a table.
     """
 
     tableau: Tableau
     start: Tableau
     target: Target
+    times: Array
     report: dict[str, Any]
+    build: Builder | None = None
+
+    def at(self, steps: int) -> Tableau:
+        """The untuned sampler in another number of steps, on the tuned times: λ interpolated over the step's number.
+
+        Raises:
+            ValueError: the sampler was given as a table; it cannot make so many steps.
+        """
+        if self.build is None:
+            raise ValueError(f"steps={steps!r}: the sampler was given as one table; allowed: a registry row")
+        return self.build(self.target.process, resampled(self.target.process, self.times, steps))
 
     @property
     def kept(self) -> bool:
@@ -57,9 +67,9 @@ class Tuned:
         """One sentence."""
         report = self.report
         ratio, low, high = report["ratio"]
-        text = (
-            f"{report['nfe']} calls: held-out RMS {report['tuned']['rms']:.3g} against {report['before']['rms']:.3g} "
-        )
+        what, key = ("energy distance", "energy") if report["settings"]["objective"] == "energy" else ("RMS", "rms")
+        after, before = report["tuned"][key], report["before"][key]
+        text = f"{report['nfe']} calls: held-out {what} {after:.3g} against {before:.3g} "
         text += f"of {report['start']}, ratio {ratio:.3f} ({low:.3f} to {high:.3f})"
         return text if self.kept else f"{text}: not better beyond the band, so the untuned table is returned"
 
@@ -94,7 +104,7 @@ class Settings:
             validate.boolean(name, getattr(self, name))
         if not (self.times or self.told or self.coefficients):
             raise ValueError("times=False, told=False, coefficients=False leave nothing to be tuned; allowed: one True")
-        validate.choose("objective", self.objective, ("rms", "l1"))
+        validate.choose("objective", self.objective, OBJECTIVES)
         validate.nonnegative("stability", self.stability)
 
 
@@ -134,8 +144,8 @@ def tune(
         degree: of polynomials in λ on which each row stays as exact as it was: 0 keeps constants, −1 nothing.
         history: how many of the newest outputs a row may use; None for all up to 6 calls, 5 beyond.
         tune_times, tune_told, tune_coefficients: what may move.
-        objective: ``"rms"`` or ``"l1"``. features: (B, …) states → (B, m), in which differences are taken, the
-            held-out ratio too.
+        objective: ``"rms"``, ``"l1"``, or ``"energy"``, the energy distance of the two sets of end states. features:
+            (B, …) states → (B, m), in which differences are taken, the held-out ratio too.
         stability: weight of the difference from the exact transfer of Gaussians, over variances .001 to 1.
         samples, held_out, seed: of the noises. rounds, minutes: bounds of the search.
         certify: whether DOPRI5 and a second method vouch for the held-out truth.
@@ -182,11 +192,27 @@ def tune(
     until = float("inf") if minutes is None else began + 60.0 * minutes
     search(space, goal, judged_by, state, rounds=rounds, until=until, kept=lambda s: _save(place, s), progress=show)
     assert state.best is not None
-    name = f"{cell.solver} tuned for {target.name}, {nfe} calls"
-    tuned = space.table(state.best, name).changed(process=target.process)
-    grid_times = space.table(replace(state.best, offsets=0.0 * state.best.offsets))
-    defects = consistency(grid_times, target.process)
-    return _judged(target, cell, tuned, defects, features, settings, state, certify, cache, show, error, began)
+    found = HeldOut(target, cell, space, state, goal, settings.objective)
+    x = target.noise(held_out, seed + 1_000_003)
+    show("held-out references", 0, 0)
+    if certify:
+        truth, said = target.certified(x, cache)
+    else:
+        truth, gap = target.truth(x)
+        said = f"steps doubled until an estimated RMS error of {gap:.1e}"
+    report = found.report(x, truth) | {
+        "model": target.name,
+        "nfe": nfe,
+        "start": cell.label,
+        "reference": said,
+        "training_reference_error": error,
+        "losses": state.losses,
+        "settings": asdict(settings),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    best = found.tuned if report["kept"] else cell.table
+    times = found.times if report["kept"] else space.ts
+    return Tuned(best, cell.table, target, times, report, None if cell.grid == "given times" else space.build)
 
 
 # -- the start ------------------------------------------------------------------------------------
@@ -264,75 +290,3 @@ def _loaded(place: Path | None, space: Space) -> State:
         return state
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return State(space.start)
-
-
-# -- what came of it ------------------------------------------------------------------------------
-def _judged(
-    target: Target,
-    cell: Cell,
-    tuned: Tableau,
-    defects: list[float],
-    features: Features | None,
-    settings: Settings,
-    state: State,
-    certify: bool,
-    cache: Any,
-    show: Progress,
-    training_error: float,
-    began: float,
-) -> Tuned:
-    """Both tables on noises that were not seen before."""
-    x = target.noise(settings.held_out, settings.seed + 1_000_003)
-    show("held-out references", 0, 0)
-    if certify:
-        truth, said = target.certified(x, cache)
-    else:
-        truth, error = target.truth(x)
-        said = f"steps doubled until an estimated RMS error of {error:.1e}"
-    ends = run_together([cell.table, tuned], target.model, x)
-    before, after = (judge(end, truth) for end in ends)
-    seen = [judge(features(end), features(truth)) for end in ends] if features else [before, after]
-    ratio = ratio_band(seen[1].squares, seen[0].squares)
-    kept = ratio[2] < 1.0 and seen[0].rms > _ROUNDING
-    report = {
-        "model": target.name,
-        "nfe": settings.nfe,
-        "start": cell.label,
-        "kept": kept,
-        "ratio": ratio,
-        "before": summary(before),
-        "tuned": summary(after),
-        "reference": said,
-        "training_reference_error": training_error,
-        "consistency": defects,
-        "largest_weight": float(np.abs(tuned.butcher().weights).max()),
-        "losses": state.losses,
-        "settings": asdict(settings),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    return Tuned(tuned if kept else cell.table, cell.table, target, report)
-
-
-def summary(found: Judged) -> dict[str, float]:
-    """Errors and distances of one table's end states."""
-    low, high = found.band
-    return {
-        "rms": found.rms,
-        "low": low,
-        "high": high,
-        "median": found.median,
-        "flips": float(found.flips.mean()),
-        "unflipped": found.unflipped(),
-        "law": found.law,
-        "law_low": found.law_band[0],
-        "law_high": found.law_band[1],
-    }
-
-
-def consistency(table: Tableau, process: Process) -> list[float]:
-    """Of each grid step, what it gives beside the exact change where the model's output is constant, minus 1."""
-    found = []
-    for first, last in pairwise(table.grid_nodes):
-        value, exact, _ = step_moment(table, process, table.prediction, "lam", first, last, 0)
-        found.append(float(value / exact - 1.0) if exact else float("nan"))
-    return found

@@ -27,6 +27,13 @@ def digits() -> Array:
     return np.asarray(load_digits().data / 8.0 - 1.0, dtype=np.float64)
 
 
+def digits_labels() -> Array:
+    """(1797,) the number that each shows."""
+    from sklearn.datasets import load_digits
+
+    return np.asarray(load_digits().target)
+
+
 def broad_mixture() -> da.GaussianMixture:
     """A 1-D mixture of two Gaussians of standard deviations 0.22 and 0.17, with an exact flow."""
     return da.GaussianMixture([0.4, 0.6], [-1.0, 0.8], [0.05, 0.03])

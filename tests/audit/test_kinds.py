@@ -19,8 +19,10 @@ from click.testing import CliRunner
 
 import deis_analysis as da
 from deis_analysis.audit import placed, subject_of
+from deis_analysis.audit.case import read_case
+from deis_analysis.audit.checks import check_churn
 from deis_analysis.audit.report import _in_process_scale
-from deis_analysis.audit.subject import _value
+from deis_analysis.audit.subject import _value, function_subject
 from deis_analysis.cli import main
 
 VP = da.VPLinear()
@@ -425,6 +427,101 @@ def test_two_outputs_at_a_state_are_not_one_asked_twice(sampler):
 
 def test_one_output_asked_twice_is_a_repetition():
     assert audited(asks_twice)[1] == {"NFE-REPEATED"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "shares"),
+    [
+        (guided, np.tile([4.0, -3.0], (11, 1))),
+        (guided_by_tensors, np.tile([3.0, -2.0], (11, 1))),
+        # of D + b (x − D_u)/a with D = D_u + 4 (D_c − D_u): D_c has 4, D_u −3 − b/a
+        (lambda m, x, s: guided(m, x, s, plus=True), None),
+    ],
+)
+def test_the_columns_of_two_outputs_are_kept_apart(sampler, shares):
+    subject = function_subject(sampler)
+    levels = [float(v) for v in (*da.grid(da.EDM(), 10, "rho7"), 0.0)]
+    reading = read_case(subject.own(22)).reading
+    if shares is None:
+        ratio = np.array([b / a for a, b in pairwise(levels)])
+        shares = np.stack([4.0 / (1.0 - ratio), (-3.0 - ratio) / (1.0 - ratio)], axis=1)
+    np.testing.assert_allclose(reading.shares, shares, rtol=1e-9)
+    np.testing.assert_allclose(reading.apart.sum(axis=0), reading.rows[:, 1 : 1 + reading.calls], rtol=1e-12)
+    report = audited(sampler, nfe=22)[0]
+    (said,) = [f.message for f in report.findings if f.code == "NFE-OUTPUTS"]
+    assert ("in every step" in said) == bool(np.allclose(shares, shares[0]))
+    assert f"{shares[0][0]:.4g} : {shares[0][1]:.4g}" in said
+
+
+# -- noise at the wrong place, or too much of it ---------------------------------------------------
+def churned(model, x, sigmas, late=False, gamma=0.1, scale=1.0):
+    """Karras et al. 2022, algorithm 2, with Euler; ``late``: the model is asked before the noise, as a scheduler is."""
+    for a, b in pairwise(float(s) for s in sigmas):
+        up = a * (1 + gamma)
+        noise = scale * (up**2 - a**2) ** 0.5 * torch.randn_like(x)
+        if late:
+            x = x + noise + (x - model(x, a)) / a * (b - up)
+        else:
+            x = x + noise
+            x = x + (x - model(x, up)) / up * (b - up)
+    return x
+
+
+@pytest.mark.parametrize(("late", "gamma"), [(True, 0.1), (True, 0.02), (False, 0.1), (False, 0.3)])
+def test_the_order_of_events_in_churn(late, gamma):
+    report = audited(lambda m, x, s: churned(m, x, s, late, gamma))[0]
+    found = {f.code: f.message for f in report.findings}
+    assert ("ORD-CHURN-LATE" in found) is late
+    assert ("INV-VARIANCE" in found) is late
+    if late:
+        levels = [float(v) for v in (*da.grid(da.EDM(), 19, "rho7"), 0.0)]
+        variance, ratios = levels[0] ** 2, [1.0]
+        for a, b in pairwise(levels[:-1]):
+            up = a * (1 + gamma)  # with x₀ = 0 the ε that is asked for is x/a
+            variance = variance * (1 + (b - up) / a) ** 2 + up**2 - a**2
+            ratios.append(variance**0.5 / b)
+        assert f"{max(ratios, key=lambda r: abs(np.log(r))):.4g} times the noise" in found["INV-VARIANCE"]
+
+
+def test_churn_whose_noise_is_scaled_is_not_churn_that_comes_late():
+    codes = {f.code for f in audited(lambda m, x, s: churned(m, x, s, False, 0.1, 1.2))[0].findings}
+    assert "ORD-CHURN-LATE" not in codes
+    assert "INV-VARIANCE" in codes
+
+
+@pytest.mark.parametrize("name", [name for name, row in da.SOLVERS.items() if row.stochastic])
+def test_no_row_with_noise_is_churn_that_comes_late(name):
+    case = read_case(subject_of(f"registry:{name}").own(12))
+    assert check_churn(case) == []
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_the_noise_of_fixed_large_is_in_the_states(large):
+    """DDPM's two variances (Ho et al. 2020, §3.2): β, of which the states keep more than their level, and β̃."""
+
+    def ddpm(model, x, times):
+        for t, s in pairwise(times):
+            a, b = alpha(t) ** 2, alpha(s) ** 2
+            beta = 1 - a / b
+            posterior = (1 - b) / (1 - a) * beta
+            clean = (x - torch.sqrt(1 - a) * model(x, t)) / torch.sqrt(a)
+            mean = torch.sqrt(b) * beta / (1 - a) * clean + torch.sqrt(a / b) * (1 - b) / (1 - a) * x
+            x = mean + torch.sqrt(beta if large else posterior) * torch.randn_like(x)
+        return x
+
+    report, wrong = audited(ddpm, convention="times")
+    assert wrong == set()
+    found = {f.code: f.message for f in report.findings}
+    assert ("INV-VARIANCE" in found) is large
+    if large:
+        ts = da.grid(VP, 20, "t2")
+        a = VP.alpha(ts) ** 2
+        variance, ratios = 1 - a[0], [1.0]
+        for now, after in pairwise(a[:-1]):
+            beta = 1 - now / after
+            variance = variance * now / after * ((1 - after) / (1 - now)) ** 2 + beta
+            ratios.append((variance / (1 - after)) ** 0.5)
+        assert f"call 20 has {ratios[-1]:.4g} times the noise" in found["INV-VARIANCE"]
 
 
 # -- noise by any name ----------------------------------------------------------------------------

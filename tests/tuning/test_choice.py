@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 import deis_analysis as da
 from deis_analysis.cli import main
 from deis_analysis.tuning import GRIDS, choose, run_together, target_of
-from deis_analysis.tuning.candidates import CUSTOMARY, PUBLISHED, cells, solver_rows
-from deis_analysis.tuning.judged import judge, rank_bands, ratio_band
+from deis_analysis.tuning.candidates import CUSTOMARY, PUBLISHED, Cell, cells, solver_rows
+from deis_analysis.tuning.choice import Choice
+from deis_analysis.tuning.judged import Judged, judge, rank_bands, ratio_band
 from deis_analysis.tuning.page import choice_page
-from deis_analysis.tuning.race import planned, rounds
+from deis_analysis.tuning.race import Ranked, planned, rounds
 
 VP = da.VPLinear()
 GAUSSIAN = da.GaussianMixture([1.0], np.zeros((1, 2)), np.array([[0.3, 0.02]]))
@@ -180,6 +181,22 @@ def test_best_and_fewest(choice):
         choice.best(7)
     with pytest.raises(ValueError, match="error"):
         choice.fewest(-1.0)
+
+
+def test_of_what_cannot_be_told_apart_the_least_memory_is_best():
+    """Three samplers with equal errors, and a fourth that is clearly worse and keeps less."""
+    names = ("ipndm4", "tab3", "tab1", "ddim")
+    entries = []
+    for name, error in zip(names, (1.0, 1.0, 1.0, 9.0), strict=True):
+        table = da.build(name, VP, da.grid(VP, 6))
+        judged = Judged(error * np.linspace(0.9, 1.1, 40), np.zeros(40, bool), 0.1, (0.0, 0.2))
+        entries.append(Ranked(Cell(name, "t2", 6, table), judged, 40))
+    made = Choice("m", {6: tuple(entries)}, 40, 0, "exact flow", 0, 0.0)
+    memories = [entry.cell.table.memory for entry in entries]
+    assert memories[3] < memories[2] < min(memories[:2])
+    assert [entry.cell.solver for entry in made.alike(6)] == ["ipndm4", "tab3", "tab1"]
+    assert made.best(6) is entries[2].cell.table
+    assert "it keeps the fewest arrays" in made.verdict(6)
 
 
 def test_the_same_seed_gives_the_same_ranking(choice):

@@ -19,8 +19,8 @@ import deis_analysis as da
 from deis_analysis.cli import main
 from deis_analysis.tuning import target_of, tune
 from deis_analysis.tuning.fit import Goal, State, search
+from deis_analysis.tuning.held_out import consistency
 from deis_analysis.tuning.parameters import Space
-from deis_analysis.tuning.tuned import consistency
 
 VP = da.VPLinear()
 GAUSSIAN = da.GaussianMixture([1.0], np.zeros((1, 2)), np.array([[0.3, 0.02]]))
