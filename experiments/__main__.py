@@ -112,6 +112,9 @@ def list_command(out: Path | None, quick: bool) -> None:
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights of image networks (default: float32).")
 @click.option("--allow-pickle", is_flag=True, help="Let a network of --model be a pickle, which runs code.")
+@click.option(
+    "--networks", is_flag=True, help="Compute rows of image networks too, which else are kept: up to half an hour each."
+)
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=min(2, os.cpu_count() or 1), show_default=True, help="Processes."
@@ -126,6 +129,7 @@ def run(
     models: tuple[str, ...],
     dtype: str | None,
     allow_pickle: bool,
+    networks: bool,
     force: bool,
     jobs: int,
     device: str,
@@ -154,7 +158,7 @@ def run(
     todo = []
     for name, experiment in chosen.items():
         folder, asked = _folder(out, quick, thorough), tuple(dict.fromkeys(models))
-        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype)
+        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype, networks)
         marker = None if force else finished(experiment, task)
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
