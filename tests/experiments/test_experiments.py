@@ -79,7 +79,14 @@ def test_the_study_is_whole():
     beyond = "rectified_flow guidance teleportation budget_of_errors paper_claims score_diagnostics"
     networks = "network_work_precision network_samples network_law network_errors network_floors gpu_validation"
     tuning = {"tuned_samplers", "tuning_transfer"}
-    wanted = tuning | {"field_audit", "field_history", *core.split(), *paper.split(), *beyond.split(), *networks.split()}
+    wanted = tuning | {
+        "field_audit",
+        "field_history",
+        *core.split(),
+        *paper.split(),
+        *beyond.split(),
+        *networks.split(),
+    }
     assert set(EXPERIMENTS) == wanted | {f"appendix_{name}" for name in appendix.split()}
 
 
