@@ -22,6 +22,7 @@ from experiments.core.paths import FIGURES
 NAME = "tuned_samplers"
 QUESTION = "How far below the best untuned sampler is a table that was tuned for the model, on noises it never saw?"
 ASKED = "DEIS_ANALYSIS_TUNE"  # environment: tune anew, an hour; without it the committed numbers are drawn
+COMMITTED = "`make tuned-samplers` tunes anew, an hour"
 CACHE = Memory(FIGURES / ".cache" / "tuned", verbose=0)
 CONFIG: Config = {
     "cells": {"digits": [5, 10], "digits8": [5, 10], "digits8_flow": [5, 10], "mnist28": [5]},
