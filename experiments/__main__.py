@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deis_analysis import terminal
 from experiments import Experiment, discover
 from experiments.core.runner import (
     DIFFERS,
@@ -95,7 +96,7 @@ jobs_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=terminal.Commands)
 def main() -> None:
     """Questions to the samplers: each answered by one figure, its data, and a computed sentence."""
 
@@ -112,7 +113,7 @@ def list_command(out: Path | None, quick: bool) -> None:
         table.add_row(
             name, experiment.QUESTION, "yes" if marker else "no", f"{marker['wall_time_s']:.1f}" if marker else ""
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    terminal.console().print(table)
 
 
 @main.command()
