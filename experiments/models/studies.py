@@ -31,7 +31,7 @@ from joblib import Memory
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config
-from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, kept_in, shared_sources, without_tf32
 from experiments.models import problems
 from experiments.models.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
 
@@ -64,7 +64,7 @@ BASE_QUICK: Config = {
     "network_tolerance": 1e-2,
     **QUICK_TRAINING,
 }
-CACHE = Memory(FIGURES / ".cache", verbose=0)
+CACHE = Memory(kept_in(FIGURES / ".cache"), verbose=0)
 REFERENCES = "references"  # folder of certified solutions, in the cache and beside a shipped network
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 NETWORKS = tuple(sorted(card.parent.name for card in CHECKPOINTS.glob("*/card.json")))
