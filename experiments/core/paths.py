@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,15 @@ import deis_analysis
 
 CHECKPOINTS = Path(deis_analysis.__file__).parent / "networks" / "checkpoints"  # of the networks that ship
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
+
+
+def kept_in(folder: Path) -> Path | None:
+    """``folder``, which is made; None where it cannot be written, as in a checkout that is read-only."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 @cache

@@ -17,13 +17,13 @@ from deis_analysis.tuning.held_out import summary
 from deis_analysis.tuning.judged import Clouds, judge, ratio_band
 from experiments import Config, Frame, Progress
 from experiments.core import style
-from experiments.core.paths import FIGURES
+from experiments.core.paths import FIGURES, kept_in
 
 NAME = "tuned_samplers"
 QUESTION = "How far below the best untuned sampler is a table that was tuned for the model, on noises it never saw?"
 ASKED = "DEIS_ANALYSIS_TUNE"  # environment: tune anew, an hour; without it the committed numbers are drawn
 COMMITTED = "`make tuned-samplers` tunes anew, an hour"
-CACHE = Memory(FIGURES / ".cache" / "tuned", verbose=0)
+CACHE = Memory(kept_in(FIGURES / ".cache" / "tuned"), verbose=0)
 CONFIG: Config = {
     "cells": {"digits": [5, 10], "digits8": [5, 10], "digits8_flow": [5, 10], "mnist28": [5]},
     "samples": 192,
