@@ -33,6 +33,7 @@ ROOMS = ("paper", "study", "networks")  # where experiments lie; a result depend
 class Experiment(Protocol):
     """What a module of this package offers."""
 
+    __name__: str
     NAME: str
     QUESTION: str
     CONFIG: Config

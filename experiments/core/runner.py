@@ -25,7 +25,8 @@ import deis_analysis
 from deis_analysis.storage import atomic, write_text
 from experiments import Config, Experiment, Frame, Progress, discover
 from experiments.core.agreement import as_written, changed_settings, differences
-from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
+from experiments.core.sources import depends_on
 
 SUFFIXES = ("csv", "png", "svg", "json")
 DIFFERS = ".differs"  # folder, beside the committed results, of what was computed and does not agree with them
@@ -132,11 +133,9 @@ def _weights(models: list[str]) -> bytes:
 
 
 def fingerprint(experiment: Experiment, config: Config) -> str:
-    """Hash of all that a result depends on: configuration, device, weights, sources of experiment and package."""
-    source = Path(str(sys.modules[experiment.compute.__module__].__file__)).read_bytes()
-    text = json.dumps(config, sort_keys=True)
-    parts = [text.encode(), source, shared_sources().encode(), _weights(config.get("models", []))]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    """Hash of all that a result depends on: configuration, device, weights, the code that the experiment reaches."""
+    parts = [json.dumps(config, sort_keys=True).encode(), depends_on(experiment.__name__).encode()]
+    return hashlib.sha256(b"\0".join([*parts, _weights(config.get("models", []))])).hexdigest()
 
 
 # -- what is there --------------------------------------------------------------------------------
