@@ -37,6 +37,18 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def read_text(path: Path, most: int = 2**28) -> str:
+    """The text of a file in UTF-8; ValueError unless it can be read, and is a regular one of at most ``most`` bytes."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"{str(path)!r} is no file")
+        if path.stat().st_size > most:
+            raise ValueError(f"{str(path)!r} has {path.stat().st_size:,} bytes; allowed: at most {most:,}")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+
+
 def module_of(path: Path) -> Any:
     """A Python file of the user's as a module: what lies beside it can be imported, now and when it runs.
 

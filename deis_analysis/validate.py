@@ -7,6 +7,7 @@ import math
 import operator
 import reprlib
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,6 +55,13 @@ def instance(name: str, value: Any, kind: type[T]) -> T:
     return value
 
 
+def several(name: str, value: Any) -> tuple[Any, ...]:
+    """``value`` as a tuple; ValueError unless it can be iterated over, and is no string."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise ValueError(f"{name}={reprlib.repr(value)} must be a sequence")
+    return tuple(value)
+
+
 def function(name: str, value: Any) -> Any:
     """Return ``value``; ValueError unless it can be called."""
     if not callable(value):
@@ -61,15 +69,20 @@ def function(name: str, value: Any) -> Any:
     return value
 
 
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (Real, np.generic))
+
+
 def real(name: str, value: Any) -> np.ndarray:
     """``value`` (number, list, array or tensor) as a new float64 array; ValueError unless made of real numbers."""
     try:
-        plain = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-        if value is None or np.iscomplexobj(plain):
+        plain = value.detach().cpu() if hasattr(value, "detach") else value
+        array = np.asarray(plain.double() if str(getattr(plain, "dtype", "")) == "torch.bfloat16" else plain)
+        if array.dtype.kind in "cSUMm" or (array.dtype.kind == "O" and not all(map(_is_real, array.flat))):
             raise TypeError
-        return np.array(plain, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} must be made of real numbers") from None
+        return np.array(array, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, NotImplementedError):  # 10**400; tensors without data
+        raise ValueError(f"{name}={reprlib.repr(value)} must be made of real numbers") from None
 
 
 def finite(name: str, value: Any, minimum: float = -math.inf) -> np.ndarray:

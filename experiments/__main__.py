@@ -119,6 +119,9 @@ def list_command(out: Path | None, quick: bool) -> None:
 @model_option
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights of image networks (default: float32).")
 @click.option("--allow-pickle", is_flag=True, help="Let a network of --model be a pickle, which runs code.")
+@click.option(
+    "--networks", is_flag=True, help="Compute rows of image networks too, which else are kept: up to half an hour each."
+)
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 @jobs_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the experiments that use torch.")
@@ -131,6 +134,7 @@ def run(
     models: tuple[str, ...],
     dtype: str | None,
     allow_pickle: bool,
+    networks: bool,
     force: bool,
     jobs: int,
     device: str,
@@ -159,7 +163,7 @@ def run(
     todo = []
     for name, experiment in chosen.items():
         folder, asked = _folder(out, quick, thorough), tuple(dict.fromkeys(models))
-        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype)
+        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype, networks)
         marker = None if force else finished(experiment, task)
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))

@@ -12,7 +12,7 @@ from deis_analysis.interop.portable_table import PortableTable, portable
 from deis_analysis.options import ProcessType, clear_errors
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Process
-from deis_analysis.storage import write_text
+from deis_analysis.storage import read_text, write_text
 
 TARGETS = ("diffusers", "k_diffusion", "comfyui", "sigmas", "json")
 _TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -60,10 +60,7 @@ def _read(file: Path, given: dict[str, Any]) -> tuple[PortableTable, None]:
     if given:
         option = "--" + next(iter(given)).replace("_", "-").replace("kind", "grid")
         raise click.UsageError(f"{option} is for samplers of the registry; the table of {str(file)!r} has its own")
-    try:
-        return PortableTable.from_json(file.read_text(encoding="utf-8")), None
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"TABLE {str(file)!r} cannot be read: {error}") from error
+    return PortableTable.from_json(read_text(file)), None
 
 
 def _build(

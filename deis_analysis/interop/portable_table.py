@@ -18,7 +18,10 @@ from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.process.schedules import RectifiedFlow
 from deis_analysis.tableau import Tableau
+from deis_analysis.tableau.document import Document
 from deis_analysis.tableau.rows import row_terms
+from deis_analysis.tableau.text import FORMAT as TABLEAU
+from deis_analysis.tableau.text import table_of
 from deis_analysis.validate import boolean, choose, finite, instance
 
 FORMAT = "deis_analysis.PortableTable/1"
@@ -87,14 +90,9 @@ class PortableTable:
     @staticmethod
     def from_json(text: str) -> PortableTable:
         """The table that `to_json` wrote; ValueError if ``text`` is not one, or damaged."""
-        try:
-            data = json.loads(text)
-            if data["format"] != FORMAT:
-                raise ValueError(f"text has format {data['format']!r}; allowed: {FORMAT!r}")
-            fields = {name: data[name] for name in ("alpha", "sigma", "told", "kind", "source", "shifted")}
-            tableau = Tableau.from_json(json.dumps(data["tableau"]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"text is not a table written by PortableTable.to_json: {error!r}") from error
+        data = Document.read(text, FORMAT, "a table written by PortableTable.to_json")
+        fields = {name: data[name] for name in ("alpha", "sigma", "told", "kind", "source", "shifted")}
+        tableau = Tableau(**table_of(Document.of(data["tableau"], TABLEAU, "a tableau written by to_json", "tableau")))
         return PortableTable(tableau, **fields)
 
     def rows(self) -> dict[str, Any]:

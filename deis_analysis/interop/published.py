@@ -27,6 +27,7 @@ from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.process.schedules import EDM, RectifiedFlow, VPLinear
 from deis_analysis.solvers.predictor_corrector import unipc_weights
 from deis_analysis.solvers.registry import Solver, builder_of
+from deis_analysis.storage import read_text
 from deis_analysis.tableau import Builder, Tableau
 from deis_analysis.tableau.recorder import Line, Recorder, combined
 from deis_analysis.validate import boolean, choose, finite, first, instance, nonnegative, positive_int
@@ -483,12 +484,12 @@ def read_levels(source: str | Path, scale: str = "rho") -> Array:
     Of a JSON object the list under ``"sigmas"`` or ``"levels"`` is taken.
 
     Raises:
-        ValueError: something that is no number, and as `check_levels`. OSError: the file cannot be read.
+        ValueError: something that is no number, and as `check_levels`, or a file that cannot be read.
     """
     text = _text(source)
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         words = re.split(r"[\s,;]+", text.strip(" \t\r\n[]()"))
         try:
             found = [float(word) for word in words]
@@ -503,7 +504,7 @@ def read_ratios(source: str | Path) -> Array:
     """The ratios (N,) of a ``dc_ratios/*.json`` that DC-Solver's search writes: a JSON list of numbers.
 
     Raises:
-        ValueError: no such list, or ratios that are not finite. OSError: the file cannot be read.
+        ValueError: no such list, or ratios that are not finite, or a file that cannot be read.
     """
     return _numbers("ratios", _json(source))
 
@@ -512,7 +513,7 @@ def read_neural_solver(source: str | Path) -> NeuralSolver:
     """NeuralSolver's numbers of JSON: ``timedeltas`` (N,), and ``coeffs``, square or only what lies below the diagonal.
 
     Raises:
-        ValueError: JSON without them, other lengths, and as `NeuralSolver`. OSError: the file cannot be read.
+        ValueError: JSON without them, other lengths, and as `NeuralSolver`, or a file that cannot be read.
     """
     found = instance("source", _json(source), dict)
     deltas = _numbers("timedeltas", _entry(found, "timedeltas"))
@@ -523,7 +524,7 @@ def read_epd(source: str | Path) -> EPD:
     """EPD's numbers of JSON with ``r``, ``w``, ``s`` and ``a``, lists of N lists of K; or of a log, `parse_epd_log`.
 
     Raises:
-        ValueError: neither, and as `EPD`. OSError: the file cannot be read.
+        ValueError: neither, and as `EPD`, or a file that cannot be read.
     """
     text = _text(source)
     if not text.lstrip().startswith("{"):
@@ -533,14 +534,14 @@ def read_epd(source: str | Path) -> EPD:
 
 
 def _text(source: str | Path) -> str:
-    return source.read_text(encoding="utf-8") if isinstance(source, Path) else str(instance("source", source, str))
+    return read_text(source) if isinstance(source, Path) else str(instance("source", source, str))
 
 
 def _json(source: str | Path) -> Any:
     text = _text(source)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"source={text[:60]!r} is not JSON: {error}") from None
 
 
@@ -555,10 +556,7 @@ def _numbers(name: str, value: Any) -> Array:
     """A flat list of finite numbers as an array."""
     if not isinstance(value, list) or any(isinstance(v, (bool, str)) for v in value):
         raise ValueError(f"{name}={value!r} must be a list of numbers")
-    try:
-        array = finite(name, value)
-    except OverflowError:
-        raise ValueError(f"{name} holds an integer that no float64 reaches") from None
+    array = finite(name, value)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; allowed: one dimension")
     return array

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -350,18 +351,29 @@ def read_table(table: Any) -> Table:
         if table[key] not in allowed:
             raise ValueError(f"table: {key}={table[key]!r}; allowed: {', '.join(allowed)}")
     try:
-        alpha, sigma, told = ([float(v) for v in table[key]] for key in ("alpha", "sigma", "told"))
-        states, outputs, noise = (
-            [[(int(j), float(c)) for j, c in row] for row in table[key]] for key in ("states", "outputs", "noise")
-        )
-        grid_nodes = [int(k) for k in table["grid_nodes"]]
+        alpha, sigma, told = ([_number(v) for v in table[key]] for key in ("alpha", "sigma", "told"))
+        states, outputs, noise = ([_terms(row) for row in table[key]] for key in ("states", "outputs", "noise"))
+        grid_nodes = [operator.index(k) for k in table["grid_nodes"]]
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"table: its lists are not made of numbers ({error})") from error
+        raise ValueError(f"table: its lists are not made of numbers and places ({error})") from error
     calls, shifted = sorted({j for row in outputs for j, _ in row}), bool(table.get("shifted", False))
     lists = (states, outputs, noise, alpha, sigma, told, grid_nodes, calls)
     found = Table(table["kind"], table["prediction"], *lists, shifted)
     _check_shape(found)
     return found
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bool)):  # which float would take
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _terms(row: Any) -> list[tuple[int, float]]:
+    terms = [(operator.index(j), _number(c)) for j, c in row]
+    if len(dict(terms)) < len(terms):
+        raise ValueError(f"one place stands twice in {row!r}")
+    return terms
 
 
 def _check_shape(table: Table) -> None:

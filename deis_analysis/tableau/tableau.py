@@ -12,6 +12,8 @@ history, memory and depth are read off the table.
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -22,15 +24,16 @@ from scipy.sparse import csr_array
 
 from deis_analysis import backend
 from deis_analysis.process.convention import type_of
-from deis_analysis.process.process import PREDICTIONS, Array, Process
+from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.tableau.brownian import path_of
 from deis_analysis.tableau.fold import fold
 from deis_analysis.tableau.rows import Matrices, Row, compressed, make_plan, peak_memory, row_numbers
 from deis_analysis.tableau.text import as_html, draw, latex, parse, to_json
-from deis_analysis.validate import choose, positive_int, real
+from deis_analysis.validate import choose, finite, instance, positive_int, real, several
 
 Model = Callable[[Any, float], Any]
 _NODE_SLACK = 1e-12
+_MOST_DENSE = 2 * 10**8  # numbers in a dense matrix: 1.6 GB
 
 
 def _frozen(name: str, value: Any, shape: tuple[int, ...]) -> Array:
@@ -102,10 +105,15 @@ class Tableau:
 
     def __post_init__(self) -> None:
         given = self.__dict__
-        n = np.size(self.times)
+        n = real("times", self.times).size
         if n < 2:
             raise ValueError(f"times has {n} entries; allowed: at least 2 nodes")
         choose("prediction", self.prediction, PREDICTIONS)
+        instance("name", self.name, str)
+        if self.process is not None:
+            require_process(self.process)
+        if self.mean is not None:
+            finite("mean", self.mean)
         noise = given["noise"]
         columns = 0 if noise is None or len(np.shape(noise)) != 2 else np.shape(noise)[1]
         matrices = Matrices(
@@ -119,16 +127,16 @@ class Tableau:
                 raise ValueError(f"{name} must be strictly lower triangular: node k may use nodes before it only")
         if matrices.noise.indptr[1]:
             raise ValueError("noise must not act on node 0, which is x_T")
-        nodes = tuple(int(k) for k in self.grid_nodes) or tuple(range(n))
+        nodes = tuple(positive_int("grid_nodes", k, 0) for k in several("grid_nodes", self.grid_nodes)) or range(n)
         if np.any(np.diff(nodes) <= 0) or nodes[0] != 0 or nodes[-1] != n - 1:
-            raise ValueError(f"grid_nodes={nodes} must increase from 0 to {n - 1}")
-        labels = tuple(given["labels"])
+            raise ValueError(f"grid_nodes={reprlib.repr(nodes)} must increase from 0 to {n - 1}")
+        labels = tuple(instance("labels", label, str) for label in several("labels", given["labels"]))
         if labels and len(labels) != n:
             raise ValueError(f"labels has {len(labels)} entries; allowed: {n}, one per node")
         kept = {
             "times": _frozen("times", self.times, (n,)),
             "intervals": _frozen("intervals", np.zeros((0, 2)) if columns == 0 else self.intervals, (columns, 2)),
-            "grid_nodes": nodes,
+            "grid_nodes": tuple(nodes),
             "matrices": matrices,
             "given_labels": labels,
         }
@@ -139,7 +147,10 @@ class Tableau:
     def __getattr__(self, name: str) -> Any:
         """The dense matrices and the labels, which are made when asked for."""
         if name in Matrices._fields and "matrices" in self.__dict__:
-            dense = getattr(self.matrices, name).toarray()
+            sparse = getattr(self.matrices, name)
+            if math.prod(sparse.shape) > _MOST_DENSE:
+                raise ValueError(f"{name} has shape {sparse.shape}, too large for a dense matrix; see matrices")
+            dense = sparse.toarray()
             dense.setflags(write=False)
             return dense
         if name == "labels" and "matrices" in self.__dict__:
@@ -202,6 +213,8 @@ class Tableau:
     @cached_property
     def _butcher(self) -> Butcher:
         calls, size = {k: m for m, k in enumerate(self.evaluated)}, 1 + self.nfe + self.noises
+        if (self.nfe + 1) * size > _MOST_DENSE:
+            raise ValueError(f"tableau {self.name!r}: {self.nfe} calls are too many for a Butcher form, which is dense")
         rows = np.zeros((self.nfe + 1, size))
 
         def unit(i: int) -> Array:

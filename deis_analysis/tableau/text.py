@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis.tableau.document import Document
 from deis_analysis.tableau.rows import Matrices, Row, from_triplets, row_numbers
 
 FORMAT = "deis_analysis.Tableau/1"
@@ -93,32 +94,43 @@ def to_json(matrices: Matrices, **fields: Any) -> str:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The fields of the table that `to_json` wrote; ValueError if ``text`` is not one."""
-    try:
-        data = json.loads(text)
-        if data["format"] != FORMAT:
-            raise ValueError(f"text has format {data['format']!r}; allowed: {FORMAT!r}")
-        n, columns = len(data["times"]), len(data["intervals"])
-        shapes = {"states": (n, n), "outputs": (n, n), "noise": (n, columns)}
-        return dict(
-            times=data["times"],
-            **{name: _matrix(data[name], shape) for name, shape in shapes.items()},
-            prediction=data["prediction"],
-            name=data["name"],
-            labels=tuple(data["labels"]),
-            intervals=np.array(data["intervals"]).reshape(columns, 2),
-            grid_nodes=tuple(data["grid_nodes"]),
-            mean=None if data["mean"] is None else np.array(data["mean"]),
-        )
-    except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
-        raise ValueError(f"text is not a tableau written by to_json: {error!r}") from error
+    """The fields of the table that `to_json` wrote; ValueError that names what is wrong by its path in ``text``."""
+    return table_of(Document.read(text, FORMAT, "a tableau written by to_json"))
 
 
-def _matrix(entries: list[list[float]], shape: tuple[int, int]) -> Any:
-    """The sparse matrix with these [row, column, value]."""
-    table = np.array(entries, dtype=np.float64).reshape(len(entries), 3)
-    rows, columns = table[:, 0].astype(int), table[:, 1].astype(int)
-    if np.any(rows >= shape[0]) or np.any(columns >= shape[1]):
-        raise IndexError(f"an entry lies outside of {shape}")
-    order = np.lexsort((columns, rows))
-    return from_triplets(rows[order], columns[order], table[order, 2], shape)
+def table_of(data: Document) -> dict[str, Any]:
+    """The fields of a `Tableau` in a document; nothing is allocated before its sizes are known to be small."""
+    times = data.numbers("times")
+    if len(times) < 2:
+        raise data.error("times", times, "at least 2 numbers")
+    pairs = [data.numbers(f"intervals[{i}]", part, 2) for i, part in enumerate(data.array("intervals"))]
+    n, columns = len(times), len(pairs)
+    mean = data.get("mean")
+    return {
+        "times": times,
+        "states": _matrix(data, "states", (n, n), lower=True),
+        "outputs": _matrix(data, "outputs", (n, n), lower=True),
+        "noise": _matrix(data, "noise", (n, columns), lower=False),
+        "prediction": data.string("prediction"),
+        "name": data.string("name"),
+        "labels": tuple(data.string(f"labels[{i}]", part) for i, part in enumerate(data.array("labels"))),
+        "intervals": np.array(pairs, dtype=np.float64).reshape(columns, 2),
+        "grid_nodes": tuple(data.index(f"grid_nodes[{i}]", k, n) for i, k in enumerate(data.array("grid_nodes"))),
+        "mean": None if mean is None else np.array(data.nested("mean", mean)),
+    }
+
+
+def _matrix(data: Document, name: str, shape: tuple[int, int], lower: bool) -> Any:
+    """The sparse matrix with these [row, column, value], each place at most once, below the diagonal if ``lower``."""
+    found: dict[tuple[int, int], float] = {}
+    for i, entry in enumerate(data.array(name)):
+        row, column, value = data.array(f"{name}[{i}]", entry, 3)
+        place = data.index(f"{name}[{i}][0]", row, shape[0]), data.index(f"{name}[{i}][1]", column, shape[1])
+        if lower and place[1] >= place[0]:
+            raise data.error(f"{name}[{i}]", entry, "a row and a column below it: node k may use nodes before it only")
+        if place in found:
+            raise data.error(f"{name}[{i}]", entry, "a row and a column that no entry before it has")
+        found[place] = data.number(f"{name}[{i}][2]", value)
+    places = sorted(found)
+    rows, columns = np.array(places, dtype=int).reshape(-1, 2).T
+    return from_triplets(rows, columns, np.array([found[place] for place in places]), shape)

@@ -55,6 +55,7 @@ class Task:
     models: tuple[str, ...] = ()
     allow_pickle: bool = False
     dtype: str | None = None
+    networks: bool = False
     reproduce: bool = False
     strict: bool = False
 
@@ -94,6 +95,8 @@ def configuration(experiment: Experiment, task: Task) -> Config:
         config["models"] = list(task.models)
         if task.allow_pickle:
             config["allow_pickle"] = True
+    if "kept" in config and (task.networks or task.models or task.dtype):
+        config["kept"] = []
     if task.dtype:
         if "network_dtype" not in config:
             raise ValueError(f"{task.name} has no network_dtype; allowed: no --dtype")

@@ -481,7 +481,7 @@ VP, EDM, FOUR = da.VPLinear(), da.EDM(), [1.0, 0.7, 0.4, 0.1]
 BAD = {
     "unknown list": (lambda: published.sigma_list("ays_sd1"), "nearest: ays_sd15"),
     "no slack": (lambda: published.times_of_levels(VP, [3.0, 1.0], slack=-1.0), "slack=-1.0"),
-    "a long integer": (lambda: published.read_ratios(f"[1{'0' * 400}]"), "no float64 reaches"),
+    "a long integer": (lambda: published.read_ratios(f"[1{'0' * 400}]"), "must be made of real numbers"),
     "no steps": (lambda: published.sigma_list("ays_sd15", 0), "steps=0"),
     "ascending": (lambda: published.read_levels("1, 2, 3"), "levels must descend strictly; they do not after 1.0"),
     "NaN": (lambda: published.read_levels("[3, NaN, 1]"), "levels=.* must be finite"),
