@@ -27,7 +27,8 @@ import deis_analysis
 from deis_analysis.storage import atomic, module_of, read_text, write_text
 from experiments import Config, Experiment, Frame, Progress, discover
 from experiments.core.agreement import as_written, changed_settings, differences
-from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
+from experiments.core.sources import depends_on
 
 SUFFIXES = ("csv", "png", "svg", "json")
 DIFFERS = ".differs"  # folder, beside the committed results, of what was computed and does not agree with them
@@ -180,11 +181,9 @@ def _weights(models: list[str]) -> bytes:
 
 
 def fingerprint(experiment: Experiment, config: Config) -> str:
-    """Hash of all that a result depends on: configuration, device, weights, sources of experiment and package."""
-    source = Path(str(sys.modules[experiment.compute.__module__].__file__)).read_bytes()
-    text = json.dumps(config, sort_keys=True)
-    parts = [text.encode(), source, shared_sources().encode(), _weights(config.get("models", []))]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    """Hash of all that a result depends on: configuration, device, weights, the code that the experiment reaches."""
+    parts = [json.dumps(config, sort_keys=True).encode(), depends_on(experiment.__name__).encode()]
+    return hashlib.sha256(b"\0".join([*parts, _weights(config.get("models", []))])).hexdigest()
 
 
 # -- what is there --------------------------------------------------------------------------------
@@ -412,8 +411,6 @@ def redraw(task: Task) -> str:
 
     What was computed last and could not be drawn comes first, and takes the place of the result before.
     """
-    import pandas as pd
-
     from experiments.core import style
 
     experiment = discover()[task.name]
@@ -425,7 +422,7 @@ def redraw(task: Task) -> str:
         raise FileNotFoundError(f"{csv.name} and {info.name} are not both in {csv.parent}: run {task.name} first")
     try:
         record, text = json.loads(read_text(info)), read_text(csv)
-        frame = pd.read_csv(io.StringIO(text))
+        frame = as_written(text)
         record["verdict"] = experiment.verdict(frame, record["config"])
         style.plt.style.use(style.SHEET)
         figure = experiment.draw(frame, record["config"])
