@@ -16,10 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deis_analysis import terminal
+from deis_analysis.storage import prepared, sweep
 from experiments import Experiment, discover
 from experiments.core.runner import (
     DIFFERS,
     FIGURES,
+    UNDRAWN,
     Outcome,
     Task,
     allowed,
@@ -33,7 +35,7 @@ from experiments.core.runner import (
     solvers_key,
     takes,
 )
-from experiments.models.studies import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
+from experiments.models.studies import DTYPES, MODELS, REFERENCES, WHAT_NETWORKS, is_model, trim_cache
 from experiments.training.certify import certify_command
 from experiments.training.train import train_command
 from experiments.training.train_features import train_features_command
@@ -197,6 +199,7 @@ def run(
     if everything:  # the longest first, so that no process is left with one at the end
         todo.sort(key=last_seconds, reverse=True)
     trim_cache()
+    _prepare({task.folder for task in todo})
     sys.exit(_run_tasks(todo, jobs, console))
 
 
@@ -273,6 +276,17 @@ def _those_that(
     return {name: experiment for name, experiment in chosen.items() if name not in others}
 
 
+def _prepare(folders: set[Path]) -> None:
+    """Before hours of work: each can be written to, and holds nothing that killed runs left."""
+    for place in folders:
+        try:
+            prepared(place)
+        except ValueError as error:
+            raise click.UsageError(f"--out {error}") from error
+        for folder in (place, place / ".done", place / UNDRAWN, FIGURES / ".cache" / REFERENCES):
+            sweep(folder)
+
+
 class _Lines:
     """Progress without a terminal: a line on stderr every ten seconds, of all that runs."""
 
@@ -347,7 +361,7 @@ def redraw_command(names: tuple[str, ...], models: tuple[str, ...], out: Path | 
     for name in _known(names):
         try:
             click.echo(f"{name}: {redraw(Task(name, _folder(out, False), models=tuple(dict.fromkeys(models))))}")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise click.UsageError(str(error)) from error
 
 
