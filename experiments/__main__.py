@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deis_analysis import terminal
+from deis_analysis.storage import prepared, sweep
 from experiments import Experiment, discover
 from experiments.core.runner import (
     DIFFERS,
     FIGURES,
+    UNDRAWN,
     Outcome,
     Task,
     allowed,
+    bring,
+    configuration,
     finished,
     last_seconds,
     redraw,
     run_here,
     run_parallel,
+    solvers_key,
     takes,
 )
-from experiments.models.studies import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
+from experiments.models.studies import DTYPES, MODELS, REFERENCES, WHAT_NETWORKS, is_model, trim_cache
 from experiments.training.certify import certify_command
 from experiments.training.train import train_command
 from experiments.training.train_features import train_features_command
@@ -91,7 +98,7 @@ jobs_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=terminal.Commands)
 def main() -> None:
     """Questions to the samplers: each answered by one figure, its data, and a computed sentence."""
 
@@ -108,7 +115,7 @@ def list_command(out: Path | None, quick: bool) -> None:
         table.add_row(
             name, experiment.QUESTION, "yes" if marker else "no", f"{marker['wall_time_s']:.1f}" if marker else ""
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    terminal.console().print(table)
 
 
 @main.command()
@@ -121,6 +128,20 @@ def list_command(out: Path | None, quick: bool) -> None:
 @click.option("--allow-pickle", is_flag=True, help="Let a network of --model be a pickle, which runs code.")
 @click.option(
     "--networks", is_flag=True, help="Compute rows of image networks too, which else are kept: up to half an hour each."
+)
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A Python file that registers samplers; repeat for several.",
+)
+@click.option(
+    "--solver",
+    "solvers",
+    multiple=True,
+    metavar="NAME[:GRID]",
+    help="A registry sampler that takes part too, where an experiment has a list of them; repeat for several.",
 )
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 @jobs_option
@@ -135,6 +156,8 @@ def run(
     dtype: str | None,
     allow_pickle: bool,
     networks: bool,
+    imports: tuple[Path, ...],
+    solvers: tuple[str, ...],
     force: bool,
     jobs: int,
     device: str,
@@ -145,26 +168,30 @@ def run(
         raise click.UsageError("give the names of experiments, or --all")
     if quick and thorough:
         raise click.UsageError("give --quick or --thorough, not both")
+    try:
+        bring(imports)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     chosen = discover() if everything else _known(names)
-    if models:
-        others = [name for name, experiment in chosen.items() if not takes(experiment, models)]
-        if others and not everything:
-            told = "; ".join(f"{name} (allowed: {allowed(chosen[name])})" for name in others)
-            raise click.UsageError(f"--model {', '.join(models)} is not for {told}")
-        chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
-    if dtype:
-        others = [name for name, experiment in chosen.items() if "network_dtype" not in experiment.CONFIG]
-        if others and not everything:
-            raise click.UsageError(f"--dtype: {', '.join(others)} cannot be run in a chosen dtype")
-        chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
+    for allows, what in (
+        (lambda one: takes(one, models), f"--model {', '.join(models)}" * bool(models)),
+        (lambda one: "network_dtype" in one.CONFIG, "--dtype" * bool(dtype)),
+        (lambda one: solvers_key(one.CONFIG) is not None, "--solver" * bool(solvers)),
+    ):
+        if what:
+            chosen = _those_that(chosen, allows, what, everything)
     if device != "cpu":
         _check_device(device)
     console = Console(highlight=False, soft_wrap=True)
     todo = []
     for name, experiment in chosen.items():
         folder, asked = _folder(out, quick, thorough), tuple(dict.fromkeys(models))
-        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype, networks)
-        marker = None if force else finished(experiment, task)
+        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype, networks, imports, solvers)
+        try:
+            configuration(experiment, task)
+            marker = None if force else finished(experiment, task)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
         else:
@@ -172,6 +199,7 @@ def run(
     if everything:  # the longest first, so that no process is left with one at the end
         todo.sort(key=last_seconds, reverse=True)
     trim_cache()
+    _prepare({task.folder for task in todo})
     sys.exit(_run_tasks(todo, jobs, console))
 
 
@@ -235,6 +263,28 @@ def _conclusion(ended: list[Outcome], agreed: int, asked: int, folder: Path, str
     if written := those("written"):
         said += f"; written, as nothing was committed: {written}"
     return said
+
+
+def _those_that(
+    chosen: dict[str, Experiment], allows: Callable[[Experiment], bool], what: str, everything: bool
+) -> dict[str, Experiment]:
+    """The experiments that an option is for; of named ones, a usage error where it is not for one."""
+    others = [name for name, experiment in chosen.items() if not allows(experiment)]
+    if others and not everything:
+        hint = {name: f" (allowed: {allowed(chosen[name])})" for name in others} if "--model" in what else {}
+        raise click.UsageError(f"{what} is not for {'; '.join(name + hint.get(name, '') for name in others)}")
+    return {name: experiment for name, experiment in chosen.items() if name not in others}
+
+
+def _prepare(folders: set[Path]) -> None:
+    """Before hours of work: each can be written to, and holds nothing that killed runs left."""
+    for place in folders:
+        try:
+            prepared(place)
+        except ValueError as error:
+            raise click.UsageError(f"--out {error}") from error
+        for folder in (place, place / ".done", place / UNDRAWN, FIGURES / ".cache" / REFERENCES):
+            sweep(folder)
 
 
 class _Lines:
@@ -311,7 +361,7 @@ def redraw_command(names: tuple[str, ...], models: tuple[str, ...], out: Path | 
     for name in _known(names):
         try:
             click.echo(f"{name}: {redraw(Task(name, _folder(out, False), models=tuple(dict.fromkeys(models))))}")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise click.UsageError(str(error)) from error
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import platform
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -22,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import deis_analysis
-from deis_analysis.storage import atomic, write_text
+from deis_analysis.storage import atomic, module_of, read_text, write_text
 from experiments import Config, Experiment, Frame, Progress, discover
 from experiments.core.agreement import as_written, changed_settings, differences
-from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
+from experiments.core.sources import depends_on
 
 SUFFIXES = ("csv", "png", "svg", "json")
 DIFFERS = ".differs"  # folder, beside the committed results, of what was computed and does not agree with them
@@ -55,6 +58,8 @@ class Task:
     allow_pickle: bool = False
     dtype: str | None = None
     networks: bool = False
+    imports: tuple[Path, ...] = ()
+    solvers: tuple[str, ...] = ()
     reproduce: bool = False
     strict: bool = False
 
@@ -63,7 +68,8 @@ class Task:
         """What its files are called: those of a GPU, a dtype, chosen models stand beside those of the default ones."""
         place = [] if self.device == "cpu" else [self.device.replace(":", "")]
         place += [] if self.dtype is None else [self.dtype]
-        return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", model).strip("_.") for model in self.models)))
+        asked = (*self.models, *self.solvers)
+        return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", name).strip("_.") for name in asked)))
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ def configuration(experiment: Experiment, task: Task) -> Config:
         config["models"] = list(task.models)
         if task.allow_pickle:
             config["allow_pickle"] = True
+    if task.solvers:
+        _add_solvers(config, task)
     if "kept" in config and (task.networks or task.models or task.dtype):
         config["kept"] = []
     if task.dtype:
@@ -101,6 +109,43 @@ def configuration(experiment: Experiment, task: Task) -> Config:
             raise ValueError(f"{task.name} has no network_dtype; allowed: no --dtype")
         config["network_dtype"] = task.dtype
     return dict(config)
+
+
+def _add_solvers(config: Config, task: Task) -> None:
+    """Let further registry samplers take part, each beside its grid where the experiment gives one to each."""
+    import deis_analysis as da
+
+    key = solvers_key(config)
+    if key is None:
+        raise ValueError(f"{task.name} has a list of samplers of its own; allowed: no --solver")
+    known = dict(config[key]) if isinstance(config[key], dict) else list(config[key])
+    for text in task.solvers:
+        name, _, kind = text.partition(":")
+        if name not in da.SOLVERS:
+            raise ValueError(f"solver={name!r} is not in the registry; --import a file that registers it")
+        if isinstance(known, dict):
+            known[name] = kind or "t2"
+        elif name not in known:
+            known.append(name)
+    config[key] = known
+    config["imports"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in task.imports}
+
+
+def solvers_key(config: Config) -> str | None:
+    """Where a configuration lists its samplers, None if it does not."""
+    return next((key for key in ("customary", "solvers") if isinstance(config.get(key), list | dict)), None)
+
+
+def bring(files: Iterable[Path]) -> None:
+    """Run files of the user's, which register samplers, once in a process."""
+    for path in files:
+        place = str(path.resolve())
+        if place not in _BROUGHT:
+            module_of(path)
+            _BROUGHT.add(place)
+
+
+_BROUGHT: set[str] = set()
 
 
 def _known_models() -> Iterable[str]:
@@ -127,7 +172,8 @@ def _weights(models: list[str]) -> bytes:
     """Hash of the files and folders among ``models``, shipped ones too; features are those of the twin, digits8."""
     digest, shipped = hashlib.sha256(), CHECKPOINTS
     for model in models:
-        place = next((place for place in (shipped / model, Path(model)) if place.exists()), shipped / model)
+        code = Path(model.rpartition(":")[0] or model)  # FILE.py:make
+        place = next((place for place in (shipped / model, Path(model), code) if place.exists()), shipped / model)
         files = [place] if place.is_file() else [*place.rglob("*"), *(shipped / model.split("_")[0]).glob("features.*")]
         for file in sorted({path for path in files if path.is_file() and path.suffix != ".npz"}):  # no references
             digest.update(file.name.encode() + file.read_bytes())
@@ -135,11 +181,9 @@ def _weights(models: list[str]) -> bytes:
 
 
 def fingerprint(experiment: Experiment, config: Config) -> str:
-    """Hash of all that a result depends on: configuration, device, weights, sources of experiment and package."""
-    source = Path(str(sys.modules[experiment.compute.__module__].__file__)).read_bytes()
-    text = json.dumps(config, sort_keys=True)
-    parts = [text.encode(), source, shared_sources().encode(), _weights(config.get("models", []))]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    """Hash of all that a result depends on: configuration, device, weights, the code that the experiment reaches."""
+    parts = [json.dumps(config, sort_keys=True).encode(), depends_on(experiment.__name__).encode()]
+    return hashlib.sha256(b"\0".join([*parts, _weights(config.get("models", []))])).hexdigest()
 
 
 # -- what is there --------------------------------------------------------------------------------
@@ -151,8 +195,8 @@ def result_files(name: str, folder: Path) -> list[Path]:
 def last_seconds(task: Task) -> float:
     """How long the experiment took when its result in ``figures/`` was made, 0 if that is not known."""
     try:
-        return float(json.loads((FIGURES / f"{task.name}.json").read_text(encoding="utf-8"))["wall_time_s"])
-    except (OSError, ValueError, KeyError):
+        return float(json.loads(read_text(FIGURES / f"{task.name}.json"))["wall_time_s"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return 0.0
 
 
@@ -163,11 +207,12 @@ def _marker(name: str, folder: Path) -> Path:
 def finished(experiment: Experiment, task: Task) -> dict[str, Any] | None:
     """The marker of a finished result for exactly this task, None if it is to be computed."""
     try:
-        marker: dict[str, Any] = json.loads(_marker(task.files, task.folder).read_text())
-    except (OSError, ValueError):
+        marker: dict[str, Any] = json.loads(read_text(_marker(task.files, task.folder)))
+        whole = isinstance(marker["verdict"], str) and math.isfinite(marker["wall_time_s"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # none, or damaged
         return None
     paths = result_files(task.files, task.folder)
-    if not all(path.is_file() for path in paths) or marker.get("csv") != _digest(paths[0]):
+    if not whole or not all(path.is_file() for path in paths) or marker.get("csv") != _digest(paths[0]):
         return None
     return marker if marker.get("fingerprint") == fingerprint(experiment, configuration(experiment, task)) else None
 
@@ -218,8 +263,16 @@ def _save_figure(figure: Any, path: Path, kind: str) -> None:
 
 def _write_data(name: str, folder: Path, text: str, record: dict[str, Any]) -> None:
     csv, _, _, info = result_files(name, folder)
-    for path, content in ((csv, text), (info, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
-        write_text(path, content)
+    content = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    try:
+        write_text(csv, text)
+        write_text(info, content)
+    except OSError as error:  # what was computed is worth more than its place
+        kept = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        write_text(kept / csv.name, text)
+        write_text(kept / info.name, content)
+        error.add_note(f"what was computed is kept in {kept}")
+        raise
 
 
 def execute(task: Task, progress: Progress) -> Outcome:
@@ -229,6 +282,7 @@ def execute(task: Task, progress: Progress) -> Outcome:
 
     Verdict and figure are made from the CSV as written, so that they can be made from it again.
     """
+    bring(task.imports)
     experiment = discover()[task.name]
     if task.reproduce and not task.quick and hasattr(experiment, "COMMITTED"):
         return _from_committed(experiment, task)
@@ -281,9 +335,9 @@ def _write(experiment: Experiment, task: Task, text: str, record: dict[str, Any]
         raise
     _marker(task.files, task.folder).unlink(missing_ok=True)
     _, png, svg, _ = result_files(task.files, task.folder)
+    _write_data(task.files, task.folder, text, record | {"verdict": sentence})  # first: pictures can be drawn again
     _save_figure(figure, png, "png")
     _save_figure(figure, svg, "svg")
-    _write_data(task.files, task.folder, text, record | {"verdict": sentence})
     for path in result_files(task.files, task.folder / UNDRAWN):
         path.unlink(missing_ok=True)
     _mark_finished(task, record["fingerprint"], sentence, record["wall_time_s"])
@@ -357,8 +411,6 @@ def redraw(task: Task) -> str:
 
     What was computed last and could not be drawn comes first, and takes the place of the result before.
     """
-    import pandas as pd
-
     from experiments.core import style
 
     experiment = discover()[task.name]
@@ -368,14 +420,18 @@ def redraw(task: Task) -> str:
     csv, _, _, info = undrawn if waits else result_files(task.files, task.folder)
     if not (csv.is_file() and info.is_file()):
         raise FileNotFoundError(f"{csv.name} and {info.name} are not both in {csv.parent}: run {task.name} first")
-    record = json.loads(info.read_text(encoding="utf-8"))
-    frame = pd.read_csv(csv)
-    record["verdict"] = experiment.verdict(frame, record["config"])
-    style.plt.style.use(style.SHEET)
-    figure = experiment.draw(frame, record["config"])
+    try:
+        record, text = json.loads(read_text(info)), read_text(csv)
+        frame = as_written(text)
+        record["verdict"] = experiment.verdict(frame, record["config"])
+        style.plt.style.use(style.SHEET)
+        figure = experiment.draw(frame, record["config"])
+    except Exception as error:  # of verdict and figure, where columns or values are missing
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ValueError(f"{csv.name} and {info.name} do not give the figure of {task.name} ({reason})") from error
+    _write_data(task.files, task.folder, text, record)
     _save_figure(figure, png, "png")
     _save_figure(figure, svg, "svg")
-    _write_data(task.files, task.folder, csv.read_text(encoding="utf-8"), record)
     if waits:
         csv.unlink()
         info.unlink()

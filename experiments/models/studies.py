@@ -30,8 +30,10 @@ from joblib import Memory
 
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
+from deis_analysis.storage import module_of
 from experiments import Config
-from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, kept_in, without_tf32
+from experiments.core.sources import depends_on
 from experiments.models import problems
 from experiments.models.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
 
@@ -64,7 +66,7 @@ BASE_QUICK: Config = {
     "network_tolerance": 1e-2,
     **QUICK_TRAINING,
 }
-CACHE = Memory(FIGURES / ".cache", verbose=0)
+CACHE = Memory(kept_in(FIGURES / ".cache"), verbose=0)
 REFERENCES = "references"  # folder of certified solutions, in the cache and beside a shipped network
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 NETWORKS = tuple(sorted(card.parent.name for card in CHECKPOINTS.glob("*/card.json")))
@@ -114,7 +116,7 @@ class Study:
             states = [mix.flow(self.process, self.x_T, levels[0], t) if i else self.x_T for i, t in enumerate(levels)]
             return dict(zip(levels, states, strict=True)).__getitem__, 0.0
         if self.network is None:
-            found = _certified(self.name, self.process, self.config, levels, shared_sources())
+            found = _certified(self.name, self.process, self.config, levels, depends_on(__name__))
         else:
             found = self._network_path(levels)
             return (lambda t: found(float(t)).to(self.x_T.device)), found.agreement
@@ -182,8 +184,9 @@ def on_its_own_process(name: str, config: Config) -> Study:
 
 
 def is_model(name: str) -> bool:
-    """Whether ``name`` can be meant as a model: one of `MODELS`, a shipped network, a path, or a hub id."""
-    return name in MODELS or name in NETWORKS or Path(name).exists() or bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name))
+    """Whether ``name`` can be meant as a model: one of `MODELS`, a shipped network, a path, FILE.py:make, a hub id."""
+    known = name in MODELS or name in NETWORKS or Path(name).exists()
+    return known or bool(re.fullmatch(r"[\w.-]+/[\w.-]+|.+\.py:\w+", name))
 
 
 def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -> Study:
@@ -212,7 +215,7 @@ def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -
 
 def title(name: str) -> str:
     """The printed name of a model of the study, or of an image network without loading it."""
-    return MODELS[name][0] if name in MODELS else f"image network {Path(name).name}"
+    return MODELS[name][0] if name in MODELS else f"image network {Path(name.rpartition(':')[2] or name).name}"
 
 
 def how_many(config: Config) -> str:
@@ -239,7 +242,14 @@ def image_network(name: str, device: str = "cpu", allow_pickle: bool = False, dt
     from deis_analysis import networks as learned
 
     without_tf32(device)
-    return learned.load(name, device=device, allow_pickle=allow_pickle, dtype=getattr(torch, dtype))
+    path, colon, function = name.rpartition(":")
+    if not (colon and path.endswith(".py")):
+        return learned.load(name, device=device, allow_pickle=allow_pickle, dtype=getattr(torch, dtype))
+    made = getattr(module_of(Path(path)), function, None)
+    found = made() if callable(made) else None
+    if not isinstance(found, learned.Network):
+        raise ValueError(f"model={name!r} must be a function without arguments that returns what networks.load returns")
+    return dataclasses.replace(found.to(device, getattr(torch, dtype)), name=function)
 
 
 def flat(net: Network, process: Process) -> Callable[[Any, float], Any]:
@@ -338,12 +348,12 @@ def _network(process: Process, config: Config) -> Parts:
     if process != problems.vp_linear(config):
         raise ValueError(f"model='network' was trained on VPLinear; allowed: no other process, such as {process!r}")
     settings = {key: value for key, value in config.items() if key in TRAINING or key.startswith("beta_")}
-    net = _trained(tuple(sorted(settings.items())), shared_sources()).to(config["device"])
+    net = _trained(tuple(sorted(settings.items())), depends_on(toy_network.__module__)).to(config["device"])
     mix = toy_mixture()
     return net, mix, mix.sample(4096, seed=1), True
 
 
-WHAT_NETWORKS = f"{', '.join(NETWORKS)}, the folder of a network, or a hub id owner/name"
+WHAT_NETWORKS = f"{', '.join(NETWORKS)}, the folder of a network, FILE.py:make, or a hub id owner/name"
 MODELS: dict[str, tuple[str, Callable[[Process, Config], Parts]]] = {
     "mixture": ("exact 4-D mixture", _mixture),
     "gaussian": ("Gaussian with the digits' moments", _gaussian),
