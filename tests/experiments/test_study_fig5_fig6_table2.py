@@ -192,12 +192,15 @@ def test_fig5_verdict_turns(fig5):
     whole = fig5_ablation.findings(frame, config)["mixture"]["whole"]
     assert whole == pytest.approx(gain.ratio.prod())
     assert f"together {style.as_text(whole)} (~" in said
+    assert said.startswith("At 10 calls + time grid gains most on 1 of 1 models, ×")
     better = frame.copy()
     at = (better.part == "gain") & (better.nfe == 10)
     better.loc[at, ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
     assert "by 0.50 (+ EI), 0.50 (+ ε), 0.50" in fig5_ablation.verdict(better, config)
     better.loc[at, ["ratio", "low", "high"]] = [0.95, 0.9, 1.1]
     assert fig5_ablation.verdict(better, config).count("0.95~ (+ ") == 4
+    better.loc[at & (better.method == "+ ε"), "ratio"] = 0.5
+    assert fig5_ablation.verdict(better, config).startswith("At 10 calls + ε gains most on 1 of 1 models, ×0.50 on the")
     frame = frame.copy()
     rk = frame.method == fig5_ablation.RK45
     frame.loc[rk, "rms"] = 0.0
@@ -208,6 +211,23 @@ def test_fig5_verdict_turns(fig5):
     for band, first in (([0.1, 0.2], None), ([-0.1, 0.2], int(frame[noisy].nfe.min()))):
         frame.loc[noisy, ["law_low", "law_high"]] = band
         assert fig5_ablation.findings(frame, config)["mixture"]["near"][fig5_ablation.EM] == (first, 80)
+        assert fig5_ablation.verdict(frame, config).endswith(f"within its band, with {first or 'more than tried'}.")
+
+
+def test_what_gains_most_is_said_model_by_model(fig5):
+    frame, config = fig5
+    other = frame.assign(model="other")
+    other.loc[other.method == "+ ε", "ratio"] = 0.01
+    third = frame.assign(model="third")
+    both = pd.concat([frame, other, third], ignore_index=True)
+    found = fig5_ablation.findings(both, config)
+    assert fig5_ablation.gains_most(found) == {"+ time grid": ["mixture", "third"], "+ ε": ["other"]}
+    assert "+ time grid gains most on 2 of 3 models, ×" in fig5_ablation.verdict(both, config)
+    third.loc[third.part == "gain", ["low", "high"]] = [0.01, 9.0]  # apart no more
+    told = fig5_ablation.verdict(pd.concat([frame, third], ignore_index=True), config)
+    apart = int(fig5_ablation._apart(fig5_ablation.findings(frame, config)["mixture"]["gain"]))
+    assert f"(bands apart from the next step's on {apart});" in told
+    assert "on the path error, + ε on other (bands" in fig5_ablation.verdict(both, config)
 
 
 # -- figure 6 -------------------------------------------------------------------------------------
@@ -397,7 +417,7 @@ def test_table2_verdict_turns(table2):
     assert (found["fewest"], found["bad"], found["most"], found["rk_last"]) == (5, 0, 10, 3)
 
 
-@pytest.mark.parametrize("module", [table2_variants])
+@pytest.mark.parametrize("module", [fig5_ablation, table2_variants])
 def test_headline_and_verdict_say_the_same(module, request):
     """What the headline counts is in the verdict, word for word."""
     name = {"fig5_ablation": "fig5", "fig6_comparison": "fig6", "table2_variants": "table2"}[module.NAME]
