@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FILES := deis_analysis experiments tests
 
-.PHONY: figures test lint bench field-history tuned-samplers install format clean
+.PHONY: figures reproduce test lint bench field-history tuned-samplers install format clean
 
-figures: install  ## draw every figure into figures/, offline, on embedded data
-	$(BIN)/python -m experiments run --all
+figures: install  ## compute every figure, offline, on embedded data; files that agree with what is computed stay as they are
+	$(BIN)/python -m experiments reproduce
+
+reproduce: install  ## the same as a check: nothing is overwritten, and what differs fails
+	$(BIN)/python -m experiments reproduce --strict
 
 test: install  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=10 -q
@@ -44,4 +47,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) figures/.done figures/.quick figures/.thorough figures/.undrawn figures/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) figures/.done figures/.quick figures/.thorough figures/.undrawn figures/.differs figures/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -8,6 +8,8 @@ An experiment is a module of one of its `ROOMS` with
 * ``draw(frame, config) -> Figure``: from the frame alone, so that a figure can be redrawn from its CSV,
 * if it likes, ``THOROUGH``: what of ``CONFIG`` changes for a long run; and in ``CONFIG`` a list ``models``, names from
   `experiments.models.studies`, which ``--model`` replaces, and a ``device``, which ``--device`` replaces;
+* if its numbers are not computed by ``reproduce``, ``COMMITTED``: how they are; its figure is redrawn from the CSV;
+* if its numbers agree less closely between machines than others, ``TOLERANCES``: column → (relative, absolute);
 * if its models cannot be image networks, ``IMAGE_NETWORKS = False``.
 
 Adding one is adding a file. The rest is ``core``, ``models``, what is sampled from, and ``training``.

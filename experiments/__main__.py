@@ -1,4 +1,4 @@
-"""``python -m experiments list | run NAME… | run --all | redraw NAME… | train | train-features | certify``."""
+"""``python -m experiments list | run NAME… | reproduce | redraw NAME… | train | train-features | certify``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from rich.table import Table
 from deis_analysis.storage import prepared, sweep
 from experiments import Experiment, discover
 from experiments.core.runner import (
+    DIFFERS,
     FIGURES,
     UNDRAWN,
     Outcome,
     Task,
     allowed,
+    bring,
+    configuration,
     finished,
     last_seconds,
     redraw,
     run_here,
     run_parallel,
+    solvers_key,
     takes,
 )
 from experiments.models.studies import DTYPES, MODELS, REFERENCES, WHAT_NETWORKS, is_model, trim_cache
@@ -80,6 +85,18 @@ class ModelName(click.ParamType):
         return str(value)
 
 
+model_option = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=ModelName(),
+    help=f"On which model, instead of the default ones: {', '.join(MODELS)}, {WHAT_NETWORKS}; repeat for several.",
+)
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), default=min(2, os.cpu_count() or 1), show_default=True, help="Processes."
+)
+
+
 @click.group()
 def main() -> None:
     """Questions to the samplers: each answered by one figure, its data, and a computed sentence."""
@@ -105,19 +122,28 @@ def list_command(out: Path | None, quick: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Run every experiment.")
 @click.option("--quick", is_flag=True, help="Smaller settings, seconds each, written to figures/.quick/.")
 @click.option("--thorough", is_flag=True, help="Larger settings, minutes each, written to figures/.thorough/.")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    type=ModelName(),
-    help=f"On which model, instead of the default ones: {', '.join(MODELS)}, {WHAT_NETWORKS}; repeat for several.",
-)
+@model_option
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights of image networks (default: float32).")
 @click.option("--allow-pickle", is_flag=True, help="Let a network of --model be a pickle, which runs code.")
-@click.option("--force", is_flag=True, help="Compute again what is finished.")
 @click.option(
-    "--jobs", type=click.IntRange(min=1), default=min(2, os.cpu_count() or 1), show_default=True, help="Processes."
+    "--networks", is_flag=True, help="Compute rows of image networks too, which else are kept: up to half an hour each."
 )
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A Python file that registers samplers; repeat for several.",
+)
+@click.option(
+    "--solver",
+    "solvers",
+    multiple=True,
+    metavar="NAME[:GRID]",
+    help="A registry sampler that takes part too, where an experiment has a list of them; repeat for several.",
+)
+@click.option("--force", is_flag=True, help="Compute again what is finished.")
+@jobs_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the experiments that use torch.")
 @out_option
 def run(
@@ -128,6 +154,9 @@ def run(
     models: tuple[str, ...],
     dtype: str | None,
     allow_pickle: bool,
+    networks: bool,
+    imports: tuple[Path, ...],
+    solvers: tuple[str, ...],
     force: bool,
     jobs: int,
     device: str,
@@ -138,26 +167,30 @@ def run(
         raise click.UsageError("give the names of experiments, or --all")
     if quick and thorough:
         raise click.UsageError("give --quick or --thorough, not both")
+    try:
+        bring(imports)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     chosen = discover() if everything else _known(names)
-    if models:
-        others = [name for name, experiment in chosen.items() if not takes(experiment, models)]
-        if others and not everything:
-            told = "; ".join(f"{name} (allowed: {allowed(chosen[name])})" for name in others)
-            raise click.UsageError(f"--model {', '.join(models)} is not for {told}")
-        chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
-    if dtype:
-        others = [name for name, experiment in chosen.items() if "network_dtype" not in experiment.CONFIG]
-        if others and not everything:
-            raise click.UsageError(f"--dtype: {', '.join(others)} cannot be run in a chosen dtype")
-        chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
+    for allows, what in (
+        (lambda one: takes(one, models), f"--model {', '.join(models)}" * bool(models)),
+        (lambda one: "network_dtype" in one.CONFIG, "--dtype" * bool(dtype)),
+        (lambda one: solvers_key(one.CONFIG) is not None, "--solver" * bool(solvers)),
+    ):
+        if what:
+            chosen = _those_that(chosen, allows, what, everything)
     if device != "cpu":
         _check_device(device)
     console = Console(highlight=False, soft_wrap=True)
     todo = []
     for name, experiment in chosen.items():
         folder, asked = _folder(out, quick, thorough), tuple(dict.fromkeys(models))
-        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype)
-        marker = None if force else finished(experiment, task)
+        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype, networks, imports, solvers)
+        try:
+            configuration(experiment, task)
+            marker = None if force else finished(experiment, task)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
         else:
@@ -180,6 +213,80 @@ def _prepare(folders: set[Path]) -> None:
             sweep(folder)
 
 
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--strict", is_flag=True, help="Overwrite nothing, and exit with 1 if anything differs.")
+@click.option("--quick", is_flag=True, help="Reproduce the quick results, in figures/.quick/.")
+@model_option
+@click.option("--force", is_flag=True, help="Compute again what was reproduced before.")
+@jobs_option
+@out_option
+def reproduce(
+    names: tuple[str, ...],
+    strict: bool,
+    quick: bool,
+    models: tuple[str, ...],
+    force: bool,
+    jobs: int,
+    out: Path | None,
+) -> None:
+    """Compute the experiments NAMES, or all, and compare their numbers with the committed ones, column by column.
+
+    Files that agree stay as they are, bytes and all; what differs is named, and takes their place but for --strict;
+    what is missing is written.
+    """
+    chosen = _known(names) if names else discover()
+    console = Console(highlight=False, soft_wrap=True)
+    folder, asked = _folder(out, quick), tuple(dict.fromkeys(models))
+    if asked:
+        chosen = {name: experiment for name, experiment in chosen.items() if takes(experiment, asked)}
+    todo, agreed = [], 0
+    for name, experiment in chosen.items():
+        task = Task(name, folder, quick, models=asked, reproduce=True, strict=strict)
+        marker = None if force else finished(experiment, task)
+        if marker:
+            _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
+            agreed += 1
+        else:
+            todo.append(task)
+    todo.sort(key=last_seconds, reverse=True)
+    trim_cache()
+    _prepare({task.folder for task in todo})
+    ended: list[Outcome] = []
+    code = _run_tasks(todo, jobs, console, ended)
+    agreed += sum(outcome.status in ("agrees", "redrawn") for outcome in ended)
+    console.print(_conclusion(ended, agreed, len(chosen), folder, strict))
+    sys.exit(code or int(strict and agreed < len(chosen)))
+
+
+def _conclusion(ended: list[Outcome], agreed: int, asked: int, folder: Path, strict: bool) -> str:
+    """``reproduced 36 of 36``, and what was not."""
+
+    def those(status: str) -> str:
+        return ", ".join(outcome.name for outcome in ended if outcome.status == status)
+
+    said = f"reproduced {agreed} of {asked}"
+    if redrawn := those("redrawn"):
+        said += f"; redrawn from committed numbers among them: {redrawn}"
+    if differing := those("differs"):
+        where = f"computed numbers are in {folder / DIFFERS}" if strict else "the files are the computed ones now"
+        said += f"; differ ({where}): {differing}"
+    if written := those("written"):
+        said += f"; written, as nothing was committed: {written}"
+    return said
+
+
+def _those_that(
+    chosen: dict[str, Experiment], allows: Callable[[Experiment], bool], what: str, everything: bool
+) -> dict[str, Experiment]:
+    """The experiments that an option is for; of named ones, a usage error where it is not for one."""
+    others = [name for name, experiment in chosen.items() if not allows(experiment)]
+    if others and not everything:
+        hint = {name: f" (allowed: {allowed(chosen[name])})" for name in others} if "--model" in what else {}
+        raise click.UsageError(f"{what} is not for {'; '.join(name + hint.get(name, '') for name in others)}")
+    return {name: experiment for name, experiment in chosen.items() if name not in others}
+
+
 class _Lines:
     """Progress without a terminal: a line on stderr every ten seconds, of all that runs."""
 
@@ -194,8 +301,8 @@ class _Lines:
             click.echo(said, err=True)
 
 
-def _run_tasks(todo: list[Task], jobs: int, console: Console) -> int:
-    """Run, print each outcome as it comes, and return the exit code."""
+def _run_tasks(todo: list[Task], jobs: int, console: Console, ended: list[Outcome] | None = None) -> int:
+    """Run, print each outcome as it comes, append it to ``ended``, and return the exit code."""
     failed: list[str] = []
     done: list[str] = []
     columns = (
@@ -219,6 +326,8 @@ def _run_tasks(todo: list[Task], jobs: int, console: Console) -> int:
             for outcome in outcomes:
                 bars.update(rows[outcome.name], visible=False)
                 _print(console, outcome)
+                if ended is not None:
+                    ended.append(outcome)
                 (failed if outcome.status == "failed" else done).append(outcome.name)
         except KeyboardInterrupt:
             outcomes.close()  # type: ignore[attr-defined]
@@ -230,10 +339,15 @@ def _run_tasks(todo: list[Task], jobs: int, console: Console) -> int:
     return 1 if failed else 0
 
 
+_COLOURS = {"done": "green", "agrees": "green", "written": "yellow", "redrawn": "cyan", "kept": "cyan"}
+_COLOURS |= {"differs": "red", "failed": "red"}
+
+
 def _print(console: Console, outcome: Outcome) -> None:
-    colour = {"done": "green", "kept": "cyan", "failed": "red"}[outcome.status]
     console.print(
-        f"[{colour}]{outcome.status:6}[/] [bold]{outcome.name}[/] ({outcome.seconds:.1f} s): ", end="", markup=True
+        f"[{_COLOURS[outcome.status]}]{outcome.status:7}[/] [bold]{outcome.name}[/] ({outcome.seconds:.1f} s): ",
+        end="",
+        markup=True,
     )
     console.print(outcome.text, markup=False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import multiprocessing
@@ -18,18 +17,20 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import deis_analysis
-from deis_analysis.storage import atomic, read_text, write_text
-from experiments import Config, Experiment, Progress, discover
+from deis_analysis.storage import atomic, module_of, read_text, write_text
+from experiments import Config, Experiment, Frame, Progress, discover
+from experiments.core.agreement import as_written, changed_settings, differences
 from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
 
 SUFFIXES = ("csv", "png", "svg", "json")
+DIFFERS = ".differs"  # folder, beside the committed results, of what was computed and does not agree with them
 UNDRAWN = ".undrawn"  # folder, beside the results, of what was computed and could not be drawn
 VERSIONED = ("numpy", "scipy", "torch", "matplotlib", "pandas", "scikit-learn")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin cost a busy machine a factor of six
@@ -40,7 +41,12 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 
 @dataclass(frozen=True)
 class Task:
-    """One experiment to be run: where to and on what."""
+    """One experiment to be run: where to and on what.
+
+    Attributes:
+        reproduce: the files that are there stay where what is computed agrees with them. strict: they stay, too, where
+            it does not, and what was computed goes to the folder `DIFFERS`.
+    """
 
     name: str
     folder: Path
@@ -50,18 +56,28 @@ class Task:
     models: tuple[str, ...] = ()
     allow_pickle: bool = False
     dtype: str | None = None
+    networks: bool = False
+    imports: tuple[Path, ...] = ()
+    solvers: tuple[str, ...] = ()
+    reproduce: bool = False
+    strict: bool = False
 
     @property
     def files(self) -> str:
         """What its files are called: those of a GPU, a dtype, chosen models stand beside those of the default ones."""
         place = [] if self.device == "cpu" else [self.device.replace(":", "")]
         place += [] if self.dtype is None else [self.dtype]
-        return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", model).strip("_.") for model in self.models)))
+        asked = (*self.models, *self.solvers)
+        return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", name).strip("_.") for name in asked)))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one experiment ended: ``status`` is "done", "kept" or "failed"; ``text`` is the verdict or the error."""
+    """How one experiment ended; ``text`` is the verdict, the error, or what differs.
+
+    ``status`` is "done", "kept" or "failed", and of a reproduction "agrees", "redrawn" (from committed numbers, which
+    are not computed here), "written" (nothing was committed) or "differs".
+    """
 
     name: str
     status: str
@@ -83,11 +99,52 @@ def configuration(experiment: Experiment, task: Task) -> Config:
         config["models"] = list(task.models)
         if task.allow_pickle:
             config["allow_pickle"] = True
+    if task.solvers:
+        _add_solvers(config, task)
+    if "kept" in config and (task.networks or task.models or task.dtype):
+        config["kept"] = []
     if task.dtype:
         if "network_dtype" not in config:
             raise ValueError(f"{task.name} has no network_dtype; allowed: no --dtype")
         config["network_dtype"] = task.dtype
     return dict(config)
+
+
+def _add_solvers(config: Config, task: Task) -> None:
+    """Let further registry samplers take part, each beside its grid where the experiment gives one to each."""
+    import deis_analysis as da
+
+    key = solvers_key(config)
+    if key is None:
+        raise ValueError(f"{task.name} has a list of samplers of its own; allowed: no --solver")
+    known = dict(config[key]) if isinstance(config[key], dict) else list(config[key])
+    for text in task.solvers:
+        name, _, kind = text.partition(":")
+        if name not in da.SOLVERS:
+            raise ValueError(f"solver={name!r} is not in the registry; --import a file that registers it")
+        if isinstance(known, dict):
+            known[name] = kind or "t2"
+        elif name not in known:
+            known.append(name)
+    config[key] = known
+    config["imports"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in task.imports}
+
+
+def solvers_key(config: Config) -> str | None:
+    """Where a configuration lists its samplers, None if it does not."""
+    return next((key for key in ("customary", "solvers") if isinstance(config.get(key), list | dict)), None)
+
+
+def bring(files: Iterable[Path]) -> None:
+    """Run files of the user's, which register samplers, once in a process."""
+    for path in files:
+        place = str(path.resolve())
+        if place not in _BROUGHT:
+            module_of(path)
+            _BROUGHT.add(place)
+
+
+_BROUGHT: set[str] = set()
 
 
 def _known_models() -> Iterable[str]:
@@ -114,7 +171,8 @@ def _weights(models: list[str]) -> bytes:
     """Hash of the files and folders among ``models``, shipped ones too; features are those of the twin, digits8."""
     digest, shipped = hashlib.sha256(), CHECKPOINTS
     for model in models:
-        place = next((place for place in (shipped / model, Path(model)) if place.exists()), shipped / model)
+        code = Path(model.rpartition(":")[0] or model)  # FILE.py:make
+        place = next((place for place in (shipped / model, Path(model), code) if place.exists()), shipped / model)
         files = [place] if place.is_file() else [*place.rglob("*"), *(shipped / model.split("_")[0]).glob("features.*")]
         for file in sorted({path for path in files if path.is_file() and path.suffix != ".npz"}):  # no references
             digest.update(file.name.encode() + file.read_bytes())
@@ -154,9 +212,21 @@ def finished(experiment: Experiment, task: Task) -> dict[str, Any] | None:
         whole = isinstance(marker["verdict"], str) and math.isfinite(marker["wall_time_s"])
     except (ValueError, KeyError, TypeError, RecursionError):  # none, or damaged
         return None
-    whole = whole and all(path.is_file() for path in result_files(task.files, task.folder))
-    wanted = fingerprint(experiment, configuration(experiment, task))
-    return marker if whole and marker.get("fingerprint") == wanted else None
+    paths = result_files(task.files, task.folder)
+    whole = whole and all(path.is_file() for path in paths)
+    if not whole or marker.get("csv") != _digest(paths[0]):
+        return None
+    return marker if marker.get("fingerprint") == fingerprint(experiment, configuration(experiment, task)) else None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _mark_finished(task: Task, mark: str, verdict: str, seconds: float) -> None:
+    csv = _digest(result_files(task.files, task.folder)[0])
+    done = {"fingerprint": mark, "csv": csv, "verdict": verdict, "wall_time_s": round(seconds, 2)}
+    write_text(_marker(task.files, task.folder), json.dumps(done, ensure_ascii=False))
 
 
 def _clean(folder: Path, pids: set[int]) -> None:
@@ -214,18 +284,16 @@ def execute(task: Task, progress: Progress) -> Outcome:
 
     Verdict and figure are made from the CSV as written, so that they can be made from it again.
     """
-    import pandas as pd
-
-    from experiments.core import style  # sets the look before any figure exists
-
+    bring(task.imports)
     experiment = discover()[task.name]
+    if task.reproduce and not task.quick and hasattr(experiment, "COMMITTED"):
+        return _from_committed(experiment, task)
     config = configuration(experiment, task)
     without_tf32(task.device)
     mark = fingerprint(experiment, config)
     begin = time.perf_counter()
     text = experiment.compute(config, progress).to_csv(index=False, float_format="%.10g", lineterminator="\n")
     seconds = time.perf_counter() - begin
-    frame = pd.read_csv(io.StringIO(text))
     record: dict[str, Any] = {
         "name": task.name,
         "question": experiment.QUESTION,
@@ -239,6 +307,26 @@ def execute(task: Task, progress: Progress) -> Outcome:
         "versions": _versions(),
         "fingerprint": mark,
     }
+    if not task.reproduce or not _is_there(task):
+        sentence = _write(experiment, task, text, record)
+        progress(1.0)
+        return Outcome(task.name, "written" if task.reproduce else "done", sentence, seconds)
+    found = _compare(experiment, task, text, config)
+    progress(1.0)
+    if not found:
+        _draw_missing(experiment, task)
+        sentence = str(_record(task)["verdict"])
+        _mark_finished(task, mark, sentence, seconds)
+        return Outcome(task.name, "agrees", sentence, seconds)
+    _write(experiment, replace(task, folder=task.folder / DIFFERS) if task.strict else task, text, record)
+    return Outcome(task.name, "differs", "; ".join(found), seconds)
+
+
+def _write(experiment: Experiment, task: Task, text: str, record: dict[str, Any]) -> str:
+    """Judge and draw a CSV, and write the four files and the marker; returns the verdict."""
+    from experiments.core import style  # sets the look before any figure exists
+
+    frame, config = as_written(text), record["config"]
     try:
         sentence = experiment.verdict(frame, config)
         style.plt.style.use(style.SHEET)
@@ -254,10 +342,74 @@ def execute(task: Task, progress: Progress) -> Outcome:
     _save_figure(figure, svg, "svg")
     for path in result_files(task.files, task.folder / UNDRAWN):
         path.unlink(missing_ok=True)
-    done = {"fingerprint": mark, "verdict": sentence, "wall_time_s": round(seconds, 2)}
-    write_text(_marker(task.files, task.folder), json.dumps(done, ensure_ascii=False))
-    progress(1.0)
-    return Outcome(task.name, "done", sentence, seconds)
+    _mark_finished(task, record["fingerprint"], sentence, record["wall_time_s"])
+    return sentence
+
+
+# -- made again -----------------------------------------------------------------------------------
+def _is_there(task: Task) -> bool:
+    csv, _, _, info = result_files(task.files, task.folder)
+    return csv.is_file() and info.is_file()
+
+
+def _record(task: Task) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result_files(task.files, task.folder)[3].read_text(encoding="utf-8"))
+    return found
+
+
+def _compare(experiment: Experiment, task: Task, text: str, config: Config) -> list[str]:
+    """What differs between the committed files and a computed CSV: settings, numbers, the sentence."""
+    try:
+        committed, record = as_written(read_text(result_files(task.files, task.folder)[0])), _record(task)
+        _ = record["config"], record["verdict"]
+    except Exception as error:  # the computed result is not lost to a broken one
+        return [f"the committed files cannot be read ({type(error).__name__}: {error})"]
+    found = changed_settings(record["config"], json.loads(json.dumps(config)))
+    found += differences(committed, as_written(text), getattr(experiment, "TOLERANCES", None))
+    return found or _other_sentence(experiment, committed, record)
+
+
+def _other_sentence(experiment: Experiment, committed: Frame, record: dict[str, Any]) -> list[str]:
+    """Whether the committed sentence is not the one that follows from the committed numbers: code that changed."""
+    sentence = experiment.verdict(committed, record["config"])
+    if sentence == record["verdict"]:
+        return []
+    return [f"the numbers agree, the sentence does not: committed {record['verdict']!r}, now {sentence!r}"]
+
+
+def _from_committed(experiment: Experiment, task: Task) -> Outcome:
+    """An experiment that is not computed here: its sentence and figure can be made from the committed numbers."""
+    from experiments.core import style
+
+    how = experiment.COMMITTED  # type: ignore[attr-defined]
+    if not _is_there(task):
+        return Outcome(task.name, "failed", f"no numbers are committed, and they are not computed here: {how}", 0.0)
+    begin, record = time.perf_counter(), _record(task)
+    frame = as_written(result_files(task.files, task.folder)[0].read_text(encoding="utf-8"))
+    style.plt.style.use(style.SHEET)
+    style.plt.close(experiment.draw(frame, record["config"]))
+    _draw_missing(experiment, task)
+    found = changed_settings(record["config"], json.loads(json.dumps(configuration(experiment, task))))
+    found = found or _other_sentence(experiment, frame, record)
+    seconds = time.perf_counter() - begin
+    if found:
+        return Outcome(task.name, "differs", "; ".join(found), seconds)
+    return Outcome(task.name, "redrawn", f"from the committed numbers ({how}): {record['verdict']}", seconds)
+
+
+def _draw_missing(experiment: Experiment, task: Task) -> None:
+    """PNG and SVG from the committed numbers, where they are not there."""
+    from experiments.core import style
+
+    csv, *pictures, _ = result_files(task.files, task.folder)
+    if all(path.is_file() for path in pictures):
+        return
+    style.plt.style.use(style.SHEET)
+    figure = experiment.draw(as_written(csv.read_text(encoding="utf-8")), _record(task)["config"])
+    for path in pictures:
+        if not path.is_file():
+            _save_figure(figure, path, path.suffix[1:])
+    style.plt.close(figure)
 
 
 def redraw(task: Task) -> str:
@@ -265,8 +417,6 @@ def redraw(task: Task) -> str:
 
     What was computed last and could not be drawn comes first, and takes the place of the result before.
     """
-    import pandas as pd
-
     from experiments.core import style
 
     experiment = discover()[task.name]
@@ -278,7 +428,7 @@ def redraw(task: Task) -> str:
         raise FileNotFoundError(f"{csv.name} and {info.name} are not both in {csv.parent}: run {task.name} first")
     try:
         record, text = json.loads(read_text(info)), read_text(csv)
-        frame = pd.read_csv(io.StringIO(text))
+        frame = as_written(text)
         record["verdict"] = experiment.verdict(frame, record["config"])
         style.plt.style.use(style.SHEET)
         figure = experiment.draw(frame, record["config"])

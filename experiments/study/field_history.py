@@ -29,6 +29,7 @@ from experiments.core.paths import FIGURES
 
 NAME = "field_history"
 QUESTION = "Since when does each error of diffusers' samplers stand, which were mended, and which were brought in?"
+COMMITTED = "`make field-history` installs and audits the versions, 45 minutes"
 FOLDER = "DEIS_ANALYSIS_HISTORY"  # environment: where the versions are installed, one folder each
 INSTALLED = "installed"  # in place of a version: the one that is importable
 _DPM, _SINGLE, _UNIPC, _DEIS = (

@@ -18,6 +18,7 @@ from experiments.models.problems import digits, digits_labels, vp_linear
 
 NAME = "tuning_transfer"
 QUESTION = "Does a table that was tuned for one model, guidance or number of calls help on another?"
+COMMITTED = "`python -m experiments run tuning_transfer` tunes anew, ten minutes"
 CONFIG: Config = {
     "beta_min": 0.1, "beta_max": 20.0,
     "models": {
