@@ -241,6 +241,7 @@ def reproduce(
             todo.append(task)
     todo.sort(key=last_seconds, reverse=True)
     trim_cache()
+    _prepare({task.folder for task in todo})
     ended: list[Outcome] = []
     code = _run_tasks(todo, jobs, console, ended)
     agreed += sum(outcome.status in ("agrees", "redrawn") for outcome in ended)

@@ -357,7 +357,11 @@ def _record(task: Task) -> dict[str, Any]:
 
 def _compare(experiment: Experiment, task: Task, text: str, config: Config) -> list[str]:
     """What differs between the committed files and a computed CSV: settings, numbers, the sentence."""
-    committed, record = as_written(result_files(task.files, task.folder)[0].read_text(encoding="utf-8")), _record(task)
+    try:
+        committed, record = as_written(read_text(result_files(task.files, task.folder)[0])), _record(task)
+        _ = record["config"], record["verdict"]
+    except Exception as error:  # the computed result is not lost to a broken one
+        return [f"the committed files cannot be read ({type(error).__name__}: {error})"]
     found = changed_settings(record["config"], json.loads(json.dumps(config)))
     found += differences(committed, as_written(text), getattr(experiment, "TOLERANCES", None))
     return found or _other_sentence(experiment, committed, record)
