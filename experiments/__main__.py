@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from experiments.core.runner import (
     Outcome,
     Task,
     allowed,
+    bring,
+    configuration,
     finished,
     last_seconds,
     redraw,
     run_here,
     run_parallel,
+    solvers_key,
     takes,
 )
 from experiments.models.studies import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
@@ -123,6 +127,20 @@ def list_command(out: Path | None, quick: bool) -> None:
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights of image networks (default: float32).")
 @click.option("--allow-pickle", is_flag=True, help="Let a network of --model be a pickle, which runs code.")
 @networks_option
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A Python file that registers samplers; repeat for several.",
+)
+@click.option(
+    "--solver",
+    "solvers",
+    multiple=True,
+    metavar="NAME[:GRID]",
+    help="A registry sampler that takes part too, where an experiment has a list of them; repeat for several.",
+)
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 @jobs_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the experiments that use torch.")
@@ -136,6 +154,8 @@ def run(
     dtype: str | None,
     allow_pickle: bool,
     networks: bool,
+    imports: tuple[Path, ...],
+    solvers: tuple[str, ...],
     force: bool,
     jobs: int,
     device: str,
@@ -146,26 +166,30 @@ def run(
         raise click.UsageError("give the names of experiments, or --all")
     if quick and thorough:
         raise click.UsageError("give --quick or --thorough, not both")
+    try:
+        bring(imports)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     chosen = discover() if everything else _known(names)
-    if models:
-        others = [name for name, experiment in chosen.items() if not takes(experiment, models)]
-        if others and not everything:
-            told = "; ".join(f"{name} (allowed: {allowed(chosen[name])})" for name in others)
-            raise click.UsageError(f"--model {', '.join(models)} is not for {told}")
-        chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
-    if dtype:
-        others = [name for name, experiment in chosen.items() if "network_dtype" not in experiment.CONFIG]
-        if others and not everything:
-            raise click.UsageError(f"--dtype: {', '.join(others)} cannot be run in a chosen dtype")
-        chosen = {name: experiment for name, experiment in chosen.items() if name not in others}
+    for allows, what in (
+        (lambda one: takes(one, models), f"--model {', '.join(models)}" * bool(models)),
+        (lambda one: "network_dtype" in one.CONFIG, "--dtype" * bool(dtype)),
+        (lambda one: solvers_key(one.CONFIG) is not None, "--solver" * bool(solvers)),
+    ):
+        if what:
+            chosen = _those_that(chosen, allows, what, everything)
     if device != "cpu":
         _check_device(device)
     console = Console(highlight=False, soft_wrap=True)
     todo = []
     for name, experiment in chosen.items():
         folder, asked = _folder(out, quick, thorough), tuple(dict.fromkeys(models))
-        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype, networks)
-        marker = None if force else finished(experiment, task)
+        task = Task(name, folder, quick, device, thorough, asked, allow_pickle, dtype, networks, imports, solvers)
+        try:
+            configuration(experiment, task)
+            marker = None if force else finished(experiment, task)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
         else:
@@ -238,6 +262,17 @@ def _conclusion(ended: list[Outcome], agreed: int, asked: int, folder: Path, str
     if written := those("written"):
         said += f"; written, as nothing was committed: {written}"
     return said
+
+
+def _those_that(
+    chosen: dict[str, Experiment], allows: Callable[[Experiment], bool], what: str, everything: bool
+) -> dict[str, Experiment]:
+    """The experiments that an option is for; of named ones, a usage error where it is not for one."""
+    others = [name for name, experiment in chosen.items() if not allows(experiment)]
+    if others and not everything:
+        hint = {name: f" (allowed: {allowed(chosen[name])})" for name in others} if "--model" in what else {}
+        raise click.UsageError(f"{what} is not for {'; '.join(name + hint.get(name, '') for name in others)}")
+    return {name: experiment for name, experiment in chosen.items() if name not in others}
 
 
 class _Lines:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import deis_analysis
-from deis_analysis.storage import atomic, write_text
+from deis_analysis.storage import atomic, module_of, write_text
 from experiments import Config, Experiment, Frame, Progress, discover
 from experiments.core.agreement import as_written, changed_settings, differences
 from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
@@ -56,6 +56,8 @@ class Task:
     allow_pickle: bool = False
     dtype: str | None = None
     networks: bool = False
+    imports: tuple[Path, ...] = ()
+    solvers: tuple[str, ...] = ()
     reproduce: bool = False
     strict: bool = False
 
@@ -64,7 +66,8 @@ class Task:
         """What its files are called: those of a GPU, a dtype, chosen models stand beside those of the default ones."""
         place = [] if self.device == "cpu" else [self.device.replace(":", "")]
         place += [] if self.dtype is None else [self.dtype]
-        return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", model).strip("_.") for model in self.models)))
+        asked = (*self.models, *self.solvers)
+        return "-".join((self.name, *place, *(re.sub(r"[^\w.-]+", "_", name).strip("_.") for name in asked)))
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def configuration(experiment: Experiment, task: Task) -> Config:
         config["models"] = list(task.models)
         if task.allow_pickle:
             config["allow_pickle"] = True
+    if task.solvers:
+        _add_solvers(config, task)
     if "kept" in config and (task.networks or task.models or task.dtype):
         config["kept"] = []
     if task.dtype:
@@ -102,6 +107,43 @@ def configuration(experiment: Experiment, task: Task) -> Config:
             raise ValueError(f"{task.name} has no network_dtype; allowed: no --dtype")
         config["network_dtype"] = task.dtype
     return dict(config)
+
+
+def _add_solvers(config: Config, task: Task) -> None:
+    """Let further registry samplers take part, each beside its grid where the experiment gives one to each."""
+    import deis_analysis as da
+
+    key = solvers_key(config)
+    if key is None:
+        raise ValueError(f"{task.name} has a list of samplers of its own; allowed: no --solver")
+    known = dict(config[key]) if isinstance(config[key], dict) else list(config[key])
+    for text in task.solvers:
+        name, _, kind = text.partition(":")
+        if name not in da.SOLVERS:
+            raise ValueError(f"solver={name!r} is not in the registry; --import a file that registers it")
+        if isinstance(known, dict):
+            known[name] = kind or "t2"
+        elif name not in known:
+            known.append(name)
+    config[key] = known
+    config["imports"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in task.imports}
+
+
+def solvers_key(config: Config) -> str | None:
+    """Where a configuration lists its samplers, None if it does not."""
+    return next((key for key in ("customary", "solvers") if isinstance(config.get(key), list | dict)), None)
+
+
+def bring(files: Iterable[Path]) -> None:
+    """Run files of the user's, which register samplers, once in a process."""
+    for path in files:
+        place = str(path.resolve())
+        if place not in _BROUGHT:
+            module_of(path)
+            _BROUGHT.add(place)
+
+
+_BROUGHT: set[str] = set()
 
 
 def _known_models() -> Iterable[str]:
@@ -128,7 +170,8 @@ def _weights(models: list[str]) -> bytes:
     """Hash of the files and folders among ``models``, shipped ones too; features are those of the twin, digits8."""
     digest, shipped = hashlib.sha256(), CHECKPOINTS
     for model in models:
-        place = next((place for place in (shipped / model, Path(model)) if place.exists()), shipped / model)
+        code = Path(model.rpartition(":")[0] or model)  # FILE.py:make
+        place = next((place for place in (shipped / model, Path(model), code) if place.exists()), shipped / model)
         files = [place] if place.is_file() else [*place.rglob("*"), *(shipped / model.split("_")[0]).glob("features.*")]
         for file in sorted({path for path in files if path.is_file() and path.suffix != ".npz"}):  # no references
             digest.update(file.name.encode() + file.read_bytes())
@@ -228,6 +271,7 @@ def execute(task: Task, progress: Progress) -> Outcome:
 
     Verdict and figure are made from the CSV as written, so that they can be made from it again.
     """
+    bring(task.imports)
     experiment = discover()[task.name]
     if task.reproduce and not task.quick and hasattr(experiment, "COMMITTED"):
         return _from_committed(experiment, task)

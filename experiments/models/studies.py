@@ -30,6 +30,7 @@ from joblib import Memory
 
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
+from deis_analysis.storage import module_of
 from experiments import Config
 from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
 from experiments.core.sources import depends_on
@@ -183,8 +184,9 @@ def on_its_own_process(name: str, config: Config) -> Study:
 
 
 def is_model(name: str) -> bool:
-    """Whether ``name`` can be meant as a model: one of `MODELS`, a shipped network, a path, or a hub id."""
-    return name in MODELS or name in NETWORKS or Path(name).exists() or bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name))
+    """Whether ``name`` can be meant as a model: one of `MODELS`, a shipped network, a path, FILE.py:make, a hub id."""
+    known = name in MODELS or name in NETWORKS or Path(name).exists()
+    return known or bool(re.fullmatch(r"[\w.-]+/[\w.-]+|.+\.py:\w+", name))
 
 
 def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -> Study:
@@ -213,7 +215,7 @@ def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -
 
 def title(name: str) -> str:
     """The printed name of a model of the study, or of an image network without loading it."""
-    return MODELS[name][0] if name in MODELS else f"image network {Path(name).name}"
+    return MODELS[name][0] if name in MODELS else f"image network {Path(name.rpartition(':')[2] or name).name}"
 
 
 def how_many(config: Config) -> str:
@@ -240,7 +242,14 @@ def image_network(name: str, device: str = "cpu", allow_pickle: bool = False, dt
     from deis_analysis import networks as learned
 
     without_tf32(device)
-    return learned.load(name, device=device, allow_pickle=allow_pickle, dtype=getattr(torch, dtype))
+    path, colon, function = name.rpartition(":")
+    if not (colon and path.endswith(".py")):
+        return learned.load(name, device=device, allow_pickle=allow_pickle, dtype=getattr(torch, dtype))
+    made = getattr(module_of(Path(path)), function, None)
+    found = made() if callable(made) else None
+    if not isinstance(found, learned.Network):
+        raise ValueError(f"model={name!r} must be a function without arguments that returns what networks.load returns")
+    return dataclasses.replace(found.to(device, getattr(torch, dtype)), name=function)
 
 
 def flat(net: Network, process: Process) -> Callable[[Any, float], Any]:
@@ -344,7 +353,7 @@ def _network(process: Process, config: Config) -> Parts:
     return net, mix, mix.sample(4096, seed=1), True
 
 
-WHAT_NETWORKS = f"{', '.join(NETWORKS)}, the folder of a network, or a hub id owner/name"
+WHAT_NETWORKS = f"{', '.join(NETWORKS)}, the folder of a network, FILE.py:make, or a hub id owner/name"
 MODELS: dict[str, tuple[str, Callable[[Process, Config], Parts]]] = {
     "mixture": ("exact 4-D mixture", _mixture),
     "gaussian": ("Gaussian with the digits' moments", _gaussian),

@@ -344,7 +344,7 @@ def test_results_are_stale_when_weights_change(tmp_path):
 def test_dtype_is_for_what_has_one(tmp_path):
     result = call("run", "network_law", "--dtype", "bfloat16", "--out", tmp_path)
     assert result.exit_code == 2
-    assert "network_law cannot be run in a chosen dtype" in result.output
+    assert "--dtype is not for network_law" in result.output
     task = runner.Task("network_samples", tmp_path, dtype="bfloat16", models=("digits8",))
     assert task.files == "network_samples-bfloat16-digits8"
     assert runner.configuration(network_samples, task)["network_dtype"] == "bfloat16"
