@@ -315,7 +315,7 @@ def execute(task: Task, progress: Progress) -> Outcome:
         _draw_missing(experiment, task)
         sentence = str(_record(task)["verdict"])
         _mark_finished(task, mark, sentence, seconds)
-        return Outcome(task.name, "agrees", sentence, seconds)
+        return Outcome(task.name, "agrees", _but_kept(config) + sentence, seconds)
     _write(experiment, replace(task, folder=task.folder / DIFFERS) if task.strict else task, text, record)
     return Outcome(task.name, "differs", "; ".join(found), seconds)
 
@@ -373,6 +373,12 @@ def _other_sentence(experiment: Experiment, committed: Frame, record: dict[str, 
     if sentence == record["verdict"]:
         return []
     return [f"the numbers agree, the sentence does not: committed {record['verdict']!r}, now {sentence!r}"]
+
+
+def _but_kept(config: Config) -> str:
+    """What of a result was not computed: rows of networks, which `by_model` takes from the committed file."""
+    kept = [name for name in config.get("kept", ()) if name in config["models"]]
+    return f"[rows of {', '.join(kept)} are the committed ones, which --networks computes] " if kept else ""
 
 
 def _from_committed(experiment: Experiment, task: Task) -> Outcome:
