@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import itertools
@@ -704,10 +705,11 @@ def test_a_damaged_marker_is_no_marker(tmp_path, marker):
     for path in runner.result_files(CHEAP, tmp_path):
         path.write_text("")
     mark = runner.fingerprint(EXPERIMENTS[CHEAP], runner.configuration(EXPERIMENTS[CHEAP], task))
-    good = {"fingerprint": mark, "verdict": "so it is", "wall_time_s": 1.0}
+    csv = hashlib.sha256((tmp_path / f"{CHEAP}.csv").read_bytes()).hexdigest()
+    good = {"fingerprint": mark, "csv": csv, "verdict": "so it is", "wall_time_s": 1.0}
     file.write_text(json.dumps(good))
     assert runner.finished(EXPERIMENTS[CHEAP], task) == good
-    for bad in ({"verdict": 3}, {"wall_time_s": "long"}, {"fingerprint": None}):
+    for bad in ({"verdict": 3}, {"wall_time_s": "long"}, {"fingerprint": None}, {"csv": None}):
         file.write_text(json.dumps(good | bad))
         assert runner.finished(EXPERIMENTS[CHEAP], task) is None
     file.unlink()
