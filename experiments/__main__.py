@@ -93,6 +93,9 @@ model_option = click.option(
     type=ModelName(),
     help=f"On which model, instead of the default ones: {', '.join(MODELS)}, {WHAT_NETWORKS}; repeat for several.",
 )
+networks_option = click.option(
+    "--networks", is_flag=True, help="Compute rows of image networks too, which else are kept: up to half an hour each."
+)
 jobs_option = click.option(
     "--jobs", type=click.IntRange(min=1), default=min(2, os.cpu_count() or 1), show_default=True, help="Processes."
 )
@@ -126,9 +129,7 @@ def list_command(out: Path | None, quick: bool) -> None:
 @model_option
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights of image networks (default: float32).")
 @click.option("--allow-pickle", is_flag=True, help="Let a network of --model be a pickle, which runs code.")
-@click.option(
-    "--networks", is_flag=True, help="Compute rows of image networks too, which else are kept: up to half an hour each."
-)
+@networks_option
 @click.option(
     "--import",
     "imports",
@@ -208,6 +209,7 @@ def run(
 @click.option("--strict", is_flag=True, help="Overwrite nothing, and exit with 1 if anything differs.")
 @click.option("--quick", is_flag=True, help="Reproduce the quick results, in figures/.quick/.")
 @model_option
+@networks_option
 @click.option("--force", is_flag=True, help="Compute again what was reproduced before.")
 @jobs_option
 @out_option
@@ -216,6 +218,7 @@ def reproduce(
     strict: bool,
     quick: bool,
     models: tuple[str, ...],
+    networks: bool,
     force: bool,
     jobs: int,
     out: Path | None,
@@ -232,7 +235,7 @@ def reproduce(
         chosen = {name: experiment for name, experiment in chosen.items() if takes(experiment, asked)}
     todo, agreed = [], 0
     for name, experiment in chosen.items():
-        task = Task(name, folder, quick, models=asked, reproduce=True, strict=strict)
+        task = Task(name, folder, quick, models=asked, networks=networks, reproduce=True, strict=strict)
         marker = None if force else finished(experiment, task)
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
@@ -241,6 +244,7 @@ def reproduce(
             todo.append(task)
     todo.sort(key=last_seconds, reverse=True)
     trim_cache()
+    _prepare({task.folder for task in todo})
     ended: list[Outcome] = []
     code = _run_tasks(todo, jobs, console, ended)
     agreed += sum(outcome.status in ("agrees", "redrawn") for outcome in ended)

@@ -315,7 +315,7 @@ def execute(task: Task, progress: Progress) -> Outcome:
         _draw_missing(experiment, task)
         sentence = str(_record(task)["verdict"])
         _mark_finished(task, mark, sentence, seconds)
-        return Outcome(task.name, "agrees", sentence, seconds)
+        return Outcome(task.name, "agrees", _but_kept(config) + sentence, seconds)
     _write(experiment, replace(task, folder=task.folder / DIFFERS) if task.strict else task, text, record)
     return Outcome(task.name, "differs", "; ".join(found), seconds)
 
@@ -357,7 +357,11 @@ def _record(task: Task) -> dict[str, Any]:
 
 def _compare(experiment: Experiment, task: Task, text: str, config: Config) -> list[str]:
     """What differs between the committed files and a computed CSV: settings, numbers, the sentence."""
-    committed, record = as_written(result_files(task.files, task.folder)[0].read_text(encoding="utf-8")), _record(task)
+    try:
+        committed, record = as_written(read_text(result_files(task.files, task.folder)[0])), _record(task)
+        _ = record["config"], record["verdict"]
+    except Exception as error:  # the computed result is not lost to a broken one
+        return [f"the committed files cannot be read ({type(error).__name__}: {error})"]
     found = changed_settings(record["config"], json.loads(json.dumps(config)))
     found += differences(committed, as_written(text), getattr(experiment, "TOLERANCES", None))
     return found or _other_sentence(experiment, committed, record)
@@ -369,6 +373,12 @@ def _other_sentence(experiment: Experiment, committed: Frame, record: dict[str, 
     if sentence == record["verdict"]:
         return []
     return [f"the numbers agree, the sentence does not: committed {record['verdict']!r}, now {sentence!r}"]
+
+
+def _but_kept(config: Config) -> str:
+    """What of a result was not computed: rows of networks, which `by_model` takes from the committed file."""
+    kept = [name for name in config.get("kept", ()) if name in config["models"]]
+    return f"[rows of {', '.join(kept)} are the committed ones, which --networks computes] " if kept else ""
 
 
 def _from_committed(experiment: Experiment, task: Task) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import itertools
@@ -588,7 +589,12 @@ def test_cuda_where_there_is_none_is_refused(tmp_path):
 def test_every_registered_solver_has_a_look():
     for name, row in da.SOLVERS.items():
         assert style.look(name)["linestyle"] == {"eps": "-", "x0": "--", "v": "-.", "score": ":"}[row.prediction]
-    assert style.look("tab3")["color"] == style.look("tab1")["color"] != style.look("rhoab3")["color"]
+    assert style.family("tab3") == style.family("tab1") != style.family("rhoab3")
+
+
+def test_no_two_solvers_look_alike():
+    looks = [tuple(style.look(name).items()) for name in da.SOLVERS if style.family(name) != style.DDIM]
+    assert len(set(looks)) == len(looks)
 
 
 def test_spread_keeps_order_and_distance():
@@ -699,10 +705,11 @@ def test_a_damaged_marker_is_no_marker(tmp_path, marker):
     for path in runner.result_files(CHEAP, tmp_path):
         path.write_text("")
     mark = runner.fingerprint(EXPERIMENTS[CHEAP], runner.configuration(EXPERIMENTS[CHEAP], task))
-    good = {"fingerprint": mark, "verdict": "so it is", "wall_time_s": 1.0}
+    csv = hashlib.sha256((tmp_path / f"{CHEAP}.csv").read_bytes()).hexdigest()
+    good = {"fingerprint": mark, "csv": csv, "verdict": "so it is", "wall_time_s": 1.0}
     file.write_text(json.dumps(good))
     assert runner.finished(EXPERIMENTS[CHEAP], task) == good
-    for bad in ({"verdict": 3}, {"wall_time_s": "long"}, {"fingerprint": None}):
+    for bad in ({"verdict": 3}, {"wall_time_s": "long"}, {"fingerprint": None}, {"csv": None}):
         file.write_text(json.dumps(good | bad))
         assert runner.finished(EXPERIMENTS[CHEAP], task) is None
     file.unlink()
