@@ -250,8 +250,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands; as many whole steps as "
         f"the calls allow. Table: error over the least of its column at {calls} calls, customary grid "
         f"(beside the name) and best of {', '.join(config['grids'])}; *: distinct from the next. Last column: FID as "
-        f"published for another model (diff-sampler: CIFAR-10, EDM's network); Spearman of our customary columns with it "
-        f"{min(a[0] for a in alike):.2f} to {max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
+        f"published for another model (diff-sampler: CIFAR-10, EDM's network); Spearman of our customary columns with "
+        f"it {min(a[0] for a in alike):.2f} to {max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
     )
     order = _order(frame, names, calls)
     rows, table = -(-len(names) // COLUMNS), 0.75 + 0.185 * len(order)
