@@ -174,7 +174,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"RMS error against the exact answer at t = 0 when stopping at {_time(early)}, over that when stopping at "
         f"{_time(late)}, 95 % interval over samples; blue: clearly less, orange: clearly more. Mixture: exact flow; "
         f"digits: the data point where the exact flow ends. VPLinear({config['beta_min']:g}, {config['beta_max']:g}), "
-        f"from t = {config['t_start']:g}. Share: of stopping early in the squared error at {_time(late)}, with the most "
+        f"from t = {config['t_start']:g}. Share: of stopping early in the squared error at {_time(late)}, with most "
         f"calls. Published: {PUBLISHED}."
     )
     fig = panels.sheet(_most(frame, config), note, 0.8 + 1.65 * len(models))
