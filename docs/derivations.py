@@ -26,7 +26,7 @@ def write(folder: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     found = {name: derive(name) for name in DERIVATIONS}
     lines = [f"* [{name}]({name}.md): {_prose(one.title)}" for name, one in found.items()]
-    head = "sympy derives each from α(t) and σ(t) alone; every equation is a definition, or was simplified to 0 = 0 when built."
+    head = "sympy derives each from α(t) and σ(t) alone. Equations are definitions, or were simplified to 0 = 0."
     (place / "index.md").write_text(f"# Derivations\n\n{head}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
     for name, one in found.items():
         (place / f"{name}.md").write_text(page(name, one), encoding="utf-8")
@@ -36,7 +36,16 @@ def page(name: str, one: Derivation) -> str:
     """Formulas, the statement, the witnesses."""
     shown = one.latex().split("\\\\\n", 1)
     formulas = "\\begin{aligned}\n" + shown[1]
-    parts = [f"# {_prose(one.title)}", "", f"`deis-analysis derive {name}`", "", f"$$\n{formulas}\n$$", "", _prose(one.text), ""]
+    parts = [
+        f"# {_prose(one.title)}",
+        "",
+        f"`deis-analysis derive {name}`",
+        "",
+        f"$$\n{formulas}\n$$",
+        "",
+        _prose(one.text),
+        "",
+    ]
     return "\n".join([*parts, *agreement(name), ""])
 
 
@@ -54,8 +63,8 @@ def agreement(name: str) -> list[str]:
     prediction, variable = found["prediction"], found["variable"].replace("-", "_")
     lines = ["## Three witnesses", ""]
     lines += [
-        "Weights on a step of each process, by the closed form above at 40 digits, by mpmath's quadrature of the definition, and by "
-        "`quadrature_weights` in float64: the largest difference over the largest weight.",
+        "Weights on a step of each process, by the closed form above at 40 digits, by mpmath's quadrature of the "
+        "definition, and by `quadrature_weights` in float64: the largest difference over the largest weight.",
         "",
         "| process | degree | closed form − mpmath | package − mpmath |",
         "|---|---|---|---|",
@@ -66,7 +75,9 @@ def agreement(name: str) -> list[str]:
                 forms = weights_closed_form(prediction, variable, degree, process if variable == "t" else None)
             except ValueError:
                 forms = []
-            lines.append(f"| {process} | {degree} | {' | '.join(_gaps(process, prediction, variable, degree, forms))} |")
+            lines.append(
+                f"| {process} | {degree} | {' | '.join(_gaps(process, prediction, variable, degree, forms))} |"
+            )
     return [*lines, "", "No entry: no elementary form is known, so the witness is mpmath alone."]
 
 
@@ -81,17 +92,22 @@ def _gaps(process: str, prediction: str, variable: str, degree: int, forms: list
         values |= {k: mp.mpf(sp.N(v.subs(values), DIGITS)) for k, v in symbolic.abbreviations.items()}
         rho = sp.lambdify(TIME, symbolic.rho.subs(values), "mpmath")
         rate = sp.lambdify(TIME, symbolic.kappa_rate(prediction).subs(symbolic.abbreviations).subs(values), "mpmath")
-        level = {"t": lambda t: t, "rho": rho, "lam": lambda t: -mp.log(rho(t)), "inv_rho": lambda t: 1 / rho(t)}[variable]
+        level = {"t": lambda t: t, "rho": rho, "lam": lambda t: -mp.log(rho(t)), "inv_rho": lambda t: 1 / rho(t)}[
+            variable
+        ]
         nodes = [level(mp.mpf(t)) for t in times]
 
         def integrand(t: mp.mpf, j: int) -> mp.mpf:
             others = (node for k, node in enumerate(nodes) if k != j)
             return rate(t) * mp.fprod((level(t) - other) / (nodes[j] - other) for other in others)
 
-        truth = [mp.quad(lambda t, j=j: integrand(t, j), [mp.mpf(a), mp.mpf(b)]) for j in range(degree + 1)]  # type: ignore[misc]
+        truth = [mp.quad(lambda t, j=j: integrand(t, j), [mp.mpf(a), mp.mpf(b)]) for j in range(degree + 1)]
         scale = max(abs(w) for w in truth)
         package = da.quadrature_weights(numeric, prediction, variable, times, a=a, b=b)
-        gaps = ["–", f"{float(max(abs(mp.mpf(float(w)) - t) for w, t in zip(package, truth, strict=True)) / scale):.1e}"]
+        gaps = [
+            "–",
+            f"{float(max(abs(mp.mpf(float(w)) - t) for w, t in zip(package, truth, strict=True)) / scale):.1e}",
+        ]
         if forms:
             symbols, start, end = weight_symbols(variable, degree)
             at = dict(zip((*symbols, start, end), (*nodes, level(mp.mpf(a)), level(mp.mpf(b))), strict=True)) | values

@@ -28,7 +28,10 @@ def write(folder: Path) -> None:
         (place / f"{room}.md").write_text(f"# deis_analysis.{room}\n\n" + "\n".join(blocks), encoding="utf-8")
     names = [name for name in da.__all__ if name != "__version__"]
     start = ", ".join(f"[`{name}`][{where}]" for name, where in ((name, home(name)) for name in names))
-    lines = [f"* [deis_analysis.{room}]({room}.md): {', '.join(m.split('.', 2)[-1] for m in modules)}" for room, modules in rooms.items()]
+    lines = [
+        f"* [deis_analysis.{room}]({room}.md): {', '.join(m.split('.', 2)[-1] for m in modules)}"
+        for room, modules in rooms.items()
+    ]
     text = f"# API\n\n`import deis_analysis as da`, and users start from {start}.\n\n" + "\n".join(lines) + "\n"
     (place / "index.md").write_text(text, encoding="utf-8")
 
@@ -53,7 +56,12 @@ def rooms_of_the_package() -> dict[str, list[str]]:
 
 def commands() -> str:
     """Every command as its own help says it."""
-    lines = ["# Commands", "", "`deis-analysis`, or `python -m deis_analysis`; in `.venv/bin` after `make install`.", ""]
+    lines = [
+        "# Commands",
+        "",
+        "`deis-analysis`, or `python -m deis_analysis`; in `.venv/bin` after `make install`.",
+        "",
+    ]
     lines += ["```text", _help(cli.main, "deis-analysis"), "```", ""]
     for name, command in sorted(cli.main.commands.items()):
         lines += [f"## {name}", "", "```text", _help(command, f"deis-analysis {name}"), "```", ""]

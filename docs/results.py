@@ -6,6 +6,7 @@ import csv
 import importlib
 import inspect
 import json
+import re
 import shutil
 from collections import defaultdict
 from html import escape
@@ -40,10 +41,10 @@ def index(records: dict[str, Any]) -> str:
     ]
     return f"""# Results
 
-{len(records)} figures. Each is an experiment that answers one question, and writes a picture, its data and a JSON with configuration,
-versions, seed, device and a verdict computed from the data; the pages below are made of these. Published numbers, measured
-on other models, are marked as such. [Claims](claims.md) holds the paper's claims cell by cell, [field](field.md) what audits of
-released packages found.
+{len(records)} figures. Each is an experiment that answers one question, and writes a picture, its data and a JSON with
+configuration, versions, seed, device and a verdict computed from the data; the pages below are made of these. Published
+numbers, measured on other models, are marked as such. [Claims](claims.md) holds the paper's claims cell by cell,
+[field](field.md) what audits of released packages found.
 
 <div class="cards">
 {chr(10).join(cards)}
@@ -73,8 +74,8 @@ def page(name: str, record: dict[str, Any]) -> str:
 
 {doc}
 
-These are numbers of the models and settings below, in one run of {record["wall_time_s"]:.0f} s on {record["device"]}; other models and
-other settings are other questions.
+These are numbers of the models and settings below, in one run of {record["wall_time_s"]:.0f} s on {record["device"]};
+other models and other settings are other questions.
 
 ## Settings
 
@@ -103,16 +104,17 @@ def _docstring(name: str) -> str:
 
 
 def claims(text: str) -> str:
-    """``text`` with the tables of claims, on models with exact answers and on networks, in place of ``{{name}}``."""
+    """``text`` with the table of claims in place of ``{{paper_claims}}``."""
     import pandas as pd
 
     from experiments.paper import paper_claims
 
-    for name in ("paper_claims", "paper_claims-digits8-digits8_flow-mnist28"):
-        config = json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))["config"]
-        table = "\n".join(paper_claims.table(pd.read_csv(FIGURES / f"{name}.csv"), config))
-        text = text.replace("{{" + name + "}}", table.replace("](figures/", "]("))
-    return text
+    config = json.loads((FIGURES / "paper_claims.json").read_text(encoding="utf-8"))["config"]
+    measured = pd.read_csv(FIGURES / "paper_claims.csv")
+    if "rms_low" not in measured:  # of a run before claims were counted by RMS too
+        return text.replace("{{paper_claims}}", "Counted in [paper_claims](paper_claims.md).")
+    table = "\n".join(paper_claims.table(measured, config))
+    return text.replace("{{paper_claims}}", re.sub(r"\]\(figures/(\w+)\.png\)", r"](\1.md)", table))
 
 
 def field() -> str:
@@ -126,19 +128,26 @@ def field() -> str:
         cells = (line["spec"], line["declared_order"], _number(line["observed_order"]), line["nearest"] or "–",
                  line["error_codes"], line["warning_codes"])  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    heads = "".join(f"<th>{head}</th>" for head in ("sampler", "declared", "observed", "nearest row", "errors", "warnings"))
+    heads = "".join(
+        f"<th>{head}</th>" for head in ("sampler", "declared", "observed", "nearest row", "errors", "warnings")
+    )
     by_spec: dict[str, dict[str, str]] = defaultdict(dict)
     for line in history:
         by_spec[line["spec"]][line["version"]] = line["error_codes"] or line["status"]
     versions = list(dict.fromkeys(line["version"] for line in history))
     grid = [
-        "<tr>" + f"<td>{escape(spec)}</td>" + "".join(f"<td>{escape(found.get(v, '–'))}</td>" for v in versions) + "</tr>"
+        "<tr>"
+        + f"<td>{escape(spec)}</td>"
+        + "".join(f"<td>{escape(found.get(v, '–'))}</td>" for v in versions)
+        + "</tr>"
         for spec, found in by_spec.items()
     ]
+    columns = "".join(f"<th>{version}</th>" for version in versions)
     return f"""# The field report
 
-What audits of released packages found, as [field_audit](field_audit.md) and [field_history](field_history.md) wrote it. Codes are
-explained by `deis-analysis audit`, and on the page of [`deis_analysis.audit.findings`](../reference/api/audit.md).
+What audits of released packages found, as [field_audit](field_audit.md) and [field_history](field_history.md) wrote
+it. Codes are explained by `deis-analysis audit`, and on the page of
+[`deis_analysis.audit.findings`](../reference/api/audit.md).
 
 ## Samplers, audited at 20 calls
 
@@ -150,7 +159,7 @@ explained by `deis-analysis audit`, and on the page of [`deis_analysis.audit.fin
 
 Errors of each configuration; *clean* has none, *absent* is not in that release.
 
-<div class="wide"><table><thead><tr><th>configuration</th>{"".join(f"<th>{v}</th>" for v in versions)}</tr></thead><tbody>
+<div class="wide"><table><thead><tr><th>configuration</th>{columns}</tr></thead><tbody>
 {chr(10).join(grid)}
 </tbody></table></div>
 """

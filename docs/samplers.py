@@ -63,11 +63,11 @@ def index() -> str:
     head = "".join(f"<th>{name}</th>" for name in heads)
     return f"""# Samplers
 
-The registry, {len(da.SOLVERS)} rows, as `deis-analysis solvers` lists it: what each row declares, and tests measure two-sided.
-Columns sort by their heads. *Order* is that of the method with its own first steps, weak where it draws noise; *exact start* with
-exact ones; *strong* that of paths; *degree* the polynomials that a step integrates exactly, of the prediction *in* the variable;
-N is the number of steps, *depth* the longest chain of calls that need one another, *memory* the arrays of the state's size alive at
-once at {STEPS} steps.
+The registry, {len(da.SOLVERS)} rows, as `deis-analysis solvers` lists it: what each row declares, and tests measure
+two-sided. Columns sort by their heads. *Order* is that of the method with its own first steps, weak where it draws
+noise; *exact start* with exact ones; *strong* that of paths; *degree* the polynomials that a step integrates
+exactly, of the prediction *in* the variable; N is the number of steps, *depth* the longest chain of calls that need
+one another, *memory* the arrays of the state's size alive at once at {STEPS} steps.
 
 <table class="sortable"><thead><tr>{head}</tr></thead><tbody>
 {chr(10).join(rows)}
@@ -136,7 +136,16 @@ def page(row: da.Solver, same: list[str], abroad: list[tuple[str, str, float]]) 
     lines = [f"# {row.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts), ""]
     lines += ["## Formulas", "", *(f"* [{name}](../derivations/{name}.md)" for name in formulas(row)), ""]
     lines += ["## Elsewhere", "", *_elsewhere(abroad), ""]
-    lines += [f"## Its table at {grid_steps} steps", "", "```text", str(table), "```", "", "State-free (Butcher) form:", ""]
+    lines += [
+        f"## Its table at {grid_steps} steps",
+        "",
+        "```text",
+        str(table),
+        "```",
+        "",
+        "State-free (Butcher) form:",
+        "",
+    ]
     lines += ['<div class="wide">' + table.butcher()._repr_html_().replace("\n", "") + "</div>", ""]
     lines += ["## What it does", "", *pictures(row), ""]
     return "\n".join(lines)
@@ -167,7 +176,10 @@ def formulas(row: da.Solver) -> list[str]:
 def _elsewhere(abroad: list[tuple[str, str, float]]) -> list[str]:
     if not abroad:
         return ["No audited release has this table ([field report](../../results/field.md))."]
-    lines = ["Released samplers whose tables the audit found equal to this one on their own processes, at 20 calls, to float32:", ""]
+    lines = [
+        "Released samplers whose tables the audit found equal to this one on their processes, at 20 calls, in float32:",
+        "",
+    ]
     return lines + [f"* `{spec}`, {version}: {distance:.1e} away" for spec, version, distance in abroad]
 
 

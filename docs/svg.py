@@ -16,7 +16,9 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
     """Named lines of (x, y); the first one is drawn bold, the others dashed."""
     points = [p for line in series.values() for p in line if all(map(math.isfinite, p))]
     spans = [_span([p[i] for p in points], "xy"[i] in logarithmic) for i in (0, 1)]
-    parts = [f'<svg class="plot" role="img" aria-label="{escape(y)} against {escape(x)}" viewBox="0 0 {WIDTH} {HEIGHT}">']
+    parts = [
+        f'<svg class="plot" role="img" aria-label="{escape(y)} against {escape(x)}" viewBox="0 0 {WIDTH} {HEIGHT}">'
+    ]
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     for i in (0, 1):
         for tick in _ticks(*spans[i]):
@@ -26,9 +28,12 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
                 where = f'x="{LEFT - 5}" y="{at + 4:.0f}" text-anchor="end"'
             parts.append(f"<text {where}>{tick:.3g}</text>")
     for k, (name, line) in enumerate(series.items()):
-        way = " ".join(f"{_place(a, spans[0], 0):.1f},{_place(b, spans[1], 1):.1f}" for a, b in line if math.isfinite(b))
+        way = " ".join(
+            f"{_place(a, spans[0], 0):.1f},{_place(b, spans[1], 1):.1f}" for a, b in line if math.isfinite(b)
+        )
         parts.append(f'<polyline class="line{min(k, 2)}" points="{way}"><title>{escape(name)}</title></polyline>')
-        parts.append(f'<text class="key{min(k, 2)}" x="{WIDTH - RIGHT}" y="{TOP + 10 + 14 * k}" text-anchor="end">{escape(name)}</text>')
+        place = f'x="{WIDTH - RIGHT}" y="{TOP + 10 + 14 * k}" text-anchor="end"'
+        parts.append(f'<text class="key{min(k, 2)}" {place}>{escape(name)}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x)}</text>')
     return "".join(parts) + "</svg>"
 
@@ -51,7 +56,11 @@ def _place(value: float, span: tuple[float, float, bool], axis: int) -> float:
 
 def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
     if not logarithmic:
-        return list(np.linspace(low, high, 4)[1:-1]) if high - low < 1e-9 else [low + (high - low) * s for s in (0.1, 0.5, 0.9)]
+        return (
+            list(np.linspace(low, high, 4)[1:-1])
+            if high - low < 1e-9
+            else [low + (high - low) * s for s in (0.1, 0.5, 0.9)]
+        )
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     if last - first < 1:
         return [low, high]

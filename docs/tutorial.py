@@ -26,7 +26,7 @@ def run(text: str, path: Path) -> str:
     import matplotlib
 
     matplotlib.use("Agg")
-    namespace: dict[str, Any] = {"__name__": "tutorial"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     parts, end = [], 0
     for number, block in enumerate(BLOCK.finditer(text)):
         shown = block.group(0) + _outputs(block.group(1), namespace, path, number)

@@ -91,9 +91,10 @@ def test_the_wheel_holds_the_package_and_its_networks(wheel):
     assert {name.split("/")[0] for name in names} == {"deis_analysis", wheel.name.split("-py3")[0] + ".dist-info"}
     assert any(name.startswith("deis_analysis/networks/checkpoints/digits8/") for name in names)
     assert "deis_analysis/py.typed" in names
-    assert "License-Expression: MIT" in zipfile.ZipFile(wheel).read(
-        next(name for name in names if name.endswith("METADATA"))
-    ).decode()
+    assert (
+        "License-Expression: MIT"
+        in zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("METADATA"))).decode()
+    )
 
 
 def test_commands_run_with_what_is_declared_only(bare, tmp_path):

@@ -1,5 +1,5 @@
 // The page to play with: reads what the build computed, draws it as SVG; every control is a form control.
-const play = document.getElementById("play");
+const play = document.getElementById("laboratory");
 const base = new URL(".", document.querySelector("script[src*='play.js']").src);
 const choice = {}, cache = {};
 const get = async name => (cache[name] ??= await (await fetch(new URL(name, base))).json());
