@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from experiments import Experiment, discover
+from experiments.core import units
+from experiments.core.executors import engine_options
 from experiments.core.runner import (
     DIFFERS,
     FIGURES,
@@ -30,6 +32,7 @@ from experiments.core.runner import (
     run_here,
     run_parallel,
     solvers_key,
+    sweeps,
     takes,
 )
 from experiments.models.studies import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
@@ -144,6 +147,7 @@ def list_command(out: Path | None, quick: bool) -> None:
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 @jobs_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the experiments that use torch.")
+@engine_options
 @out_option
 def run(
     names: tuple[str, ...],
@@ -159,6 +163,7 @@ def run(
     force: bool,
     jobs: int,
     device: str,
+    engine: units.Engine | None,
     out: Path | None,
 ) -> None:
     """Run the experiments NAMES and print what each found. Finished results are kept unless something changed."""
@@ -175,6 +180,7 @@ def run(
         (lambda one: takes(one, models), f"--model {', '.join(models)}" * bool(models)),
         (lambda one: "network_dtype" in one.CONFIG, "--dtype" * bool(dtype)),
         (lambda one: solvers_key(one.CONFIG) is not None, "--solver" * bool(solvers)),
+        (sweeps, "--executor, --shard" * (engine is not None)),
     ):
         if what:
             chosen = _those_that(chosen, allows, what, everything)
@@ -197,7 +203,8 @@ def run(
     if everything:  # the longest first, so that no process is left with one at the end
         todo.sort(key=last_seconds, reverse=True)
     trim_cache()
-    sys.exit(_run_tasks(todo, jobs, console))
+    with units.using(engine):
+        sys.exit(_run_tasks(todo, 1 if engine else jobs, console))
 
 
 @main.command()
@@ -328,7 +335,7 @@ def _run_tasks(todo: list[Task], jobs: int, console: Console, ended: list[Outcom
 
 
 _COLOURS = {"done": "green", "agrees": "green", "written": "yellow", "redrawn": "cyan", "kept": "cyan"}
-_COLOURS |= {"differs": "red", "failed": "red"}
+_COLOURS |= {"waits": "yellow", "differs": "red", "failed": "red"}
 
 
 def _print(console: Console, outcome: Outcome) -> None:
