@@ -7,9 +7,12 @@ import importlib.util
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_SETTLED = 60.0  # seconds; a folder may be shared with another machine, whose processes are not seen
 
 
 @contextlib.contextmanager
@@ -38,6 +41,57 @@ def write_text(path: Path, text: str) -> Path:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def prepared(place: Path, size: int = 2**20) -> Path:
+    """``place``, a folder that is there and to which ``size`` bytes can be written; tried before long computations.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        with atomic(place / "probe") as temporary:
+            temporary.write_bytes(b"\0" * size)
+            raise _Enough
+    except _Enough:
+        return place
+    except OSError as error:
+        raise ValueError(f"{str(place)!r} cannot be written to: {error}") from error
+
+
+class _Enough(Exception):
+    pass
+
+
+def sweep(place: Path) -> None:
+    """Remove temporary files that `atomic` left in a folder when its process was killed, more than a minute ago."""
+    with contextlib.suppress(OSError):
+        for file in place.glob(".*.tmp"):
+            pid = file.name.split(".")[-2]
+            if pid.isdigit() and not _alive(int(pid)) and time.time() - file.stat().st_mtime > _SETTLED:
+                file.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def folder(name: str, value: Any) -> Path:
+    """``value`` as the path of a folder, which may not be there yet; ValueError if it cannot be one."""
+    try:
+        place = Path(value)
+        place.resolve(strict=False)
+        if str(value) and (place.is_dir() or not os.path.lexists(place)):
+            return place
+    except (TypeError, ValueError, OSError):
+        pass
+    raise ValueError(f"{name}={value!r} must be the path of a folder")
 
 
 def read_text(path: Path, most: int = 2**28) -> str:

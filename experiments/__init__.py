@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -28,6 +29,9 @@ Config = dict[str, Any]
 Progress = Callable[[float], None]
 Frame = Any  # a pandas.DataFrame, whose stubs do not follow access to columns by name
 ROOMS = ("paper", "study", "networks")  # where experiments lie; a result depends on ``core`` and ``models`` too
+
+
+_PARTS = ("NAME", "QUESTION", "CONFIG", "QUICK", "compute", "verdict", "draw")
 
 
 class Experiment(Protocol):
@@ -50,8 +54,19 @@ class Experiment(Protocol):
 
 
 def discover() -> dict[str, Experiment]:
-    """All experiments by name, in alphabetical order of their modules."""
+    """All experiments by name, in alphabetical order of their modules; one that cannot be read is a warning."""
     places = [Path(__file__).with_name(room) for room in ROOMS]
     found = sorted((info.name, place.name) for place in places for info in pkgutil.iter_modules([str(place)]))
-    modules = [cast(Experiment, importlib.import_module(f"{__name__}.{room}.{name}")) for name, room in found]
-    return {module.NAME: module for module in modules}
+    experiments: dict[str, Experiment] = {}
+    for name, room in found:
+        try:
+            module = cast(Experiment, importlib.import_module(f"{__name__}.{room}.{name}"))
+            missing = [part for part in _PARTS if not hasattr(module, part)]
+            if missing:
+                raise AttributeError(f"it has no {', '.join(missing)}")
+            if module.NAME in experiments:
+                raise ValueError(f"its NAME={module.NAME!r} is another's, too")
+            experiments[module.NAME] = module
+        except (Exception, SystemExit) as error:  # one broken file does not stop the others
+            warnings.warn(f"no experiment: {room}/{name}.py ({type(error).__name__}: {error})")
+    return experiments

@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deis_analysis import terminal
+from deis_analysis.storage import prepared, sweep
 from experiments import Experiment, discover
 from experiments.core import units
 from experiments.core.executors import engine_options
 from experiments.core.runner import (
     DIFFERS,
     FIGURES,
+    UNDRAWN,
     Outcome,
     Task,
     allowed,
@@ -35,7 +38,7 @@ from experiments.core.runner import (
     sweeps,
     takes,
 )
-from experiments.models.studies import DTYPES, MODELS, WHAT_NETWORKS, is_model, trim_cache
+from experiments.models.studies import DTYPES, MODELS, REFERENCES, WHAT_NETWORKS, is_model, trim_cache
 from experiments.training.certify import certify_command
 from experiments.training.train import train_command
 from experiments.training.train_features import train_features_command
@@ -101,7 +104,7 @@ jobs_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=terminal.Commands)
 def main() -> None:
     """Questions to the samplers: each answered by one figure, its data, and a computed sentence."""
 
@@ -118,7 +121,7 @@ def list_command(out: Path | None, quick: bool) -> None:
         table.add_row(
             name, experiment.QUESTION, "yes" if marker else "no", f"{marker['wall_time_s']:.1f}" if marker else ""
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    terminal.console().print(table)
 
 
 @main.command()
@@ -203,6 +206,7 @@ def run(
     if everything:  # the longest first, so that no process is left with one at the end
         todo.sort(key=last_seconds, reverse=True)
     trim_cache()
+    _prepare({task.folder for task in todo})
     with units.using(engine):
         sys.exit(_run_tasks(todo, 1 if engine else jobs, console))
 
@@ -247,6 +251,7 @@ def reproduce(
             todo.append(task)
     todo.sort(key=last_seconds, reverse=True)
     trim_cache()
+    _prepare({task.folder for task in todo})
     ended: list[Outcome] = []
     code = _run_tasks(todo, jobs, console, ended)
     agreed += sum(outcome.status in ("agrees", "redrawn") for outcome in ended)
@@ -280,6 +285,17 @@ def _those_that(
         hint = {name: f" (allowed: {allowed(chosen[name])})" for name in others} if "--model" in what else {}
         raise click.UsageError(f"{what} is not for {'; '.join(name + hint.get(name, '') for name in others)}")
     return {name: experiment for name, experiment in chosen.items() if name not in others}
+
+
+def _prepare(folders: set[Path]) -> None:
+    """Before hours of work: each can be written to, and holds nothing that killed runs left."""
+    for place in folders:
+        try:
+            prepared(place)
+        except ValueError as error:
+            raise click.UsageError(f"--out {error}") from error
+        for folder in (place, place / ".done", place / UNDRAWN, FIGURES / ".cache" / REFERENCES):
+            sweep(folder)
 
 
 class _Lines:
@@ -356,7 +372,7 @@ def redraw_command(names: tuple[str, ...], models: tuple[str, ...], out: Path | 
     for name in _known(names):
         try:
             click.echo(f"{name}: {redraw(Task(name, _folder(out, False), models=tuple(dict.fromkeys(models))))}")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise click.UsageError(str(error)) from error
 
 

@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process.process import MeanReverting, Process
-from deis_analysis.storage import atomic
-from deis_analysis.validate import real
+from deis_analysis.storage import atomic, folder
+from deis_analysis.validate import real, several
 
 Cache = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+_BESIDE = 2**20  # bytes of all in a file that is not states
 _FORMAT = 1  # to be raised where what was kept is no longer an answer to its question
 
 
@@ -34,11 +33,12 @@ def files(cache: Cache, key: str | None, model: Any, question: Mapping[str, Any]
     key = getattr(model, "digest", None) if key is None else key
     if not isinstance(key, str) or not key:
         raise ValueError(f"key={key!r} must be a string that says what the model is, such as a hash of its weights")
-    folders = [Path(f) for f in ([cache] if isinstance(cache, (str, os.PathLike)) else cache)]
+    given = [cache] if isinstance(cache, (str, bytes, os.PathLike)) else several("cache", cache)
+    folders = [folder("cache", place) for place in given]
     if not folders:
         raise ValueError("cache=[] must be a folder or several")
     name = fingerprint({**question, "key": key})
-    return [folder / f"{name}.npz" for folder in folders]
+    return [place / f"{name}.npz" for place in folders]
 
 
 def fingerprint(question: Mapping[str, Any]) -> str:
@@ -76,20 +76,50 @@ def _described(value: Any) -> Any:
 
 
 def load(path: Path, names: set[str], shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """The values of those ``names`` that `store` wrote, ``states`` of that shape; None for no file or a damaged one."""
+    """The values of those ``names`` that `store` wrote, ``states`` of that shape; None where they are to be computed.
+
+    That is where there is no file; where it is damaged, was edited, or answers another question than its name says, a
+    warning tells so.
+    """
     try:
+        if not path.exists():
+            return None
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         with np.load(path) as file:
+            if sum(part.file_size for part in file.zip.infolist()) > 8 * np.prod(shape, dtype=float) + _BESIDE:
+                raise ValueError("it is larger than its states")
             found = {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
-        whole = set(found) == names and found["states"].shape == shape and np.isfinite(found["states"]).all()
-        return found if whole else None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+        if found.pop("question") != path.stem:
+            raise ValueError("it answers another question")
+        if found.pop("sha256") != _digest(found):
+            raise ValueError("its values are not those that were written")
+        if set(found) != names or found["states"].shape != shape or not np.isfinite(found["states"]).all():
+            raise ValueError("it does not hold what is asked for")
+        return found
+    except Exception as error:  # zip files and headers break in all ways
+        reason = "it was written before files had a checksum" if isinstance(error, KeyError) else error
+        warnings.warn(f"the reference {str(path)!r} is computed anew: {reason}")
         return None
 
 
 def store(path: Path, values: Mapping[str, Any]) -> None:
-    """Write numbers, strings and arrays; the file is there only as a whole. What cannot be written is a warning."""
+    """Write numbers, strings and arrays, with what tells damage: the question, which names the file, and a checksum.
+
+    The file is there only as a whole. What cannot be written is a warning.
+    """
     try:
         with atomic(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **values)
+            np.savez(file, **values, question=path.stem, sha256=_digest(values))
     except OSError as error:  # what was computed is worth more than the file
         warnings.warn(f"the reference is not kept: {error}")
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Hex sha256 of names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        array = np.asarray(values[name])
+        array = array.astype(array.dtype.newbyteorder("<"))
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()

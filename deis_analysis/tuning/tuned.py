@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deis_analysis import validate
+from deis_analysis.pages import table
 from deis_analysis.process.process import Array
 from deis_analysis.solvers.registry import row_of
-from deis_analysis.storage import write_text
+from deis_analysis.storage import folder, read_text, write_text
 from deis_analysis.tableau import Builder, Tableau
 from deis_analysis.tuning.candidates import CUSTOMARY, PUBLISHED, Cell, cells, solver_rows
 from deis_analysis.tuning.fit import OBJECTIVES, Features, Goal, State, search
@@ -72,6 +75,13 @@ class Tuned:
         text = f"{report['nfe']} calls: held-out {what} {after:.3g} against {before:.3g} "
         text += f"of {report['start']}, ratio {ratio:.3f} ({low:.3f} to {high:.3f})"
         return text if self.kept else f"{text}: not better beyond the band, so the untuned table is returned"
+
+    def _repr_html_(self) -> str:
+        before, after = self.report["before"], self.report["tuned"]
+        keys = [key for key in before if isinstance(before[key], float) and isinstance(after.get(key), float)]
+        rows = [(key, before[key], after[key]) for key in keys]
+        said = f"<p>{escape(self.verdict())}</p>"
+        return said + table(("held out", str(self.report["start"]), "tuned"), rows, self.target.name)
 
 
 @dataclass(frozen=True)
@@ -265,7 +275,7 @@ def _place(cache: Any, target: Target, settings: Settings, cell: Cell) -> Path |
         return None
     question = [_FORMAT, target.digest or target.name, asdict(settings), cell.label, target.t_start, target.t_end]
     digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
-    return Path(cache) / f"tune-{digest[:24]}.json"
+    return folder("cache", cache) / f"tune-{digest[:24]}.json"
 
 
 def _save(place: Path | None, state: State) -> None:
@@ -274,19 +284,30 @@ def _save(place: Path | None, state: State) -> None:
     data = asdict(state)
     for key in ("point", "best"):
         data[key] = {name: np.asarray(values).tolist() for name, values in data[key].items()}
-    write_text(place, json.dumps(data))
+    try:
+        write_text(place, json.dumps(data | {"seal": _seal(place, data)}))
+    except OSError as error:  # the search is worth more than the file
+        warnings.warn(f"the search is not kept: {error}")
+
+
+def _seal(place: Path, data: dict[str, Any]) -> str:
+    """A hash of the question, which names the file, and of what was found."""
+    return hashlib.sha256(json.dumps([place.name, data], sort_keys=True).encode()).hexdigest()
 
 
 def _loaded(place: Path | None, space: Space) -> State:
-    """The state that was saved; the start where there is none, or it is damaged."""
+    """The state that was saved; the start where there is none, or, with a warning, where it is not what was saved."""
+    if place is None or not place.exists():
+        return State(space.start)
     try:
-        data = json.loads(place.read_text(encoding="utf-8")) if place is not None else None
-        if data is None:
-            return State(space.start)
+        data = json.loads(read_text(place))
+        if data.pop("seal") != _seal(place, data):
+            raise ValueError("it is not what was written")
         for key in ("point", "best"):
             data[key] = Point(**{name: np.array(values, dtype=np.float64) for name, values in data[key].items()})
         state = State(**data)
         space.table(state.point)
         return state
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        warnings.warn(f"the search is begun anew, as {str(place)!r} is damaged: {error}")
         return State(space.start)

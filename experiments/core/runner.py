@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import platform
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import deis_analysis
-from deis_analysis.storage import atomic, module_of, write_text
+from deis_analysis.storage import atomic, module_of, read_text, write_text
 from experiments import Config, Experiment, Frame, Progress, discover
 from experiments.core.agreement import as_written, changed_settings, differences
 from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
@@ -199,8 +201,8 @@ def result_files(name: str, folder: Path) -> list[Path]:
 def last_seconds(task: Task) -> float:
     """How long the experiment took when its result in ``figures/`` was made, 0 if that is not known."""
     try:
-        return float(json.loads((FIGURES / f"{task.name}.json").read_text(encoding="utf-8"))["wall_time_s"])
-    except (OSError, ValueError, KeyError):
+        return float(json.loads(read_text(FIGURES / f"{task.name}.json"))["wall_time_s"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return 0.0
 
 
@@ -211,11 +213,12 @@ def _marker(name: str, folder: Path) -> Path:
 def finished(experiment: Experiment, task: Task) -> dict[str, Any] | None:
     """The marker of a finished result for exactly this task, None if it is to be computed."""
     try:
-        marker: dict[str, Any] = json.loads(_marker(task.files, task.folder).read_text())
-    except (OSError, ValueError):
+        marker: dict[str, Any] = json.loads(read_text(_marker(task.files, task.folder)))
+        whole = isinstance(marker["verdict"], str) and math.isfinite(marker["wall_time_s"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # none, or damaged
         return None
     paths = result_files(task.files, task.folder)
-    if not all(path.is_file() for path in paths) or marker.get("csv") != _digest(paths[0]):
+    if not whole or not all(path.is_file() for path in paths) or marker.get("csv") != _digest(paths[0]):
         return None
     return marker if marker.get("fingerprint") == fingerprint(experiment, configuration(experiment, task)) else None
 
@@ -266,8 +269,16 @@ def _save_figure(figure: Any, path: Path, kind: str) -> None:
 
 def _write_data(name: str, folder: Path, text: str, record: dict[str, Any]) -> None:
     csv, _, _, info = result_files(name, folder)
-    for path, content in ((csv, text), (info, json.dumps(record, indent=2, ensure_ascii=False) + "\n")):
-        write_text(path, content)
+    content = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    try:
+        write_text(csv, text)
+        write_text(info, content)
+    except OSError as error:  # what was computed is worth more than its place
+        kept = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        write_text(kept / csv.name, text)
+        write_text(kept / info.name, content)
+        error.add_note(f"what was computed is kept in {kept}")
+        raise
 
 
 def execute(task: Task, progress: Progress) -> Outcome:
@@ -345,9 +356,9 @@ def _write(experiment: Experiment, task: Task, text: str, record: dict[str, Any]
         raise
     _marker(task.files, task.folder).unlink(missing_ok=True)
     _, png, svg, _ = result_files(task.files, task.folder)
+    _write_data(task.files, task.folder, text, record | {"verdict": sentence})  # first: pictures can be drawn again
     _save_figure(figure, png, "png")
     _save_figure(figure, svg, "svg")
-    _write_data(task.files, task.folder, text, record | {"verdict": sentence})
     for path in result_files(task.files, task.folder / UNDRAWN):
         path.unlink(missing_ok=True)
     _mark_finished(task, record["fingerprint"], sentence, record["wall_time_s"])
@@ -367,7 +378,11 @@ def _record(task: Task) -> dict[str, Any]:
 
 def _compare(experiment: Experiment, task: Task, text: str, config: Config) -> list[str]:
     """What differs between the committed files and a computed CSV: settings, numbers, the sentence."""
-    committed, record = as_written(result_files(task.files, task.folder)[0].read_text(encoding="utf-8")), _record(task)
+    try:
+        committed, record = as_written(read_text(result_files(task.files, task.folder)[0])), _record(task)
+        _ = record["config"], record["verdict"]
+    except Exception as error:  # the computed result is not lost to a broken one
+        return [f"the committed files cannot be read ({type(error).__name__}: {error})"]
     found = changed_settings(record["config"], json.loads(json.dumps(config)))
     found += differences(committed, as_written(text), getattr(experiment, "TOLERANCES", None))
     return found or _other_sentence(experiment, committed, record)
@@ -427,8 +442,6 @@ def redraw(task: Task) -> str:
 
     What was computed last and could not be drawn comes first, and takes the place of the result before.
     """
-    import pandas as pd
-
     from experiments.core import style
 
     experiment = discover()[task.name]
@@ -438,14 +451,18 @@ def redraw(task: Task) -> str:
     csv, _, _, info = undrawn if waits else result_files(task.files, task.folder)
     if not (csv.is_file() and info.is_file()):
         raise FileNotFoundError(f"{csv.name} and {info.name} are not both in {csv.parent}: run {task.name} first")
-    record = json.loads(info.read_text(encoding="utf-8"))
-    frame = pd.read_csv(csv)
-    record["verdict"] = experiment.verdict(frame, record["config"])
-    style.plt.style.use(style.SHEET)
-    figure = experiment.draw(frame, record["config"])
+    try:
+        record, text = json.loads(read_text(info)), read_text(csv)
+        frame = as_written(text)
+        record["verdict"] = experiment.verdict(frame, record["config"])
+        style.plt.style.use(style.SHEET)
+        figure = experiment.draw(frame, record["config"])
+    except Exception as error:  # of verdict and figure, where columns or values are missing
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ValueError(f"{csv.name} and {info.name} do not give the figure of {task.name} ({reason})") from error
+    _write_data(task.files, task.folder, text, record)
     _save_figure(figure, png, "png")
     _save_figure(figure, svg, "svg")
-    _write_data(task.files, task.folder, csv.read_text(encoding="utf-8"), record)
     if waits:
         csv.unlink()
         info.unlink()

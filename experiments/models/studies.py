@@ -32,7 +32,7 @@ import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from deis_analysis.storage import module_of
 from experiments import Config
-from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, kept_in, without_tf32
 from experiments.core.sources import depends_on
 from experiments.models import problems
 from experiments.models.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
@@ -66,7 +66,7 @@ BASE_QUICK: Config = {
     "network_tolerance": 1e-2,
     **QUICK_TRAINING,
 }
-CACHE = Memory(FIGURES / ".cache", verbose=0)
+CACHE = Memory(kept_in(FIGURES / ".cache"), verbose=0)
 REFERENCES = "references"  # folder of certified solutions, in the cache and beside a shipped network
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 NETWORKS = tuple(sorted(card.parent.name for card in CHECKPOINTS.glob("*/card.json")))

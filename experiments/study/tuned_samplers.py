@@ -17,13 +17,13 @@ from deis_analysis.tuning.held_out import summary
 from deis_analysis.tuning.judged import Clouds, judge, ratio_band
 from experiments import Config, Frame, Progress
 from experiments.core import style
-from experiments.core.paths import FIGURES
+from experiments.core.paths import FIGURES, kept_in
 
 NAME = "tuned_samplers"
 QUESTION = "How far below the best untuned sampler is a table that was tuned for the model, on noises it never saw?"
 ASKED = "DEIS_ANALYSIS_TUNE"  # environment: tune anew, an hour; without it the committed numbers are drawn
 COMMITTED = "`make tuned-samplers` tunes anew, an hour"
-CACHE = Memory(FIGURES / ".cache" / "tuned", verbose=0)
+CACHE = Memory(kept_in(FIGURES / ".cache" / "tuned"), verbose=0)
 CONFIG: Config = {
     "cells": {"digits": [5, 10], "digits8": [5, 10], "digits8_flow": [5, 10], "mnist28": [5]},
     "samples": 192,
@@ -146,6 +146,25 @@ def _tuned(
         tune_times=times, tune_told=told, tune_coefficients=coefficients, cache=FIGURES / ".cache" / "tuned",
     )  # fmt: skip
     return found.report["start"], found.tableau.to_json(), found.report["budget"]
+
+
+def which(frame: Frame) -> list[str]:
+    """The README's table "Which sampler?", line by line: what `choose` put first, and what `tune` made of it."""
+    lines = [
+        "| model | calls | first of `choose` | RMS error | tuned to the model | of it |",
+        "|---|---|---|---|---|---|",
+    ]
+    cells = frame[frame.part == "cell"]
+    for (model, nfe), part in cells.groupby(["model", "nfe"], sort=False):
+        rows = part.set_index("what")
+        best, both = rows.loc["registry"], rows.loc["both"]
+        band = f"{style.as_text(best.low)} to {style.as_text(best.high)}"
+        ratio = f"{both.ratio:.2f} ({both.ratio_low:.2f} to {both.ratio_high:.2f})"
+        name, grid = best.label.split(" on ")
+        untuned = f"{style.as_text(best.rms)} ({band})"
+        said = (model, nfe, f"`{name}` on {grid}", untuned, style.as_text(both.rms), ratio)
+        lines.append(f"| {' | '.join(map(str, said))} |")
+    return lines
 
 
 # -- what it says ---------------------------------------------------------------------------------

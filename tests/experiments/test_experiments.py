@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -12,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +25,12 @@ import torch
 from click.testing import CliRunner, Result
 
 import deis_analysis as da
-from deis_analysis.storage import atomic
+import experiments
+from deis_analysis.storage import atomic, sweep
 from experiments import discover
 from experiments.__main__ import main
 from experiments.core import runner, style
+from experiments.core.paths import kept_in
 from experiments.models.problems import bootstrap_ratio, digits, distinct_solvers, steps_for
 from experiments.study import field_audit, solver_atlas, stochastic_law, unnamed_corner
 
@@ -584,7 +589,12 @@ def test_cuda_where_there_is_none_is_refused(tmp_path):
 def test_every_registered_solver_has_a_look():
     for name, row in da.SOLVERS.items():
         assert style.look(name)["linestyle"] == {"eps": "-", "x0": "--", "v": "-.", "score": ":"}[row.prediction]
-    assert style.look("tab3")["color"] == style.look("tab1")["color"] != style.look("rhoab3")["color"]
+    assert style.family("tab3") == style.family("tab1") != style.family("rhoab3")
+
+
+def test_no_two_solvers_look_alike():
+    looks = [tuple(style.look(name).items()) for name in da.SOLVERS if style.family(name) != style.DDIM]
+    assert len(set(looks)) == len(looks)
 
 
 def test_spread_keeps_order_and_distance():
@@ -656,3 +666,144 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
     seldom = _Lines(every=1e9)
     seldom("convergence", 0.5)
     assert capsys.readouterr().err == ""
+
+
+# -- broken files ---------------------------------------------------------------------------------
+def test_one_broken_experiment_does_not_stop_the_others(tmp_path, monkeypatch):
+    folders = [ROOT / "experiments" / room for room in experiments.ROOMS]
+    files = {file.stem for folder in folders for file in folder.glob("*.py")} - {"__init__"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(discover()) == len(files)  # none of ours is broken
+    texts = {"syntax": "def", "exits": "raise SystemExit(3)", "empty": "", "twice": f"NAME = {CHEAP!r}"}
+    for name, text in texts.items():
+        (tmp_path / f"broken_{name}.py").write_text(text)
+    room = importlib.import_module("experiments.study")
+    monkeypatch.setattr(room, "__path__", [*room.__path__, str(tmp_path)])
+    given = experiments.pkgutil.iter_modules
+
+    def with_broken(places):
+        return given([*places, str(tmp_path)] if places[0].endswith("study") else places)
+
+    monkeypatch.setattr(experiments.pkgutil, "iter_modules", with_broken)
+    with pytest.warns(UserWarning, match=r"no experiment: .*broken_") as found:
+        assert discover().keys() == EXPERIMENTS.keys()
+    said = [str(one.message) for one in found]
+    assert len(said) == 4
+    for part in ("broken_syntax.py (SyntaxError", "broken_exits.py (SystemExit", "it has no NAME, QUESTION, CONFIG"):
+        assert any(part in text for text in said), said
+
+
+MARKERS = ["[]", "{}", "null", "{damaged", "", "[" * 10_000, '{"fingerprint": 3, "verdict": "x", "wall_time_s": NaN}']
+
+
+@pytest.mark.parametrize("marker", [*MARKERS, None])
+def test_a_damaged_marker_is_no_marker(tmp_path, marker):
+    task = runner.Task(CHEAP, tmp_path, quick=True)
+    file = tmp_path / ".done" / f"{CHEAP}.json"
+    file.parent.mkdir()
+    for path in runner.result_files(CHEAP, tmp_path):
+        path.write_text("")
+    mark = runner.fingerprint(EXPERIMENTS[CHEAP], runner.configuration(EXPERIMENTS[CHEAP], task))
+    csv = hashlib.sha256((tmp_path / f"{CHEAP}.csv").read_bytes()).hexdigest()
+    good = {"fingerprint": mark, "csv": csv, "verdict": "so it is", "wall_time_s": 1.0}
+    file.write_text(json.dumps(good))
+    assert runner.finished(EXPERIMENTS[CHEAP], task) == good
+    for bad in ({"verdict": 3}, {"wall_time_s": "long"}, {"fingerprint": None}, {"csv": None}):
+        file.write_text(json.dumps(good | bad))
+        assert runner.finished(EXPERIMENTS[CHEAP], task) is None
+    file.unlink()
+    if marker is None:
+        os.mkfifo(file)
+    else:
+        file.write_text(marker)
+    assert runner.finished(EXPERIMENTS[CHEAP], task) is None
+    assert call("list", "--quick", "--out", tmp_path).exit_code == 0
+
+
+def test_redraw_names_what_is_broken(tmp_path):
+    assert call("run", CHEAP, "--quick", "--out", tmp_path).exit_code == 0
+    before = contents(tmp_path, CHEAP)
+    csv, info = (tmp_path / f"{CHEAP}.{suffix}" for suffix in ("csv", "json"))
+    broken = [(csv, text) for text in ("", "a,b\n1,2\n", "\0\0", 'a,"b\n')] + [
+        (info, text) for text in ("{}", "[]", "{")
+    ]
+    for file, text in broken:
+        whole = file.read_text()
+        file.write_text(text)
+        result = call("redraw", CHEAP, "--out", tmp_path)
+        assert result.exit_code == 2, result.output
+        assert f"{CHEAP}.csv and {CHEAP}.json do not give the figure of {CHEAP}" in result.output
+        assert "Traceback" not in result.output
+        file.write_text(whole)
+    assert {name: content for name, (_, content) in contents(tmp_path, CHEAP).items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+
+
+# -- places ---------------------------------------------------------------------------------------
+def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(EXPERIMENTS[CHEAP], "compute", lambda *_: pytest.fail("computed"))
+    (tmp_path / "file").write_text("")
+    result = call("run", CHEAP, "--quick", "--out", tmp_path / "file" / "folder")
+    assert result.exit_code == 2
+    assert re.search(r"--out '.*folder' cannot be written to: .*Not a directory", result.output)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = call("run", CHEAP, "--quick", "--out", tmp_path / "new")
+    assert result.exit_code == 2
+    assert "cannot be written to: [Errno 28] No space left on device" in result.output
+
+
+def test_data_come_before_pictures_and_are_kept_elsewhere_if_need_be(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_save_figure", full)
+        result = call("run", CHEAP, "--quick", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert (tmp_path / f"{CHEAP}.csv").is_file()
+    assert (tmp_path / f"{CHEAP}.json").is_file()
+    assert call("redraw", CHEAP, "--out", tmp_path).exit_code == 0
+    text = (tmp_path / f"{CHEAP}.csv").read_text()
+    write = runner.write_text
+
+    def nearly_full(path: Path, content: str) -> Path:
+        return full() if path.parent == tmp_path else write(path, content)
+
+    monkeypatch.setattr(runner, "write_text", nearly_full)
+    result = call("run", CHEAP, "--quick", "--force", "--out", tmp_path)
+    assert result.exit_code == 1
+    (kept,) = re.findall(r"what was computed is kept in (\S+)", result.output)
+    assert (Path(kept) / f"{CHEAP}.csv").read_text() == text
+    assert json.loads((Path(kept) / f"{CHEAP}.json").read_text())["name"] == CHEAP
+    shutil.rmtree(kept)
+
+
+def test_temporary_files_of_killed_runs_are_swept(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    old = time.time() - 3600
+    files = {name: tmp_path / f".{name}.tmp" for name in (f"a.csv.{gone.pid}", f"b.csv.{os.getpid()}", "c.csv.x", "d")}
+    for file in files.values():
+        file.write_text("half")
+        os.utime(file, (old, old))
+    recent = tmp_path / f".e.csv.{gone.pid}.tmp"
+    recent.write_text("half")
+    sweep(tmp_path)
+    sweep(tmp_path / "nowhere")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        recent.name, *(file.name for name, file in files.items() if not name.startswith("a"))
+    }  # fmt: skip
+
+
+def test_a_checkout_that_is_read_only_has_no_cache(tmp_path, monkeypatch):
+    assert kept_in(tmp_path / "new" / "er") == tmp_path / "new" / "er"
+    (tmp_path / "file").write_text("")
+    assert kept_in(tmp_path / "file" / "folder") is None
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert kept_in(tmp_path) is None

@@ -261,7 +261,7 @@ def client(out: Path, folder: Path, *args: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments", "run", SWEEPING, "--quick", "--out", out, "--units", folder]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [str(part) for part in (*command, "--block", 8, *args)],
+        [str(part) for part in (*command, "--block", 16, *args)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

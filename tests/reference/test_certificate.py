@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -609,36 +611,110 @@ def test_processes_are_told_apart_by_their_parameters():
         reference_cache.fingerprint({"process": Secret()})
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "flipped", "another shape", "no field", "nan"])
+def refilled(**changes):
+    """Damage to a file: other values in it, of those that it has."""
+
+    def damage(file, fields):
+        np.savez(file, **(fields | {name: change(fields[name]) for name, change in changes.items()}))
+
+    return damage
+
+
+def without(*names):
+    return lambda file, fields: np.savez(file, **{k: v for k, v in fields.items() if k not in names})
+
+
+def cut(file, fields):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file, fields):
+    content = bytearray(file.read_bytes())
+    content[content.index(fields["states"].tobytes()) + 45] ^= 1
+    file.write_bytes(content)
+
+
+def pipe(file, fields):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def bomb(file, fields):
+    np.savez_compressed(file, **(fields | {"states": np.zeros(2**21)}))
+
+
+def swap(file, fields):
+    da.reference_solution(Counted(), VP, X, 2e-3, 1e-6, 1e-6, cache=file.parent)
+    (other,) = set(file.parent.iterdir()) - {file}
+    other.replace(file)
+
+
+def promise(file, fields):
+    """A header of more bytes than there are."""
+    with zipfile.ZipFile(file) as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    shape = repr(fields["states"].shape).encode()
+    assert shape in parts["states.npy"]
+    parts["states.npy"] = parts["states.npy"].replace(shape, b"(9" + b"9" * 12 + b", 2)", 1)
+    with zipfile.ZipFile(file, "w") as whole:
+        for name, part in parts.items():
+            whole.writestr(name, part)
+
+
+CHANGED = "its values are not those that were written"
+DAMAGE = {  # what is done to a file, and what the warning says
+    "truncated": (cut, ""),
+    "empty": (lambda file, _: file.write_bytes(b""), ""),
+    "garbage": (lambda file, _: file.write_bytes(b"not a reference"), ""),
+    "flipped": (flip, "CRC"),
+    "pipe": (pipe, "it is no file"),
+    "bomb": (bomb, "it is larger than its states"),
+    "huge header": (promise, ""),
+    "swapped": (swap, "it answers another question"),
+    "old": (without("question", "sha256"), "it was written before files had a checksum"),
+    "no field": (without("message"), CHANGED),
+    "another shape": (refilled(states=lambda x: x[:, :2]), CHANGED),
+    "nan": (refilled(states=lambda x: x * np.nan), CHANGED),
+    "edited": (refilled(states=lambda x: x * (1 + 1e-15)), CHANGED),
+    "certified": (refilled(certified=lambda b: ~b), CHANGED),
+    "strings": (refilled(states=lambda x: x.astype(str)), CHANGED),
+    "objects": (refilled(states=lambda x: x.astype(object)), "allow_pickle=False"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_computed_anew(tmp_path, damage):
     model, options = Counted(), {"rtol": 1e-6, "atol": 1e-6, "cache": tmp_path}
     first = da.reference_solution(model, VP, X, 1e-3, **options)
     (file,) = tmp_path.iterdir()
-    content = file.read_bytes()
-    fields = dict(np.load(file))
-    match damage:
-        case "truncated":
-            file.write_bytes(content[: len(content) // 2])
-        case "empty":
-            file.write_bytes(b"")
-        case "garbage":
-            file.write_bytes(b"not a reference")
-        case "flipped":
-            at = content.index(fields["states"].tobytes()) + 45
-            file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        case "another shape":
-            np.savez(file, **(fields | {"states": fields["states"][:, :2]}))
-        case "no field":
-            del fields["message"]
-            np.savez(file, **fields)
-        case "nan":
-            np.savez(file, **(fields | {"states": fields["states"] * np.nan}))
-    again = da.reference_solution(model, VP, X, 1e-3, **options)
+    act, said = DAMAGE[damage]
+    act(file, dict(np.load(file)))
+    with pytest.warns(UserWarning, match=rf"the reference '.*' is computed anew: .*{said}") as found:
+        again = da.reference_solution(model, VP, X, 1e-3, **options)
+    (line,) = [text for text in (str(one.message) for one in found) if text.startswith("the reference")]
+    assert "\n" not in line
     assert model.calls == 2 * first.nfe
     assert np.array_equal(again.x, first.x)
     da.reference_solution(model, VP, X, 1e-3, **options)
     assert model.calls == 2 * first.nfe
     assert [f.suffix for f in tmp_path.iterdir()] == [".npz"]
+
+
+def test_a_cache_is_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for cache in ("", b"", tmp_path / "file", [tmp_path, ""], [None], [3], "\0", "x" * 5000):
+        with pytest.raises(ValueError, match=r"cache=.* must be the path of a folder"):
+            da.reference_solution(Counted(), VP, X, 1e-3, 1e-6, 1e-6, cache=cache)
+
+
+def test_shipped_references_say_their_question_and_have_their_checksum(recwarn):
+    files = [file for folder in shipped().values() for file in folder.glob("references/*.npz")]
+    assert len(files) >= 6
+    for file in files:
+        with np.load(file) as found:
+            names, shape = set(found.files) - {"question", "sha256"}, found["states"].shape
+        assert reference_cache.load(file, names, shape) is not None
+    assert not recwarn
 
 
 @pytest.mark.parametrize("where", ["savez", "replace"])

@@ -230,8 +230,11 @@ def test_interrupted_it_goes_on_to_the_same_table(tmp_path, tuned):
     found = tune("mixture", 5, samples=128, rounds=6, cache=tmp_path, progress=lambda what, *_: rounds.append(what))
     assert not any(what.startswith(("round 1 ", "round 2 ")) for what in rounds)
     np.testing.assert_allclose(found.tableau.outputs, tuned.tableau.outputs, rtol=1e-12, atol=1e-14)
-    file.write_text("{damaged")
-    again = tune("mixture", 5, samples=128, rounds=6, cache=tmp_path)
+    whole = json.loads(file.read_text())
+    for damaged in (json.dumps(whole | {"round": 1}), "{damaged", "[" * 10_000):
+        file.write_text(damaged)
+        with pytest.warns(UserWarning, match=r"the search is begun anew, as '.*json' is damaged"):
+            again = tune("mixture", 5, samples=128, rounds=6, cache=tmp_path)
     assert again.tableau.to_json() == tuned.tableau.to_json()
 
 
