@@ -115,7 +115,8 @@ def new_figure(width: float, height: float, headline: str, note: str) -> Figure:
     """
     fig = plt.figure(figsize=(width, height))
     large, small = (13.0, 9.5) if width > 8 else (11.0, 7.5)
-    lines, notes = textwrap.wrap(headline, int(width * 121 / large)), textwrap.wrap(note, int(width * 132 / small))
+    lines = textwrap.wrap(headline, int(width * 121 / large), break_on_hyphens=False)
+    notes = textwrap.wrap(note, int(width * 132 / small), break_on_hyphens=False)
     inch = 1.0 / height
     fig.text(0.012, 1 - 0.12 * inch, "\n".join(lines), fontsize=large, fontweight="bold", va="top", linespacing=1.15)
     top = 0.18 + 0.018 * large * len(lines)

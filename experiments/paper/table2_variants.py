@@ -76,7 +76,7 @@ def compute(config: Config, progress: Progress) -> Frame:
         return rows
 
     ours = by_model(NAME, config, rows_of, progress)
-    return pd.concat([pd.DataFrame(_published(config)), ours], ignore_index=True)[[*ours, "fid", "source"]]
+    return pd.concat([ours, pd.DataFrame(_published(config))], ignore_index=True)
 
 
 def _published(config: Config) -> Rows:
