@@ -52,7 +52,11 @@ def page(name: str, one: Derivation) -> str:
 def _prose(text: str) -> str:
     """Letters that Markdown would take for marks, as they are."""
     parts = text.split("`")
-    return "`".join(part if i % 2 else re.sub(r"([*_|<>])", r"\\\1", part) for i, part in enumerate(parts))
+    return "`".join(part if i % 2 else _escaped(part) for i, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*_|])", r"\\\1", text.replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def agreement(name: str) -> list[str]:

@@ -39,7 +39,10 @@ def index(records: dict[str, Any]) -> str:
         f"<span>{escape(record['question'])}</span></a>"
         for name, record in records.items()
     ]
-    return f"""# Results
+    return f"""---
+hide: [toc]
+---
+# Results
 
 {len(records)} figures. Each is an experiment that answers one question, and writes a picture, its data and a JSON with
 configuration, versions, seed, device and a verdict computed from the data; the pages below are made of these. Published
@@ -143,7 +146,10 @@ def field() -> str:
         for spec, found in by_spec.items()
     ]
     columns = "".join(f"<th>{version}</th>" for version in versions)
-    return f"""# The field report
+    return f"""---
+hide: [toc]
+---
+# The field report
 
 What audits of released packages found, as [field_audit](field_audit.md) and [field_history](field_history.md) wrote
 it. Codes are explained by `deis-analysis audit`, and on the page of

@@ -61,7 +61,10 @@ def index() -> str:
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{name}</th>" for name in heads)
-    return f"""# Samplers
+    return f"""---
+hide: [toc]
+---
+# Samplers
 
 The registry, {len(da.SOLVERS)} rows, as `deis-analysis solvers` lists it: what each row declares, and tests measure
 two-sided. Columns sort by their heads. *Order* is that of the method with its own first steps, weak where it draws

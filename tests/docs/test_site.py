@@ -26,6 +26,10 @@ PAGES = [  # opened at both widths, in both schemes
 ]  # fmt: skip
 
 
+WIDEST_GLYPH = """return Math.max(...[...document.querySelectorAll("mjx-container use")].map(
+  glyph => glyph.checkVisibility() && glyph.getBoundingClientRect().width))"""
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory, request):
     """The folder of the built site, DEIS_ANALYSIS_SITE if that is set; built once, also by several workers."""
@@ -158,6 +162,7 @@ def test_pages_fit_their_width_and_the_console_is_silent(browser, address, width
         if browser.find_elements("css selector", ".arithmatex"):
             wait(browser, lambda: browser.find_elements("css selector", "mjx-container svg"))
             assert not browser.find_elements("css selector", "mjx-merror"), page
+            assert browser.execute_script(WIDEST_GLYPH) > 4, page
         if page == "play.html":
             wait(browser, lambda: browser.find_elements("css selector", "#paths svg"))
         wide = browser.execute_script("return document.documentElement.scrollWidth")
