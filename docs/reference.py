@@ -24,7 +24,10 @@ def write(folder: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     rooms = rooms_of_the_package()
     for room, modules in rooms.items():
-        blocks = [f"::: {module}\n" for module in modules]
+        packages = {
+            module.rpartition(".")[0] for module in modules
+        }  # their names are documented where they are defined
+        blocks = [f"::: {m}\n" + "    options: {members: false}\n" * (m in packages) for m in modules]
         (place / f"{room}.md").write_text(f"# deis_analysis.{room}\n\n" + "\n".join(blocks), encoding="utf-8")
     names = [name for name in da.__all__ if name != "__version__"]
     start = ", ".join(f"[`{name}`][{where}]" for name, where in ((name, home(name)) for name in names))

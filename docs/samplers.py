@@ -194,10 +194,10 @@ def pictures(row: da.Solver) -> list[str]:
     factors = {r.name: list(zip(v, stability(r, row.home, v), strict=True)) for r in shown}
     errors = {r.name: error_curve(r.name, type(row.home).__name__) for r in shown}
     measured = "Error of the law on Gaussian data" if row.stochastic else "RMS error on a 1-D mixture, exact flow"
+    factor = "Spread of the output over the exact one" if row.stochastic else "Factor on x_T over the exact flow's"
     return [
         '<div class="pair"><figure>' + svg.lines(factors, "variance of the data", "factor", logarithmic="x"),
-        "<figcaption>Factor on x_T over that of the exact flow, for Gaussian data at 10 steps: 1 is right."
-        "</figcaption></figure>",
+        f"<figcaption>{factor}, for Gaussian data at 10 steps: 1 is right.</figcaption></figure>",
         "<figure>" + svg.lines(errors, "model calls", "error"),
         f"<figcaption>{measured}, on t2 at the row's home.</figcaption></figure></div>",
     ]

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 26, 34
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, logarithmic: str = "xy") -> str:
@@ -32,7 +32,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
             f"{_place(a, spans[0], 0):.1f},{_place(b, spans[1], 1):.1f}" for a, b in line if math.isfinite(b)
         )
         parts.append(f'<polyline class="line{min(k, 2)}" points="{way}"><title>{escape(name)}</title></polyline>')
-        place = f'x="{WIDTH - RIGHT}" y="{TOP + 10 + 14 * k}" text-anchor="end"'
+        place = f'x="{LEFT + k * (WIDTH - LEFT - RIGHT) / len(series):.0f}" y="{TOP - 10}"'
         parts.append(f'<text class="key{min(k, 2)}" {place}>{escape(name)}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x)}</text>')
     return "".join(parts) + "</svg>"
