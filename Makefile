@@ -51,4 +51,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) figures/.done figures/.quick figures/.thorough figures/.undrawn figures/.differs figures/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build figures/.done figures/.quick figures/.thorough figures/.undrawn figures/.differs figures/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
