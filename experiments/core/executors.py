@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -63,9 +64,8 @@ def _dask(jobs: int, address: str | None) -> Iterator[Executor]:
 
     with contextlib.ExitStack() as stack:
         if address is None:
-            address = stack.enter_context(
-                LocalCluster(jobs, threads_per_worker=1, processes=True, dashboard_address=None)
-            ).scheduler_address
+            own = LocalCluster(jobs, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR)
+            address = stack.enter_context(own).scheduler_address
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
         try:
             check(client.run(units.signature))
