@@ -21,7 +21,6 @@ from experiments.core.runner import limited_threads, start_method
 
 UNITS = FIGURES / ".cache" / "units"
 NAMES = ("here", "local", "dask")
-_RETRIES = 3  # of a unit whose worker died, by Dask itself, before it is called the unit's fault
 _PATIENCE = 120  # seconds that a scheduler may take to come back
 
 
@@ -69,7 +68,7 @@ def _dask(jobs: int, address: str | None) -> Iterator[Executor]:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
         try:
             check(client.run(units.signature))
-            yield _Named(ClientExecutor(client, pure=False, retries=_RETRIES))
+            yield _Named(ClientExecutor(client, pure=False))
         finally:
             client.close(timeout=5)
 
