@@ -222,6 +222,25 @@ def wins(frame: Frame, choice: str) -> Any:
     return duels[duels.high < 1].solver.value_counts()
 
 
+def flips(frame: Frame, model: str, calls: int, solver: str) -> float:
+    """Share of samples that a solver, on its customary grid, brings to another one's place; NaN where not measured."""
+    rows = frame[(frame.part == "error") & (frame.model == model) & (frame.calls == calls) & (frame.solver == solver)]
+    rows = rows[rows.customary.astype(bool)]
+    return float(rows.flips.iloc[0]) if "flips" in rows and len(rows) else math.nan
+
+
+def least(frame: Frame, model: str, calls: int, measure: str) -> str:
+    """The solver of least "unflipped" or "median" error on customary grids; "–" where it was not measured."""
+    rows = ranking(frame, model, calls, "customary")
+    if measure not in rows or rows[measure].isna().all():
+        return "–"
+    return str(rows[measure].idxmin())
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0%}"
+
+
 def _most(frame: Frame) -> str:
     """Who wins distinctly how often on customary grids, and how often on the best ones."""
     own, best = (wins(frame, choice) for choice in CHOICES)
@@ -243,9 +262,14 @@ def verdict(frame: Frame, config: Config) -> str:
     won = "; ".join(f"{name}: {', '.join(_won(at.loc[(name, choice)]) for choice in CHOICES)}" for name in names)
     laws = [nearest(frame, name, few) for name in names]
     alike = [agreement(frame, name, calls) for name in names]
+    first = {name: str(ranking(frame, name, calls, "customary").index[0]) for name in names}
+    flipped = ", ".join(_share(flips(frame, name, calls, solver)) for name, solver in first.items())
+    apart, median = (", ".join(least(frame, name, calls, m) for name in names) for m in ("unflipped", "median"))
     return (
         f"{_most(frame)}; by RMS path error the winner is distinct in {int((duels.high < 1).sum())} of {len(duels)} "
-        f"cases; at {calls} calls ({', '.join(CHOICES)} grids) {won}; nearest in law at {few} calls "
+        f"cases; at {calls} calls ({', '.join(CHOICES)} grids) {won}; there the first on customary grids flips "
+        f"{flipped} of the samples, and among the unflipped the first is {apart}, by the median sample "
+        f"{median}; nearest in law at {few} calls "
         f"{', '.join(solver for solver, _, _ in laws)}, apart from {', '.join(str(n) for _, n, _ in laws)} of "
         f"{laws[0][2]} others; Spearman with published FIDs (another model, {alike[0][2]} samplers, {calls} calls) "
         f"{', '.join(f'{rho:.2f}' for rho, _, _ in alike)}."
@@ -258,11 +282,12 @@ def draw(frame: Frame, config: Config) -> Figure:
     names, calls = titles(frame), sorted(config["ranked_at"])[len(config["ranked_at"]) // 2]
     alike = [agreement(frame, name, calls) for name in names]
     note = (
-        f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands; as many whole steps as "
-        f"the calls allow. Table: error over the least of its column at {calls} calls, customary grid "
-        f"(beside the name) and best of {', '.join(config['grids'])}; *: distinct from the next. Last column: FID as "
-        f"published for another model (diff-sampler: CIFAR-10, EDM's network); Spearman of our customary columns with "
-        f"it {min(a[0] for a in alike):.2f} to {max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
+        f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands; as many whole steps as the "
+        f"calls allow. Flips: share of samples that end at another one's place, at {calls} calls (–: not measured). "
+        f"Table: RMS error over the least of its column at {calls} calls, customary grid (beside the name) and best of "
+        f"{', '.join(config['grids'])}; *: distinct from the next. Last column: FID as published for another model "
+        f"(diff-sampler: CIFAR-10, EDM's network); Spearman of our customary columns with it "
+        f"{min(a[0] for a in alike):.2f} to {max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
     )
     order = _order(frame, names, calls)
     rows, table = -(-len(names) // COLUMNS), 0.75 + 0.185 * len(order)
@@ -275,8 +300,9 @@ def draw(frame: Frame, config: Config) -> Figure:
     for ax, name in zip(axes, names, strict=True):
         own = frame[(frame.part == "error") & (frame.model == name) & frame.rms.notna()]
         _curves(ax, own[own.customary.astype(bool)], order[:NAMED])
-    least = frame[frame.part == "error"].rms.min()
-    axes[0].set(yscale="log", ylim=(max(0.6 * least, 1e-6), 1.5))
+        panels.words(ax, 0.03, 0.03, f"flips of {order[0]}: {_share(flips(frame, name, calls, order[0]))}", ha="left")
+    smallest = frame[frame.part == "error"].rms.min()
+    axes[0].set(yscale="log", ylim=(max(0.6 * smallest, 1e-6), 1.5))
     panels.calls_axis(axes, [c for c in (5, 10, 20, 50) if c <= max(config["calls"])])
     fig.supylabel("RMS path error", fontsize=8.5, x=0.012, y=axes[-1].get_position().y1)
     panels.key(fig, axes[0])
