@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import panels, style
+from experiments.core import cells, panels, style, units
 from experiments.core.by_model import Rows, by_model
 from experiments.core.judging import Judge
 from experiments.models import studies
-from experiments.models.problems import bootstrap_ratio, noise, steps_for
+from experiments.models.problems import bootstrap_ratio, steps_for
 from experiments.models.studies import Study
 
 NAME = "fig6_comparison"
@@ -91,14 +91,6 @@ def moments(study: Study, ts: Array, config: Config) -> Array:
     return da.moment_estimate(study.model, ts, few, process=study.process, seed=config["seed"] + 1)
 
 
-def _noise(study: Study, config: Config) -> Any:
-    """l → the l-th noise of a table, standard normal of the shape of the starts."""
-    import torch
-
-    n, d = study.x_T.shape
-    return lambda index: torch.as_tensor(noise(n, d, config["seed"] + 2 + index), device=study.x_T.device)
-
-
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (solver, grid, calls), "duel" (winner against runner-up), "reference" and "published"."""
 
@@ -107,9 +99,9 @@ def compute(config: Config, progress: Progress) -> Frame:
         judge = Judge(study, config, config["used"])
         rows: Rows = [{"part": "reference", "title": study.title, "rms": judge.estimate}]
         squares: dict[tuple[int, str], dict[str, tuple[Array, str]]] = {}
-        for i, solver in enumerate(config["customary"], 1):
-            rows += _solver(judge, solver, squares)
-            progress(i / len(config["customary"]))
+        swept = _swept(judge, progress)
+        for solver in config["customary"]:
+            rows += _analytic(judge) if solver == ANALYTIC else _solver(solver, swept[solver], config, squares)
         return rows + [_duel(*key, by, config["seed"]) for key, by in squares.items() if len(by) > 1]
 
     ours = by_model(NAME, config, rows_of, progress)
@@ -126,29 +118,48 @@ def published_rows(config: Config) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _solver(judge: Judge, solver: str, squares: dict[tuple[int, str], Any]) -> list[dict[str, Any]]:
-    """Rows of a solver; its squared errors are filed under (calls, "customary" or "best")."""
-    study, config, rows = judge.study, judge.config, []
-    own = config["customary"][solver]
-    for calls in config["calls"]:
+def _swept(judge: Judge, progress: Progress) -> dict[str, Rows]:
+    """Solver → its cells: on the customary grid at all numbers of calls, on all grids where solvers are ranked."""
+    config, customary = judge.config, judge.config["customary"]
+
+    def steps(solver: str, calls: int) -> int:
         # the registry counts whole blocks of three; the paper's rule is made for any number
-        steps, tried = calls if solver == "dpm_fast" else steps_for(solver, calls), {}
-        if steps == 0:
-            continue
-        path = solver != ANALYTIC
-        others = config["grids"] if path and calls in config["ranked_at"] else ()
-        for kind in dict.fromkeys([own, *others]):
-            ts = da.grid(study.process, steps, kind, config["t_start"], config["t_end"])
-            method = table(study, solver, ts, config)
-            x = da.run(method, study.model, study.x_T, _noise(study, config) if method.stochastic else None)
-            rows.append({"part": "error", "solver": solver, "grid": kind, "customary": kind == own, "calls": calls,
-                         "steps": steps, "nfe": method.nfe, **judge.row(x, path)})  # fmt: skip
-            if path:
-                tried[kind] = judge.squares(x)
-        if tried and calls in config["ranked_at"]:
+        return calls if solver == "dpm_fast" else steps_for(solver, calls)
+
+    def grids(solver: str, calls: int) -> list[str]:
+        return [customary[solver], *(config["grids"] if calls in config["ranked_at"] else ())]
+
+    solvers = [solver for solver in customary if solver != ANALYTIC]
+    rows = cells.sweep(
+        judge.study, solvers, grids, config["calls"], lambda x: {**judge.row(x), "squares": judge.squares(x)},
+        steps=steps, progress=progress,
+    )  # fmt: skip
+    return {solver: [row for row in rows if row["solver"] == solver] for solver in solvers}
+
+
+def _solver(solver: str, rows: Rows, config: Config, squares: dict[tuple[int, str], Any]) -> Rows:
+    """Rows of a solver; its squared errors are filed under (calls, "customary" or "best")."""
+    own = config["customary"][solver]
+    for calls in config["ranked_at"]:
+        tried = {row["grid"]: row["squares"] for row in rows if row["calls"] == calls}
+        if tried:
             best = min(tried, key=lambda kind: float(tried[kind].mean()))
             for choice, kind in zip(CHOICES, (own, best), strict=True):
                 squares.setdefault((calls, choice), {})[solver] = (tried[kind], kind)
+    kept = [{name: value for name, value in row.items() if name != "squares"} for row in rows]
+    return [{"part": "error", "customary": row["grid"] == own, **row} for row in kept]
+
+
+def _analytic(judge: Judge) -> Rows:
+    """Rows of Analytic-DDIM, which draws noise and has no path error; its table is the model's, not the registry's."""
+    study, config, rows = judge.study, judge.config, []
+    kind, drawn = config["customary"][ANALYTIC], units.noises(study, 0, len(study.x_T))
+    for calls in config["calls"]:
+        steps = steps_for(ANALYTIC, calls)
+        method = table(study, ANALYTIC, da.grid(study.process, steps, kind, config["t_start"], config["t_end"]), config)
+        x = da.run(method, study.model, study.x_T, drawn)
+        where = {"solver": ANALYTIC, "grid": kind, "calls": calls, "steps": steps, "nfe": method.nfe}
+        rows.append({"part": "error", "customary": True, **where, **judge.row(x, False)})
     return rows
 
 

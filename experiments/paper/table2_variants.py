@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
+from experiments.core import cells as swept
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.judging import Judge
@@ -69,11 +69,7 @@ def compute(config: Config, progress: Progress) -> Frame:
         study = studies.study(name, config)
         judge = Judge(study, config, config["used"])
         rows: Rows = [{"part": "reference", "title": study.title, "rms": judge.estimate}]
-        known: dict[tuple[str, str, int], Any] = {}
-        for i, calls in enumerate(config["calls"], 1):
-            rows += _cells(judge, calls, known)
-            progress(i / len(config["calls"]))
-        return rows
+        return rows + _cells(judge, progress)
 
     ours = by_model(NAME, config, rows_of, progress)
     return pd.concat([ours, pd.DataFrame(_published(config))], ignore_index=True)
@@ -87,22 +83,21 @@ def _published(config: Config) -> Rows:
     ]  # fmt: skip
 
 
-def _cells(judge: Judge, calls: int, known: dict[Any, Any]) -> Rows:
-    """Rows of all solvers and grids at a number of calls."""
-    config, study, rows = judge.config, judge.study, []
-    for solver in STAGES:
-        steps, surplus = steps_of(solver, calls)
-        for kind in config["grids"]:
-            if (solver, kind, steps) not in known:
-                ts = da.grid(study.process, steps, kind, config["t_start"], config["t_end"])
-                known[solver, kind, steps] = judge.row(
-                    da.run(da.build(solver, study.process, ts), study.model, study.x_T)
-                )
-        best = min(config["grids"], key=lambda kind: known[solver, kind, steps]["rms"])
-        for kind in config["grids"]:
-            rows.append({"part": "ours", "solver": solver, "calls": calls, "surplus": surplus, "steps": steps,
-                         "grid": kind, "best": kind == best, **known[solver, kind, steps]})  # fmt: skip
-    return rows
+def _cells(judge: Judge, progress: Progress) -> Rows:
+    """Rows of all solvers and grids, by number of calls."""
+    config = judge.config
+    rows = swept.sweep(
+        judge.study, STAGES, config["grids"], config["calls"], judge.row,
+        steps=lambda solver, calls: steps_of(solver, calls)[0], progress=progress,
+    )  # fmt: skip
+    best: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in rows:
+        at = best.setdefault((row["calls"], row["solver"]), row)
+        best[row["calls"], row["solver"]] = row if row["rms"] < at["rms"] else at
+        row |= {"part": "ours", "surplus": row.pop("nfe") - row["calls"]}
+    for row in rows:
+        row["best"] = row is best[row["calls"], row["solver"]]
+    return sorted(rows, key=lambda row: config["calls"].index(row["calls"]))
 
 
 # -- what was found -------------------------------------------------------------------------------
