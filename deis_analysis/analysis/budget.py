@@ -34,7 +34,7 @@ from deis_analysis.process.grids import check_grid, grid
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Builder, Tableau, fold, run
-from deis_analysis.validate import choose, finite, function, instance, positive, positive_int
+from deis_analysis.validate import checked, choose, finite, function, instance, positive, positive_int
 
 TERMS = (
     "prior mismatch",
@@ -97,6 +97,7 @@ class ErrorBudget:
         return "\n".join([*lines, f"  {'total':16s} {norms['total']:12.3e}"])
 
 
+@checked
 def error_budget(
     model: Source | None,
     exact: Source,
@@ -145,9 +146,13 @@ def error_budget(
             another library than that of x_T; an ``exact`` whose optimal transport from the prior is not known.
     """
     require_process(process)
+    dtypes = {"model_dtype": model_dtype, "state_dtype": state_dtype, "network_dtype": network_dtype}
+    for name, dtype in dtypes.items():
+        if dtype is not None:
+            backend.dtype_for(name, dtype, x_T)
     sources = _sources({"exact": exact, "guided": guided, "model": model}, network_dtype)
     table, lead = _table(solver, process, positive_int("nfe", nfe), (kind, t_start, t_end), starting_steps)
-    x = _start(x_T, {"model_dtype": model_dtype, "state_dtype": state_dtype, "network_dtype": network_dtype})
+    x = _start(x_T, dtypes)
     if t_data is not None and not process._check_scalar(t_data, "t_data") <= table.times[-1]:
         raise ValueError(f"t_data={t_data!r} must be at most t_end={float(table.times[-1])!r}")
     positive(rtol=rtol)

@@ -18,10 +18,12 @@ from deis_analysis.audit.report import Report, audit_sampler
 from deis_analysis.audit.specs import subject_of
 from deis_analysis.audit.subject import placed
 from deis_analysis.process.process import Process
+from deis_analysis.validate import checked
 
 TIMEOUT = 120.0  # seconds
 
 
+@checked
 def audit_file(
     spec: str, *, nfe: int = 20, process: Process | None = None, kind: str | None = None, timeout: float = TIMEOUT
 ) -> Report:

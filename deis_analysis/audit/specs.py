@@ -10,9 +10,10 @@ from deis_analysis.audit import packages
 from deis_analysis.audit.subject import Subject, TableSubject, function_subject, parse_spec
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.storage import module_of
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked, choose
 
 
+@checked
 def subject_of(spec: str) -> Subject:
     """The subject that a spec names.
 
@@ -66,6 +67,7 @@ def _member(module: Any, name: str) -> Any:
     return getattr(owner, last, None)
 
 
+@checked
 def catalogue(source: str) -> list[str]:
     """The specs that ``deis-analysis audit --all SOURCE`` sweeps.
 

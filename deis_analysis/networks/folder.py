@@ -17,7 +17,7 @@ from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPDiscrete, VPLinear
 from deis_analysis.storage import write_text
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked, choose, instance
 
 PROCESSES = {cls.__name__: cls for cls in (VPLinear, VPCosine, VPDiscrete, SubVP, VE, EDM, RectifiedFlow)}
 CARD = "card.json"
@@ -25,6 +25,7 @@ PART = "15MB"  # largest file of weights
 _DDIM_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
+@checked
 def describe_process(process: Process) -> dict[str, Any]:
     """A process as JSON-able values: its name and the arguments that make it; ValueError for one of no listed class."""
     choose("process", type(process).__name__, PROCESSES)
@@ -36,7 +37,7 @@ def describe_process(process: Process) -> dict[str, Any]:
 
 def process_from(description: Mapping[str, Any]) -> Process:
     """The process of `describe_process`; ValueError for an unknown name or argument."""
-    arguments = dict(description)
+    arguments = dict(instance("description", description, Mapping))
     name = choose("process", arguments.pop("name", None), PROCESSES)
     try:
         return PROCESSES[name](**arguments)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process.process import Array, Process, require_process
-from deis_analysis.validate import between, choose, first, positive_int, real
+from deis_analysis.validate import between, checked, choose, first, positive_int, real
 
 _MOST_POINTS = 10_000_001  # of a grid: 80 MB, and some GB while its table is made
 
 
+@checked
 def grid(
     process: Process, steps: int, kind: str = "t2", t_start: float | None = None, t_end: float | None = None
 ) -> Array:
@@ -81,6 +82,7 @@ def _shifted(u: Array, shift: float, start: float, end: float) -> Array:
     return np.array(shift * v / (1.0 + (shift - 1.0) * v))
 
 
+@checked
 def two_stage_grid(
     process: Process,
     steps: int,

@@ -14,7 +14,7 @@ from deis_analysis.process.grids import grid as time_grid
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process, require_process
 from deis_analysis.process.schedules import VPLinear
 from deis_analysis.tableau import Builder, Tableau, run
-from deis_analysis.validate import choose, instance
+from deis_analysis.validate import checked, choose, instance
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def _named(build: Callable[..., Tableau], name: str) -> Callable[..., Tableau]:
     return partial(build, name=name) if "name" in signature(build).parameters else build
 
 
+@checked
 def build(name: str, process: Process, ts: Any) -> Tableau:
     """The table of the registered sampler ``name`` for ``process`` on the descending grid ``ts`` (N + 1 times).
 
@@ -151,6 +152,7 @@ def builder_of(solver: str | Solver | Builder) -> Builder:
     return row.build if isinstance(row, Solver) else row
 
 
+@checked
 def sample(
     solver: str | Solver | Builder,
     model: Any,

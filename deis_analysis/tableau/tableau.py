@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from deis_analysis import backend
 from deis_analysis.process.convention import type_of
@@ -29,7 +29,7 @@ from deis_analysis.tableau.brownian import path_of
 from deis_analysis.tableau.fold import fold
 from deis_analysis.tableau.rows import Matrices, Row, compressed, make_plan, peak_memory, row_numbers
 from deis_analysis.tableau.text import as_html, draw, latex, parse, to_json
-from deis_analysis.validate import choose, finite, instance, positive_int, real, several
+from deis_analysis.validate import checked, choose, finite, instance, positive_int, real, several
 
 Model = Callable[[Any, float], Any]
 _NODE_SLACK = 1e-12
@@ -115,7 +115,8 @@ class Tableau:
         if self.mean is not None:
             finite("mean", self.mean)
         noise = given["noise"]
-        columns = 0 if noise is None or len(np.shape(noise)) != 2 else np.shape(noise)[1]
+        shape = (n, 0) if noise is None else noise.shape if issparse(noise) else real("noise", noise).shape
+        columns = shape[1] if len(shape) == 2 else 0
         matrices = Matrices(
             compressed("states", given["states"], (n, n)),
             compressed("outputs", given["outputs"], (n, n)),
@@ -157,6 +158,7 @@ class Tableau:
             return tuple(self.label(k) for k in range(self.times.size))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    @checked
     def label(self, k: int) -> str:
         """The name of node k."""
         if self.given_labels:
@@ -242,6 +244,7 @@ class Tableau:
         kept = {f.name: self.__dict__[f.name] for f in fields(self) if f.name in self.__dict__}
         return Tableau(**(kept | self.matrices._asdict() | {"labels": self.given_labels} | changes))
 
+    @checked
     def then(self, other: Tableau) -> Tableau:
         """This table, then ``other`` from where this one ends; associative. Nodes are labelled anew.
 
@@ -274,6 +277,7 @@ class Tableau:
             process=self.process if self.process == other.process else None,
         )
 
+    @checked
     def in_terms_of(self, process: Process, prediction: str) -> Tableau:
         """The same method as a table for a model that predicts something else, converted at the told times.
 
@@ -349,6 +353,7 @@ class Tableau:
     def _repr_html_(self) -> str:
         return as_html(self._title, self.times, self.label, self.plan)
 
+    @checked
     def latex(self, digits: int = 4, limit: int = 12) -> str:
         """The Butcher form as a LaTeX array, at most ``limit`` calls wide (the middle ones elided)."""
         return latex(self.butcher(), digits, limit)
@@ -382,6 +387,7 @@ class Trajectory:
     outputs: dict[int, Any]
 
 
+@checked
 def run(
     tableau: Tableau,
     model: Model,

@@ -20,7 +20,7 @@ from deis_analysis.tuning.grids import grid as aware_grid
 from deis_analysis.tuning.judged import ratio_band
 from deis_analysis.tuning.race import Progress, Race, Ranked, planned
 from deis_analysis.tuning.target import Target, target_of
-from deis_analysis.validate import boolean, positive, positive_int
+from deis_analysis.validate import boolean, checked, instance, positive, positive_int, several
 
 _PICTURES = 8
 _BANK = 64  # trajectories for the model-aware grids
@@ -113,6 +113,7 @@ class Choice:
         }
 
 
+@checked
 def choose(
     model: Any,
     nfe: int | Sequence[int] = (5, 8, 10, 20),
@@ -200,9 +201,9 @@ def _grids(
     All model-aware grids are made from one bank of trajectories; what cannot be made for the model is left out.
     """
     aware = [kind for kind in GRIDS if kind not in _DEAR]
-    kinds = [*CUSTOMARY, *aware] if grids is None else list(grids)
+    kinds = [*CUSTOMARY, *aware] if grids is None else list(several("grids", grids))
     for kind in kinds:
-        if kind not in GRIDS:
+        if instance("grids", kind, str) not in GRIDS:
             grid(target.process, 2, kind, target.t_start, target.t_end)
     spent, banks = [0], list[Bank]()
 

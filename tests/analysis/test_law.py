@@ -303,7 +303,7 @@ def test_bad_input_names_what_is_wrong():
     for call in functions.values():
         cases = [
             ({"process": None}, "process=None must be a Process"),
-            ({"table": "junk"}, "tableau='junk' must be a Tableau"),
+            ({"table": "junk"}, "='junk' must be a Tableau"),
             ({"process": shifted}, "reverts to the mean None; allowed: 1.0"),
             (
                 {"process": shifted, "table": da.build("ddim", da.MeanReverting(VP, 2.0), TS)},
