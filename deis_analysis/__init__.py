@@ -63,6 +63,7 @@ _PACKAGES = [
     "diagnostics",
     "interop",
     "networks",
+    "plot",
     "problems",
     "process",
     "reference",

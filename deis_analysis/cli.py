@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
 import deis_analysis as da
+from deis_analysis import doctor, terminal
 from deis_analysis.interop.command import export_command
 from deis_analysis.options import ProcessType, import_option, solver_of
 from deis_analysis.options import clear_errors as _clear_errors
 from deis_analysis.options import grid_options as _grid_options
 from deis_analysis.storage import write_text
-from deis_analysis.tuning.command import choose_command, tune_command
+from deis_analysis.tuning.command import cache_folder, choose_command, tune_command
 
 
 class Counts(click.ParamType):
@@ -41,7 +41,7 @@ class Counts(click.ParamType):
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group()
+@click.group(cls=terminal.Commands)
 @click.version_option(da.__version__, prog_name="deis-analysis")
 def main() -> None:
     """Measure the samplers of diffusion models: order, exactness, tables and the formulas behind them."""
@@ -102,7 +102,7 @@ def _rule(stages: int, extra: int) -> str:
 @_clear_errors
 def solvers(as_json: bool, declared: bool) -> None:
     """List the registry: what each sampler declares beside what is measured (N = steps)."""
-    progress = Console(stderr=True)
+    progress = terminal.console(stderr=True)
     rows = [
         _row(solver, not declared)
         for solver in track(list(da.SOLVERS.values()), "measuring", console=progress, transient=True, disable=declared)
@@ -111,7 +111,7 @@ def solvers(as_json: bool, declared: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     headers = ("order", "exact start", "strong", "degree", "in", "NFE", "source")
-    table = Table(Column("sampler", no_wrap=True), *headers, box=None)
+    table = Table("sampler", *headers, box=None)
     for row in rows:
         cells = [
             "" if row[field] is None else f"{row[field]}" + ("" if declared else f" ({row[f'observed_{field}']:.2f})")
@@ -119,8 +119,8 @@ def solvers(as_json: bool, declared: bool) -> None:
         ]
         degree = f"{row['degree']}" if declared else f"{row['degree']} ({row['observed_degree']})"
         table.add_row(row["name"], *cells, degree, f"{row['prediction']}, {row['variable']}", row["nfe"], row["source"])
-    console = Console()
-    console.print(table)
+    console = terminal.console()
+    console.print(terminal.in_one_line(console, table))
     if not declared:
         console.print(
             "declared (observed); order with the method's own start and with an exact one; for samplers that draw "
@@ -144,7 +144,7 @@ def steppers(as_json: bool) -> None:
     table = Table(Column("sampler", no_wrap=True), "predicts", "what it does", "source", box=None)
     for row in rows:
         table.add_row(str(row["name"]), str(row["prediction"]), str(row["description"]), str(row["source"]))
-    Console().print(table)
+    terminal.console().print(table)
 
 
 @main.command()
@@ -301,7 +301,7 @@ def audit(
 def _swept(specs: list[str], one: Callable[[str], Any]) -> tuple[list[Any], dict[str, str]]:
     """The reports, and why the other specs have none."""
     reports, failed = [], {}
-    for spec in track(specs, "auditing", console=Console(stderr=True), transient=True):
+    for spec in track(specs, "auditing", console=terminal.console(stderr=True), transient=True):
         try:
             reports.append(one(spec))
         except ValueError as error:
@@ -335,7 +335,7 @@ def _write_reports(reports: list[Any], failed: dict[str, str], many: bool, files
 def _print_report(report: Any) -> None:
     from deis_analysis.audit import facts, summary
 
-    console = Console()
+    console = terminal.console()
     console.print(escape(report.spec), highlight=False, style="bold")
     console.print(escape(summary(report)), highlight=False)
     table = Table(box=None, show_header=False)
@@ -366,7 +366,21 @@ def _print_sweep(reports: list[Any], failed: dict[str, str]) -> None:
         table.add_row(escape(report.spec), *shown, str(near), ", ".join(codes))
     for spec, why in failed.items():
         table.add_row(escape(spec), "–", "–", "–", "–", escape(why))
-    Console().print(table)
+    terminal.console().print(table)
+
+
+@main.command("doctor")
+@json_option
+def doctor_command(as_json: bool) -> None:
+    """Show versions, what is installed of each extra, devices, the cache, and what would be downloaded: nothing."""
+    found = doctor.examine(cache_folder())
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for head, facts in found.items():
+        click.echo(head)
+        for name, value in facts.items():
+            click.echo(f"  {name:20s} {value}")
 
 
 main.add_command(choose_command)

@@ -1,10 +1,25 @@
-"""Packages whose names are loaded when they are asked for."""
+"""Names that are loaded when they are asked for, and packages that may be missing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around imports of packages that are of the extra ``name``.
+
+    Raises:
+        ImportError: one of them is not installed; one sentence with the command that installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise ImportError(f"{package} is not installed: pip install 'deis-analysis[{name}]'", name=package) from None
 
 
 def names(package: str, where: dict[str, str]) -> tuple[list[str], Callable[[str], Any]]:

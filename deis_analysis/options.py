@@ -20,7 +20,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
 
 
 def clear_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a ValueError of the library as a usage error, not as a traceback."""
+    """Show a ValueError of the library as a usage error, and a package that is missing as one line; no traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -28,6 +28,8 @@ def clear_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+        except ImportError as error:
+            raise click.ClickException(str(error)) from error
 
     return wrapped
 

@@ -1,9 +1,9 @@
-"""What self-contained HTML pages share: their look, and errors against model calls as SVG."""
+"""What HTML pages and displays in notebooks share: a look, tables, errors against model calls as SVG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 STYLE = """
@@ -22,6 +22,20 @@ def document(title: str, body: str, style: str = "") -> str:
     """A whole page; it refers to nothing outside itself. ``body`` is HTML, ``title`` text."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}{style}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """A table of text for a notebook: the first column to the left, numbers to the right."""
+
+    def line(kind: str, cells: Sequence[object]) -> str:
+        sides = ("left" if i == 0 or isinstance(cell, str) else "right" for i, cell in enumerate(cells))
+        shown = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
+        pairs = zip(shown, sides, strict=True)
+        return "".join(f'<{kind} style="text-align:{side}">{escape(text)}</{kind}>' for text, side in pairs)
+
+    body = "".join(f"<tr>{line('td', cells)}</tr>" for cells in rows)
+    above = f'<caption style="text-align:left">{escape(caption)}</caption>' if caption else ""
+    return f"<table>{above}<thead><tr>{line('th', heads)}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def work_precision(series: Mapping[str, Mapping[int, Point]]) -> str:

@@ -266,11 +266,12 @@ def _nothing(name: str, value: Any) -> None:
 
 
 _GROW = "samples held_out most sweeps levels rounds depth dimension features corrector_steps digits limit degree"
+_DEAR = "width draws probes slices points pairs max_degree terms"
 _BOUNDS: dict[str, tuple[int, int]] = {
     "seed": (0, 2**63 - 1),
     "n": (0, 10**8),
     **dict.fromkeys(_GROW.split(), (-(10**6), 10**6)),
-    **dict.fromkeys("width draws probes slices points pairs max_degree terms".split(), (-(10**4), 10**4)),
+    **dict.fromkeys(_DEAR.split(), (-(10**4), 10**4)),
 }
 _CHECKS: dict[Any, Callable[[str, Any], Any]] = {
     None: _nothing,

@@ -37,6 +37,7 @@ _PARTS = ("NAME", "QUESTION", "CONFIG", "QUICK", "compute", "verdict", "draw")
 class Experiment(Protocol):
     """What a module of this package offers."""
 
+    __name__: str
     NAME: str
     QUESTION: str
     CONFIG: Config

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deis_analysis import terminal
 from deis_analysis.storage import prepared, sweep
 from experiments import Experiment, discover
 from experiments.core.runner import (
@@ -92,12 +93,15 @@ model_option = click.option(
     type=ModelName(),
     help=f"On which model, instead of the default ones: {', '.join(MODELS)}, {WHAT_NETWORKS}; repeat for several.",
 )
+networks_option = click.option(
+    "--networks", is_flag=True, help="Compute rows of image networks too, which else are kept: up to half an hour each."
+)
 jobs_option = click.option(
     "--jobs", type=click.IntRange(min=1), default=min(2, os.cpu_count() or 1), show_default=True, help="Processes."
 )
 
 
-@click.group()
+@click.group(cls=terminal.Commands)
 def main() -> None:
     """Questions to the samplers: each answered by one figure, its data, and a computed sentence."""
 
@@ -114,7 +118,7 @@ def list_command(out: Path | None, quick: bool) -> None:
         table.add_row(
             name, experiment.QUESTION, "yes" if marker else "no", f"{marker['wall_time_s']:.1f}" if marker else ""
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    terminal.console().print(table)
 
 
 @main.command()
@@ -125,9 +129,7 @@ def list_command(out: Path | None, quick: bool) -> None:
 @model_option
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights of image networks (default: float32).")
 @click.option("--allow-pickle", is_flag=True, help="Let a network of --model be a pickle, which runs code.")
-@click.option(
-    "--networks", is_flag=True, help="Compute rows of image networks too, which else are kept: up to half an hour each."
-)
+@networks_option
 @click.option(
     "--import",
     "imports",
@@ -202,22 +204,12 @@ def run(
     sys.exit(_run_tasks(todo, jobs, console))
 
 
-def _prepare(folders: set[Path]) -> None:
-    """Before hours of work: each can be written to, and holds nothing that killed runs left."""
-    for place in folders:
-        try:
-            prepared(place)
-        except ValueError as error:
-            raise click.UsageError(f"--out {error}") from error
-        for folder in (place, place / ".done", place / UNDRAWN, FIGURES / ".cache" / REFERENCES):
-            sweep(folder)
-
-
 @main.command()
 @click.argument("names", nargs=-1)
 @click.option("--strict", is_flag=True, help="Overwrite nothing, and exit with 1 if anything differs.")
 @click.option("--quick", is_flag=True, help="Reproduce the quick results, in figures/.quick/.")
 @model_option
+@networks_option
 @click.option("--force", is_flag=True, help="Compute again what was reproduced before.")
 @jobs_option
 @out_option
@@ -226,6 +218,7 @@ def reproduce(
     strict: bool,
     quick: bool,
     models: tuple[str, ...],
+    networks: bool,
     force: bool,
     jobs: int,
     out: Path | None,
@@ -242,7 +235,7 @@ def reproduce(
         chosen = {name: experiment for name, experiment in chosen.items() if takes(experiment, asked)}
     todo, agreed = [], 0
     for name, experiment in chosen.items():
-        task = Task(name, folder, quick, models=asked, reproduce=True, strict=strict)
+        task = Task(name, folder, quick, models=asked, networks=networks, reproduce=True, strict=strict)
         marker = None if force else finished(experiment, task)
         if marker:
             _print(console, Outcome(name, "kept", marker["verdict"], marker["wall_time_s"]))
@@ -285,6 +278,17 @@ def _those_that(
         hint = {name: f" (allowed: {allowed(chosen[name])})" for name in others} if "--model" in what else {}
         raise click.UsageError(f"{what} is not for {'; '.join(name + hint.get(name, '') for name in others)}")
     return {name: experiment for name, experiment in chosen.items() if name not in others}
+
+
+def _prepare(folders: set[Path]) -> None:
+    """Before hours of work: each can be written to, and holds nothing that killed runs left."""
+    for place in folders:
+        try:
+            prepared(place)
+        except ValueError as error:
+            raise click.UsageError(f"--out {error}") from error
+        for folder in (place, place / ".done", place / UNDRAWN, FIGURES / ".cache" / REFERENCES):
+            sweep(folder)
 
 
 class _Lines:

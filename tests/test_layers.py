@@ -14,13 +14,14 @@ import deis_analysis
 
 ROOT = Path(deis_analysis.__file__).parent
 HOUSE = [  # each may import what stands before it
-    "validate", "storage", "lazy", "pages", "backend", "process", "options", "tableau", "symbolic", "solvers",
-    "problems", "networks", "steppers", "reference", "analysis", "diagnostics", "tuning", "interop", "audit", "cli",
-    "__main__", "__init__",
+    "validate", "storage", "lazy", "pages", "terminal", "backend", "process", "options", "doctor", "tableau",
+    "symbolic", "solvers", "problems", "networks", "steppers", "reference", "analysis", "diagnostics", "tuning",
+    "interop", "audit", "plot", "cli", "__main__", "__init__",
 ]  # fmt: skip
 LEVEL = {name: level for level, name in enumerate(HOUSE)}
 NUMPY_ONLY = {"validate", "storage", "lazy", "pages", "backend", "process", "tableau"}
 USES_TORCH = {  # when they run
+    "doctor",
     "reference", "tuning", "audit", "diagnostics", "networks", "analysis", "problems", "interop",
 }  # fmt: skip
 MOST_FLOORS = 12
@@ -76,7 +77,8 @@ def test_imports_point_up_the_list(module):
             assert top in {"deis_analysis", "numpy", "scipy", "rich", "torch", *sys.stdlib_module_names}, name
         if own not in USES_TORCH:
             assert (
-                top not in {"torch", "torchdiffeq", "matplotlib", "jax"} or module == "deis_analysis.tableau.extraction"
+                top not in {"torch", "torchdiffeq", "matplotlib", "jax"}
+                or module in ("deis_analysis.tableau.extraction", "deis_analysis.plot")  # when it is asked to draw
             )
 
 

@@ -28,6 +28,7 @@ from array_api_compat import array_namespace
 
 from deis_analysis import backend
 from deis_analysis.analysis.orders import walk
+from deis_analysis.pages import table
 from deis_analysis.problems.mixture import GaussianMixture, ProductMixture
 from deis_analysis.process.convention import Function, Model, predicting, type_of
 from deis_analysis.process.grids import check_grid, grid
@@ -95,6 +96,19 @@ class ErrorBudget:
         lines = [f"{self.solver}, {self.nfe} model calls{'':>4} RMS   share of the squared error"]
         lines += [f"  {name:16s} {norms[name]:12.3e}   {shares[name]:8.1%}" for name in self.terms]
         return "\n".join([*lines, f"  {'total':16s} {norms['total']:12.3e}"])
+
+    def _repr_html_(self) -> str:
+        shares, norms = self.shares(), self.norms()
+        rows = [(name, norms[name], f"{shares[name]:.1%}") for name in self.terms]
+        caption = f"{self.solver}, {self.nfe} model calls"
+        return table(("cause", "RMS", "share of the squared error"), [*rows, ("total", norms["total"], "")], caption)
+
+    def _repr_latex_(self) -> str:
+        shares, norms = self.shares(), self.norms()
+        rows = [rf"\text{{{name}}} & {norms[name]:.3e} & {100 * shares[name]:.1f}\,\% \\" for name in self.terms]
+        head = r"\text{cause} & \text{RMS} & \text{share of the squared error} \\ \hline"
+        total = rf"\hline \text{{total}} & {norms['total']:.3e} &"
+        return "$" + "\n".join([r"\begin{array}{l|rr}", head, *rows, total, r"\end{array}"]) + "$"
 
 
 @checked

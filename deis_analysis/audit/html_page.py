@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.audit.findings import CODES
-from deis_analysis.audit.report import Report
-from deis_analysis.pages import document, work_precision
+from deis_analysis.pages import document, table, work_precision
 
 _STYLE = """
 table { width: 100%; } .error { color: #a40e26; font-weight: 600; } .warning { color: #8a5a00; font-weight: 600; }
@@ -19,8 +18,8 @@ table { width: 100%; } .error { color: #a40e26; font-weight: 600; } .warning { c
 """
 
 
-def page(report: Report) -> str:
-    """The whole page as text; it refers to nothing outside itself."""
+def page(report: Any) -> str:
+    """The page of a `Report` as text; it refers to nothing outside itself."""
     body = [
         f"<h1>Audit of <code>{escape(report.spec)}</code></h1>",
         f"<p>{escape(summary(report))}</p>",
@@ -35,6 +34,16 @@ def page(report: Report) -> str:
         f'<div class="wide">{_heat_map(report)}</div>',
     ]
     return document(f"Audit of {report.spec}", "\n".join(body), _STYLE)
+
+
+def report_cells(report: Any) -> str:
+    """A `Report` for a notebook: what it is, the findings, what was measured."""
+    found = [(f.severity, f.code, f.message) for f in report.findings]
+    measured = [(name, "–" if value is None else value if isinstance(value, float) else str(value))
+                for name, value in facts(report)]  # fmt: skip
+    parts = [f"<p><b>{escape(report.spec)}</b>: {escape(summary(report))}</p>"]
+    parts.append(table(("severity", "code", "finding"), found) if found else "<p>No findings.</p>")
+    return "".join([*parts, table(("measured", ""), measured)])
 
 
 _SCRIPT = """
@@ -66,7 +75,7 @@ show();
 """
 
 
-def overview(reports: Sequence[Report], links: Sequence[str]) -> str:
+def overview(reports: Sequence[Any], links: Sequence[str]) -> str:
     """One row per report, linked to its page; rows are sorted and filtered in the browser."""
     ranks = {"error": 3, "warning": 2, "info": 1, None: 0}
     heads = ("sampler", "worst", "declared order", "own start", "exact start", "nearest", "errors and warnings")
@@ -98,7 +107,7 @@ def overview(reports: Sequence[Report], links: Sequence[str]) -> str:
     return document("Audit", body, _STYLE + look)
 
 
-def summary(report: Report) -> str:
+def summary(report: Any) -> str:
     """One sentence: what it is, and how much is wrong."""
     counts = {s: sum(f.severity == s for f in report.findings) for s in ("error", "warning")}
     wrong = ", ".join(f"{n} {s}{'s' if n != 1 else ''}" for s, n in counts.items() if n) or "no errors or warnings"
@@ -107,7 +116,7 @@ def summary(report: Report) -> str:
     return f"{report.nfe} model calls; {what}; {wrong}."
 
 
-def facts(report: Report) -> list[tuple[str, Any]]:
+def facts(report: Any) -> list[tuple[str, Any]]:
     """(name, value) of what was measured, for the text and the page."""
     degree = report.exactness_degree
     return [
@@ -137,7 +146,7 @@ def _rows(rows: list[tuple[str, str]]) -> str:
     return "<table>" + "".join(f"<tr><th>{escape(k)}</th><td>{v}</td></tr>" for k, v in rows) + "</table>"
 
 
-def _findings(report: Report) -> str:
+def _findings(report: Any) -> str:
     if not report.findings:
         return "<p>None.</p>"
     lines = [
@@ -148,7 +157,7 @@ def _findings(report: Report) -> str:
     return "<table>" + "".join(lines) + "</table>"
 
 
-def _error_table(report: Report) -> str:
+def _error_table(report: Any) -> str:
     rows = [
         (
             f"{nfe} calls",
@@ -161,7 +170,7 @@ def _error_table(report: Report) -> str:
     return _rows(rows) if rows else "<p>Not measured.</p>"
 
 
-def _error_plot(report: Report) -> str:
+def _error_plot(report: Any) -> str:
     """Its errors beside DDIM's and the best of the registry."""
     series = {report.spec.split("?")[0]: {n: (e, e, e) for n, e in report.errors.items() if e is not None}}
     for key, name in (("ddim", "DDIM"), ("best_error", "best of the registry")):
@@ -169,7 +178,7 @@ def _error_plot(report: Report) -> str:
     return work_precision(series)
 
 
-def _heat_map(report: Report) -> str:
+def _heat_map(report: Any) -> str:
     """|weights| of the model outputs, row by row, as squares."""
     if report.table is None:
         return "<p>There is none: the sampler is not linear, or did not run.</p>"

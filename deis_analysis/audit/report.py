@@ -14,6 +14,7 @@ from deis_analysis.audit import checks
 from deis_analysis.audit.case import Case, exact_end, read_case
 from deis_analysis.audit.convergence import STEPS, Convergence, measure_convergence
 from deis_analysis.audit.findings import EQUAL, FLOAT32, SEVERITIES, Finding, Nearest
+from deis_analysis.audit.html_page import report_cells
 from deis_analysis.audit.identity import nearest_row
 from deis_analysis.audit.specs import subject_of
 from deis_analysis.audit.subject import FunctionSubject, Subject, TableSubject, function_subject
@@ -75,6 +76,9 @@ class Report:
         """The highest severity among the findings."""
         found = {finding.severity for finding in self.findings}
         return next((s for s in SEVERITIES if s in found), None)
+
+    def _repr_html_(self) -> str:
+        return report_cells(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; numbers that are not finite become None."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from deis_analysis.lazy import extra
 from deis_analysis.networks.diffusers_folder import Found, in_one_line
 from deis_analysis.networks.guided import Called, read_guidance
 from deis_analysis.process.convention import Convention
@@ -100,17 +101,26 @@ def read_weights(path: Path, factory: Callable[[], Any] | None) -> torch.nn.Modu
 
 
 def _stored(path: Path) -> Mapping[str, Any]:
-    from safetensors.torch import load_file
-
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _safetensors(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise
     except Exception as error:  # of three formats, by whatever is in the file
-        raise ValueError(f"spec={path.name!r} cannot be read ({in_one_line(error)})") from error
+        whole = isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
+        said = "it holds more than weights: save module.state_dict()" if whole else in_one_line(error)
+        raise ValueError(f"spec={path.name!r} cannot be read ({said})") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"spec={path.name!r} holds a {type(state).__name__}; allowed: a state dict, or one in 'model'")
     return state
+
+
+def _safetensors(path: Path) -> Mapping[str, Any]:
+    with extra("models"):
+        from safetensors.torch import load_file
+
+    return load_file(path)
 
 
 def _put(net: torch.nn.Module, weights: Mapping[str, Any], name: str) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from deis_analysis.lazy import extra
 from deis_analysis.networks.folder import CARD, process_from
 from deis_analysis.networks.guided import Called, Guidance, read_guidance
 from deis_analysis.process.convention import Convention
@@ -104,7 +105,8 @@ def in_one_line(error: BaseException) -> str:
 
 # -- the network ----------------------------------------------------------------------------------
 def _network(place: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
-    import diffusers
+    with extra("models"):
+        import diffusers
 
     kind = read_json(place / "config.json", name).get("_class_name")
     if kind not in NETWORKS:
@@ -199,7 +201,8 @@ def _from_scheduler(folder: Path, name: str) -> tuple[Process | None, Convention
               if (p / "scheduler_config.json").is_file()]  # fmt: skip
     if not places:
         return None, None
-    import diffusers
+    with extra("models"):
+        import diffusers
 
     kind = str(read_json(places[0] / "scheduler_config.json", name).get("_class_name"))
     known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]

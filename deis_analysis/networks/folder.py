@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis.lazy import extra
 from deis_analysis.networks.convention import NETWORK_TIMES
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
@@ -51,7 +52,8 @@ def equivalent_scheduler(process: Process, convention: Convention) -> tuple[Any 
     `RectifiedFlow` and `VPDiscrete` have theirs. A variance-preserving process of real time has one at integer network
     times.
     """
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+    with extra("models"):
+        from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     prediction, plain = convention.prediction, convention.time == "t" and convention.offset == 0
     scheduler: Any

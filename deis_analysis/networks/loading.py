@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from deis_analysis.lazy import extra
 from deis_analysis.networks.checkpoint_files import PICKLES, WEIGHTS, read_pickle, read_weights
 from deis_analysis.networks.diffusers_folder import (
     NETWORKS,
@@ -193,7 +194,8 @@ def _located(spec: Any) -> Path | None:
 
 def _downloaded(spec: str) -> Path:
     """The folder of a hub id: configs, and weights as safetensors, or as .bin where there are no others."""
-    import huggingface_hub
+    with extra("models"):
+        import huggingface_hub
 
     def fetch(kind: str) -> Path:
         weights = [f"{part}diffusion_pytorch_model*{kind}" for part in ("", "unet/", "transformer/")]

@@ -13,7 +13,7 @@ from deis_analysis.process.grids import check_grid
 from deis_analysis.process.grids import grid as time_grid
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process, require_process
 from deis_analysis.process.schedules import VPLinear
-from deis_analysis.tableau import Builder, Tableau, run
+from deis_analysis.tableau.tableau import Builder, Tableau, run
 from deis_analysis.validate import checked, choose, instance
 
 

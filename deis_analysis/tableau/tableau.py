@@ -28,7 +28,7 @@ from deis_analysis.process.process import PREDICTIONS, Array, Process, require_p
 from deis_analysis.tableau.brownian import path_of
 from deis_analysis.tableau.fold import fold
 from deis_analysis.tableau.rows import Matrices, Row, compressed, make_plan, peak_memory, row_numbers
-from deis_analysis.tableau.text import as_html, draw, latex, parse, to_json
+from deis_analysis.tableau.text import as_html, butcher_html, draw, latex, parse, to_json
 from deis_analysis.validate import checked, choose, finite, instance, positive_int, real, several
 
 Model = Callable[[Any, float], Any]
@@ -64,6 +64,12 @@ class Butcher:
     weights: Array
     noise: Array
     prediction: str
+
+    def _repr_html_(self) -> str:
+        return butcher_html(self)
+
+    def _repr_latex_(self) -> str:
+        return f"${latex(self)}$"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis.pages import table
 from deis_analysis.tableau.document import Document
 from deis_analysis.tableau.rows import Matrices, Row, from_triplets, row_numbers
 
@@ -31,6 +32,23 @@ def latex(form: Any, digits: int = 4, limit: int = 12) -> str:
         time = "" if k == m else f"{form.times[k]:.{digits}g}"
         lines.append(" & ".join([time, _number(form.start[k], digits, "0"), *cells]) + r" \\")
     return "\n".join([*lines, r"\end{array}"])
+
+
+def butcher_html(form: Any, limit: int = 12) -> str:
+    """A Butcher form for a notebook, at most ``limit`` calls high and wide (the middle ones elided)."""
+    m = form.times.size
+    shown = _elided(m, limit)
+    heads = ["t", "x_T", *("…" if j < 0 else f"p{j}" for j in shown), *(f"z{j}" for j in range(form.noise.shape[1]))]
+    rows: list[list[object]] = []
+    for k in [*shown, m]:
+        if k < 0:
+            rows.append(["…"] * len(heads))
+            continue
+        weights = ["…" if j < 0 else float(form.weights[k, j]) if form.weights[k, j] else "" for j in shown]
+        time = "result" if k == m else f"{form.times[k]:.4g}"
+        rows.append([time, float(form.start[k]), *weights, *map(float, form.noise[k])])
+    caption = f"{m} calls of {form.prediction}: states in terms of x_T and the model's outputs"
+    return table(heads, rows, caption)
 
 
 def _number(value: float, digits: int, zero: str) -> str:

@@ -18,6 +18,7 @@ from deis_analysis.tuning.candidates import CUSTOMARY, Cell, Times, cells, solve
 from deis_analysis.tuning.grids import GRIDS
 from deis_analysis.tuning.grids import grid as aware_grid
 from deis_analysis.tuning.judged import ratio_band
+from deis_analysis.tuning.page import choice_cells
 from deis_analysis.tuning.race import Progress, Race, Ranked, planned
 from deis_analysis.tuning.target import Target, target_of
 from deis_analysis.validate import boolean, checked, instance, positive, positive_int, several
@@ -97,6 +98,9 @@ class Choice:
                 f"{text}; not to be told from {others}, of these it keeps the fewest arrays ({best.cell.table.memory})"
             )
         return f"{text}, alone"
+
+    def _repr_html_(self) -> str:
+        return choice_cells(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it but the tables, for JSON."""

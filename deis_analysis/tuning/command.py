@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deis_analysis import terminal
 from deis_analysis.options import import_option
 from deis_analysis.storage import write_text
 
@@ -82,6 +83,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(cache=cache or cache_folder(), **options)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+        except ImportError as error:
+            raise click.ClickException(str(error)) from error
 
     wrapped.__click_params__ = command.__click_params__  # type: ignore[attr-defined]
     return wrapped
@@ -149,7 +152,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_choice(found: Any) -> None:
-    console = Console()
+    console = terminal.console()
     heads = ("calls", "rank", "sampler", "grid", "RMS", "95 %", "median", "flips", "arrays")
     table = Table(*heads, box=None)
     for entries in found.ranking.values():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.pages import COLOURS, Point, document, work_precision
+from deis_analysis.pages import COLOURS, Point, document, table, work_precision
 from deis_analysis.process.process import Array
 from deis_analysis.tuning.race import Ranked
 
@@ -35,6 +35,19 @@ def choice_page(choice: Any) -> str:
     if choice.pictures and importlib.util.find_spec("PIL") is not None:  # Pillow is of the extra [models]
         body += ["<h2>The same noise</h2>", _pictures(choice)]
     return document(title, "\n".join(body), _STYLE)
+
+
+def choice_cells(choice: Any, most: int = 5) -> str:
+    """A `Choice` for a notebook: its verdicts, and the first ``most`` of each number of calls."""
+    heads = ("calls", "rank", "sampler", "grid", "RMS", "95 %", "median", "flips", "arrays")
+    rows: list[tuple[object, ...]] = []
+    for nfe, entries in choice.ranking.items():
+        for row in (entry.row() for entry in entries[:most]):
+            band, flips = f"{row['low']:.3g}–{row['high']:.3g}", f"{100 * row['flips']:.0f} %"
+            names = (str(nfe), _ranks(row), row["solver"], row["grid"])
+            rows.append((*names, float(row["rms"]), band, float(row["median"]), flips, row["memory"]))
+    said = "".join(f"<p>{escape(choice.verdict(nfe))}</p>" for nfe in choice.ranking)
+    return said + table(heads, rows, f"{choice.name}: {choice.samples} samples, ground truth: {choice.reference}")
 
 
 def _settings(choice: Any) -> str:

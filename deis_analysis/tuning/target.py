@@ -206,7 +206,7 @@ def _made(model: Any, shape: Any, dtype: Any, device: Any, times: str) -> Target
 def _loaded(model: Any, shape: Any, dtype: Any, device: Any, times: str) -> Network:
     import torch
 
-    from deis_analysis.networks import load
+    from deis_analysis.networks.loading import load
 
     options = {} if shape is None else {"shape": shape}
     return load(model, dtype=dtype or torch.float32, device=device or "cpu", times=times, **options)

@@ -8,12 +8,14 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deis_analysis import validate
+from deis_analysis.pages import table
 from deis_analysis.process.process import Array
 from deis_analysis.solvers.registry import row_of
 from deis_analysis.storage import folder, read_text, write_text
@@ -74,6 +76,13 @@ class Tuned:
         text = f"{report['nfe']} calls: held-out {what} {after:.3g} against {before:.3g} "
         text += f"of {report['start']}, ratio {ratio:.3f} ({low:.3f} to {high:.3f})"
         return text if self.kept else f"{text}: not better beyond the band, so the untuned table is returned"
+
+    def _repr_html_(self) -> str:
+        before, after = self.report["before"], self.report["tuned"]
+        keys = [key for key in before if isinstance(before[key], float) and isinstance(after.get(key), float)]
+        rows = [(key, before[key], after[key]) for key in keys]
+        said = f"<p>{escape(self.verdict())}</p>"
+        return said + table(("held out", str(self.report["start"]), "tuned"), rows, self.target.name)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,6 @@ def _labels(frame: Frame, row: int, but: str) -> str:
 
 
 def changed_settings(committed: Config, now: Config) -> list[str]:
-    """The keys of two configurations that differ, each as a sentence."""
-    keys = [key for key in {**committed, **now} if committed.get(key) != now.get(key)]
+    """The keys of two configurations that differ, each as a sentence; not which rows were kept from before."""
+    keys = [key for key in {**committed, **now} if key != "kept" and committed.get(key) != now.get(key)]
     return [f"configuration {key}: committed {committed.get(key)!r}, now {now.get(key)!r}" for key in keys]

@@ -27,7 +27,8 @@ import deis_analysis
 from deis_analysis.storage import atomic, module_of, read_text, write_text
 from experiments import Config, Experiment, Frame, Progress, discover
 from experiments.core.agreement import as_written, changed_settings, differences
-from experiments.core.paths import CHECKPOINTS, FIGURES, shared_sources, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
+from experiments.core.sources import depends_on
 
 SUFFIXES = ("csv", "png", "svg", "json")
 DIFFERS = ".differs"  # folder, beside the committed results, of what was computed and does not agree with them
@@ -180,11 +181,9 @@ def _weights(models: list[str]) -> bytes:
 
 
 def fingerprint(experiment: Experiment, config: Config) -> str:
-    """Hash of all that a result depends on: configuration, device, weights, sources of experiment and package."""
-    source = Path(str(sys.modules[experiment.compute.__module__].__file__)).read_bytes()
-    text = json.dumps(config, sort_keys=True)
-    parts = [text.encode(), source, shared_sources().encode(), _weights(config.get("models", []))]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    """Hash of all that a result depends on: configuration, device, weights, the code that the experiment reaches."""
+    parts = [json.dumps(config, sort_keys=True).encode(), depends_on(experiment.__name__).encode()]
+    return hashlib.sha256(b"\0".join([*parts, _weights(config.get("models", []))])).hexdigest()
 
 
 # -- what is there --------------------------------------------------------------------------------
@@ -213,8 +212,7 @@ def finished(experiment: Experiment, task: Task) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError):  # none, or damaged
         return None
     paths = result_files(task.files, task.folder)
-    whole = whole and all(path.is_file() for path in paths)
-    if not whole or marker.get("csv") != _digest(paths[0]):
+    if not whole or not all(path.is_file() for path in paths) or marker.get("csv") != _digest(paths[0]):
         return None
     return marker if marker.get("fingerprint") == fingerprint(experiment, configuration(experiment, task)) else None
 
@@ -317,7 +315,7 @@ def execute(task: Task, progress: Progress) -> Outcome:
         _draw_missing(experiment, task)
         sentence = str(_record(task)["verdict"])
         _mark_finished(task, mark, sentence, seconds)
-        return Outcome(task.name, "agrees", sentence, seconds)
+        return Outcome(task.name, "agrees", _but_kept(config) + sentence, seconds)
     _write(experiment, replace(task, folder=task.folder / DIFFERS) if task.strict else task, text, record)
     return Outcome(task.name, "differs", "; ".join(found), seconds)
 
@@ -375,6 +373,12 @@ def _other_sentence(experiment: Experiment, committed: Frame, record: dict[str, 
     if sentence == record["verdict"]:
         return []
     return [f"the numbers agree, the sentence does not: committed {record['verdict']!r}, now {sentence!r}"]
+
+
+def _but_kept(config: Config) -> str:
+    """What of a result was not computed: rows of networks, which `by_model` takes from the committed file."""
+    kept = [name for name in config.get("kept", ()) if name in config["models"]]
+    return f"[rows of {', '.join(kept)} are the committed ones, which --networks computes] " if kept else ""
 
 
 def _from_committed(experiment: Experiment, task: Task) -> Outcome:

@@ -24,7 +24,7 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"  # Okabe & Ito 2008
 GREY = "#8a8a8a"
 
-_DPM, _UNIPC, _SDE = (ORANGE, "DPM-Solver(++)"), ("#7F3C8D", "UniPC"), (VERMILLION, "SDE multistep")
+_UNIPC, _SDE = ("#7F3C8D", "UniPC"), (VERMILLION, "SDE multistep")
 _FAMILIES = {  # (family, variable of the interpolant): colour and the name that figures print
     ("baselines", "t"): (GREY, "baselines"),
     ("adams", "t"): (BLUE, "tAB"),
@@ -34,8 +34,8 @@ _FAMILIES = {  # (family, variable of the interpolant): colour and the name that
     ("pndm", "t"): ("#C2478F", "PNDM"),
     ("runge_kutta", "rho"): (VERMILLION, "ρRK"),
     ("edm", "rho"): ("#8C2D04", "EDM"),
-    ("dpm_singlestep", "lam"): _DPM,
-    ("dpm_multistep", "lam"): _DPM,
+    ("dpm_singlestep", "lam"): ("#C98500", "DPM-Solver(++)S"),
+    ("dpm_multistep", "lam"): (ORANGE, "DPM-Solver(++)M"),
     ("unipc", "lam"): _UNIPC,
     ("reversible", "rho"): ("#5A7F2B", "reversible"),
     ("reversible", "inv_rho"): ("#5A7F2B", "reversible"),
@@ -46,11 +46,15 @@ _FAMILIES = {  # (family, variable of the interpolant): colour and the name that
     ("ddim_eta", "lam"): (BLUE, "DDIM(η)"),
     ("ancestral", "lam"): (GREEN, "ancestral"),
     ("score_sde", "lam"): (GREY, "score SDE"),
-    ("analytic_dpm", "lam"): (PURPLE, "Analytic-DPM"),
+    ("analytic_dpm", "lam"): ("#B8A800", "Analytic-DPM"),
     ("splitting", "t"): ("#9A8B00", "splitting"),
 }
 _SPARE = (ORANGE, BLACK, "#B8A800", "#7F3C8D", "#80BA5A", "#A5694F")  # for families yet to come, in order of registry
 _MARKERS = {1: "o", 2: "s", 3: "^", 4: "D"}
+_FILLS: tuple[dict[str, Any], ...] = (
+    *({"fillstyle": "full", "markerfacecolor": face} for face in ("white", "#BBBBBB", "#444444")),
+    *({"fillstyle": side, "markerfacecoloralt": "white"} for side in ("left", "right", "top", "bottom", "full")),
+)
 _LINES = {"eps": "-", "x0": "--", "v": "-.", "score": ":"}
 DDIM = ("#000000", "DDIM")  # the method that most families contain as their lowest member
 
@@ -71,31 +75,53 @@ def family(name: str) -> tuple[str, str]:
 
 
 def look(name: str) -> dict[str, Any]:
-    """Line properties of a registry solver, for ``ax.plot``.
+    """Line properties of a registry solver, for ``ax.plot``, no two alike but for the forms of DDIM.
 
-    The marker is the order with an exact start or, of a method that draws noise, the weak order.
+    The colour is the family's, lighter the further the order is below its highest; the marker is the order, and its
+    filling tells apart what agrees in all that. The order is that with an exact start or, of a method that draws noise,
+    the weak one.
     """
-    row = SOLVERS[name]
-    order = row.order if row.order_exact_start is None else row.order_exact_start
+    row, colour = SOLVERS[name], family(name)[0]
+    order = _order(name)
+    kin = [
+        other for other, known in SOLVERS.items() if known.prediction == row.prediction and family(other)[0] == colour
+    ]
+    alike = [other for other in kin if _order(other) == order and colour != DDIM[0]]
+    fills = _FILLS if order > 1 else _FILLS[::-1]
+    highest = max(_order(other) for other, known in SOLVERS.items() if family(other)[0] == colour)
     return {
-        "color": family(name)[0],
+        "color": tinted(colour, min(0.25 * (highest - order), 0.5)),
         "marker": _MARKERS.get(order, "o"),
         "linestyle": _LINES[row.prediction],
-        "markerfacecolor": "white" if order > 1 else family(name)[0],
+        **fills[alike.index(name) % len(fills) if alike else 0],
     }
 
 
+def _order(name: str) -> int:
+    row = SOLVERS[name]
+    return row.order if row.order_exact_start is None else row.order_exact_start
+
+
+def tinted(colour: str, share: float) -> str:
+    """A colour mixed with white, of which it gets a share."""
+    r, g, b = matplotlib.colors.to_rgb(colour)
+    return matplotlib.colors.to_hex((r + share * (1 - r), g + share * (1 - g), b + share * (1 - b)))
+
+
 def new_figure(width: float, height: float, headline: str, note: str) -> Figure:
-    """An empty figure with its finding on top and, below it in grey, how it was measured; use `body` for the axes."""
+    """An empty figure with its finding on top and, below it in grey, how it was measured; use `body` for the axes.
+
+    Narrow figures, up to 8 inches, have smaller letters.
+    """
     fig = plt.figure(figsize=(width, height))
-    chars = int(width * 9.6)
-    lines = textwrap.wrap(headline, chars)
+    large, small = (13.0, 9.5) if width > 8 else (11.0, 7.5)
+    lines = textwrap.wrap(headline, int(width * 121 / large), break_on_hyphens=False)
+    notes = textwrap.wrap(note, int(width * 132 / small), break_on_hyphens=False)
     inch = 1.0 / height
-    fig.text(0.012, 1 - 0.12 * inch, "\n".join(lines), fontsize=13, fontweight="bold", va="top", linespacing=1.15)
-    top = 0.12 + 0.235 * len(lines) + 0.06
-    notes = textwrap.wrap(note, int(width * 13.2))
-    fig.text(0.012, 1 - top * inch, "\n".join(notes), fontsize=9.5, color="#555555", va="top", linespacing=1.2)
-    fig.subplots_adjust(top=1 - (top + 0.17 * len(notes) + 0.1) * inch)  # where `body` begins
+    fig.text(0.012, 1 - 0.12 * inch, "\n".join(lines), fontsize=large, fontweight="bold", va="top", linespacing=1.15)
+    top = 0.18 + 0.018 * large * len(lines)
+    fig.text(0.012, 1 - top * inch, "\n".join(notes), fontsize=small, color="#555555", va="top", linespacing=1.2)
+    fig.subplots_adjust(top=1 - (top + 0.018 * small * len(notes) + 0.1) * inch)  # where `body` begins
     return fig
 
 

@@ -32,7 +32,8 @@ import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from deis_analysis.storage import module_of
 from experiments import Config
-from experiments.core.paths import CHECKPOINTS, FIGURES, kept_in, shared_sources, without_tf32
+from experiments.core.paths import CHECKPOINTS, FIGURES, kept_in, without_tf32
+from experiments.core.sources import depends_on
 from experiments.models import problems
 from experiments.models.toy_network import QUICK_TRAINING, TRAINING, toy_mixture, toy_network
 
@@ -115,7 +116,7 @@ class Study:
             states = [mix.flow(self.process, self.x_T, levels[0], t) if i else self.x_T for i, t in enumerate(levels)]
             return dict(zip(levels, states, strict=True)).__getitem__, 0.0
         if self.network is None:
-            found = _certified(self.name, self.process, self.config, levels, shared_sources())
+            found = _certified(self.name, self.process, self.config, levels, depends_on(__name__))
         else:
             found = self._network_path(levels)
             return (lambda t: found(float(t)).to(self.x_T.device)), found.agreement
@@ -347,7 +348,7 @@ def _network(process: Process, config: Config) -> Parts:
     if process != problems.vp_linear(config):
         raise ValueError(f"model='network' was trained on VPLinear; allowed: no other process, such as {process!r}")
     settings = {key: value for key, value in config.items() if key in TRAINING or key.startswith("beta_")}
-    net = _trained(tuple(sorted(settings.items())), shared_sources()).to(config["device"])
+    net = _trained(tuple(sorted(settings.items())), depends_on(toy_network.__module__)).to(config["device"])
     mix = toy_mixture()
     return net, mix, mix.sample(4096, seed=1), True
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, steps_for
 
@@ -41,7 +41,6 @@ THOROUGH: Config = {
     "calls": [5, 7, 10, 14, 20, 28, 40, 56, 80, 112, 160],
 }
 PUBLISHED = "DPM-Solver: 1e-3 better below 15 calls, 1e-4 above (FID, other models)"  # Lu et al. 2022
-SHADES = (style.GREY, style.ORANGE, style.BLUE, style.GREEN, style.PURPLE)
 
 
 def compute(config: Config, progress: Progress) -> Frame:
@@ -138,9 +137,20 @@ def findings(frame: Frame, config: Config, model: str) -> dict[str, dict[str, An
     return {solver: crossover(frame, config, model, solver) for solver, _ in config["cases"]}
 
 
+def _most(frame: Frame, config: Config) -> str:
+    """In how many cases the smaller end time is clearly better for good, and since which number of calls."""
+    late, early = config["compared"]
+    clear = [c["clear"] for model in frame.model.unique() for c in findings(frame, config, model).values()]
+    since = [calls for calls in clear if calls is not None]
+    when = f", from {min(since)} calls on at the earliest" if since else ""
+    return (
+        f"Stopping at t₀ = {_time(early)} clearly beats stopping at {_time(late)} in {len(since)} of {len(clear)} "
+        f"cases{when}"
+    )
+
+
 def verdict(frame: Frame, config: Config) -> str:
     """Per model and solver, from which call count on the smaller end time clearly wins; ratios at the most calls."""
-    late, early = config["compared"]
     parts, last = [], frame.calls.max()
     for model in frame.model.unique():
         since: dict[int | None, list[str]] = {}
@@ -149,11 +159,8 @@ def verdict(frame: Frame, config: Config) -> str:
         ordered = sorted(since.items(), key=lambda item: item[0] or np.inf)
         words = ", ".join(f"{'never' if n is None else f'from {n} calls on'} ({', '.join(s)})" for n, s in ordered)
         ratios = [c["ratio"] for c in findings(frame, config, model).values()]
-        parts.append(f"on the {model} {words}, at {last} calls {_range(ratios)} times")
-    return (
-        f"Against the answer at t = 0, stopping at {_time(early)} has clearly less error than at {_time(late)} "
-        f"{'; '.join(parts)}."
-    )
+        parts.append(f"on the {model} {words}, at {last} calls {_range(ratios)} times the error")
+    return f"{_most(frame, config)}: against the answer at t = 0 {'; '.join(parts)}."
 
 
 def _range(values: list[float]) -> str:
@@ -161,37 +168,26 @@ def _range(values: list[float]) -> str:
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """Columns: solvers; per model a row of total errors against calls, dashed what truncation alone gives, and below
-    it the ratio of the two compared end times with its interval."""
-    names, (late, early) = list(frame.model.unique()), config["compared"]
-    said = "; ".join(
-        f"{model}: " + ", ".join(f"{s} {c['wins'] or 'never'}" for s, c in findings(frame, config, model).items())
-        for model in names
-    )
-    headline = f"Calls from which on t₀ = {_time(early)} beats t₀ = {_time(late)}. {said[0].upper()}{said[1:]}"
+    """Rows: models; columns: solvers; error at the smaller of the compared end times over that at the larger one."""
+    models, (late, early) = list(frame.model.unique()), config["compared"]
     note = (
-        "RMS error against the exact answer at t = 0 (mixture: exact flow; digits: the data point where the exact flow "
-        f"ends). Dashed: truncation alone, that is exact sampling down to t₀. Small panels: error at {_time(early)} "
-        f"over that at {_time(late)}, 95 % interval over samples. VPLinear({config['beta_min']:g}, "
-        f"{config['beta_max']:g}), from t = {config['t_start']:g}. Published: {PUBLISHED}."
+        f"RMS error against the exact answer at t = 0 when stopping at {_time(early)}, over that when stopping at "
+        f"{_time(late)}, 95 % interval over samples; blue: clearly less, orange: clearly more. Mixture: exact flow; "
+        f"digits: the data point where the exact flow ends. VPLinear({config['beta_min']:g}, {config['beta_max']:g}), "
+        f"from t = {config['t_start']:g}. Share: of stopping early in the squared error at {_time(late)}, with most "
+        f"calls. Published: {PUBLISHED}."
     )
-    fig = style.new_figure(13.0, 1.9 + 4.4 * len(names), headline, note)
-    margins = style.body(fig, bottom=0.95, left=0.8, right=0.2, extra_top=0.35)
-    axes = fig.subplots(2 * len(names), len(config["cases"]), squeeze=False, sharex=True, sharey="row",
-                        gridspec_kw={**margins, "wspace": 0.08, "hspace": 0.28,
-                                     "height_ratios": [2, 1] * len(names)})  # fmt: skip
-    for i, model in enumerate(names):
-        for j, (solver, kind) in enumerate(config["cases"]):
-            rows = frame[(frame.model == model) & (frame.solver == solver)]
-            _errors_panel(axes[2 * i, j], rows, config)
-            _ratio_panel(axes[2 * i + 1, j], rows[rows.t_end == early])
-            axes[2 * i, j].set_title(f"{model}: {solver}, {kind} grid", fontsize=10.5)
-        axes[2 * i, 0].set_ylabel("RMS error against t = 0")
-        axes[2 * i + 1, 0].set_ylabel("ratio")
-    for ax in axes[-1]:
-        ax.set_xlabel("model calls (NFE)")
-        style.plain_log_ticks(ax.xaxis, config["calls"][::2])
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=len(config["end_times"]), fontsize=9.5)
+    fig = panels.sheet(_most(frame, config), note, 0.8 + 1.65 * len(models))
+    titles = [f"{model}: {solver}" for model in models for solver, _ in config["cases"]]
+    axes, _ = panels.small_multiples(fig, titles, len(config["cases"]))
+    for i, model in enumerate(models):
+        for j, (solver, c) in enumerate(findings(frame, config, model).items()):
+            rows = frame[(frame.model == model) & (frame.solver == solver) & (frame.t_end == early)]
+            _ratio_panel(axes[i * len(config["cases"]) + j], rows, c)
+    axes[0].set(yscale="log", ylim=(0.08, 5.0))
+    style.plain_log_ticks(axes[0].yaxis, [0.3, 0.5, 1, 2, 4])
+    panels.calls_axis(axes, [5, 10, 20, 50])
+    fig.supylabel(f"error at {_time(early)} / at {_time(late)}", fontsize=8.5, x=0.012)
     return fig
 
 
@@ -199,17 +195,10 @@ def _time(t: float) -> str:
     return f"{t:.0e}".replace("e-0", "e-")
 
 
-def _errors_panel(ax: Any, rows: Frame, config: Config) -> None:
-    for colour, (t_end, part) in zip(SHADES, rows.groupby("t_end", sort=False), strict=False):
-        width = 2.2 if t_end in config["compared"] else 1.2
-        ax.plot(part.calls, part.total, color=colour, marker="o", markersize=4, lw=width, label=f"t₀ = {_time(t_end)}")
-        ax.axhline(part.truncation.iloc[0], color=colour, lw=0.9, ls="--", alpha=0.8, zorder=0)
-    ax.set(xscale="log", yscale="log")
-
-
-def _ratio_panel(ax: Any, rows: Frame) -> None:
+def _ratio_panel(ax: Any, rows: Frame, found: dict[str, Any]) -> None:
     ax.axhline(1.0, color="#333333", lw=0.9, zorder=0)
-    ax.fill_between(rows.calls, rows.low, rows.high, color=style.BLUE, alpha=0.25, lw=0)
-    ax.plot(rows.calls, rows.ratio, color=style.BLUE, marker="o", markersize=4, lw=1.8)
-    ax.set(xscale="log", yscale="log")
-    style.plain_log_ticks(ax.yaxis, [0.1, 0.3, 0.5, 1, 2, 4])
+    panels.curve(ax, rows.calls, rows.ratio, rows.low, rows.high, color="#666666")
+    for row in rows.itertuples():
+        ax.plot(row.calls, row.ratio, "o", color=panels.side(row.low, row.high), markersize=4.5, zorder=3)
+    clear = "never clearly less" if found["clear"] is None else f"clearly less from {found['clear']} on"
+    panels.words(ax, 0.03, 0.03, f"{clear}\nshare {found['share']:.0%}", ha="left", va="bottom")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
+from experiments.core.by_model import Rows, by_model
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, step_points
 
@@ -19,7 +19,8 @@ NAME = "fig3_discretization"
 QUESTION = "Is an exponential integrator worse than Euler with a frozen score, and better with a frozen ε?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "gaussian", "digits", "network"],
+    "models": ["mixture", "gaussian", "digits", "network", "digits8", "digits8_flow", "mnist28"],
+    "kept": ["digits8", "digits8_flow", "mnist28"],
     "grid": "t1",
     "steps": [5, 7, 10, 14, 20, 30, 50, 100, 200],
     "path_steps": 10,
@@ -33,33 +34,44 @@ CONFIG: Config = {
         "beyond the interval": "the 95 % bootstrap interval, over the samples, of the ratio to Euler excludes 1",
     },
 }
-QUICK: Config = {**studies.BASE_QUICK, "steps": [5, 10, 20], "path_points": 2, "path_samples": 16}
+QUICK: Config = {
+    **studies.BASE_QUICK,
+    "models": ["mixture", "gaussian", "digits", "network"],
+    "kept": [],
+    "steps": [5, 10, 20],
+    "path_points": 2,
+    "path_samples": 16,
+}
 THOROUGH: Config = {
+    "models": ["mixture", "gaussian", "digits", "network"],
+    "kept": [],
     "samples": 1024,
     "steps": [5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200, 300, 500, 1000],
     "path_points": 24,
     "path_samples": 256,
 }
 SOLVERS = {"euler": "Euler", "ei_score": "frozen score", "ddim": "frozen ε (DDIM)"}
+COLOURS = {"ei_score": style.VERMILLION, "ddim": style.BLACK}
+COLUMNS = 4
 FROZEN = {"score": "ei_score", "eps": "ddim"}
 MEASURES = ("mean", "rms")
 
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, solver, steps: Δ_p, RMS, both over Euler's), "path" (Δ_s) and "reference"."""
-    rows: list[dict[str, Any]] = []
-    for done, name in enumerate(config["models"], 1):
+
+    def rows_of(name: str, progress: Progress) -> Rows:
         study = studies.study(name, config)
         exact, estimate = study.reference(config["t_end"])
-        rows.append({"part": "reference", "model": name, "rms": estimate})
+        rows: Rows = [{"part": "reference", "rms": estimate}]
         for steps in config["steps"]:
             ts = da.grid(study.process, steps, config["grid"], config["t_start"], config["t_end"])
             gaps = {solver: _numpy(study.solve(solver, ts) - exact) for solver in SOLVERS}
-            rows += [{"part": "error", "model": name, "steps": steps, **row} for row in compare(gaps, config["seed"])]
-        progress((done - 0.4) / len(config["models"]))
-        rows += [{"part": "path", "model": name, **row} for row in _path_rows(name, config)]
-        progress(done / len(config["models"]))
-    return pd.DataFrame(rows)
+            rows += [{"part": "error", "steps": steps, **row} for row in compare(gaps, config["seed"])]
+        progress(0.6)
+        return rows + [{"part": "path", **row} for row in _path_rows(name, config)]
+
+    return by_model(NAME, config, rows_of, progress)
 
 
 def _numpy(x: Any) -> Array:
@@ -157,31 +169,32 @@ def verdict(frame: Frame, config: Config) -> str:
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """Columns: the models. Above Δ_p against steps (a, c), below Δ_s on the exact solution (b, d)."""
+    """A panel per model: errors over Euler's against steps; last, how much further off a frozen score gets."""
     found = findings(frame, config)
+    worse, better = (holds(found, claim) for claim in ("worse", "better"))
     headline = (
-        f"EI with a frozen score is worse than Euler at every N on {_claimed(found, 'worse')}; with a frozen ε "
-        f"better than Euler at every N on {_claimed(found, 'better')}"
+        f"A frozen score loses to Euler at every N on {len(worse)} of {len(found)} models, a frozen ε beats it at "
+        f"every N on {style.in_words(better) or 'no model'}"
     )
     estimate = frame[frame.part == "reference"].rms.max()
-    on_path = studies.how_many({**config, "samples": config["path_samples"]})
     note = (
-        f"Δp = mean |x − x*| over samples and dimensions, from the same x_T; uniform t grid, {style.setting(config)}; "
-        f"{studies.how_many(config)}; x* accurate to {style.as_text(estimate, 1)}. Δs = root mean square distance of "
-        f"the frozen prediction from the true score while a step of N = {config['path_steps']} lasts, along the exact "
-        f"solution, {on_path}. n/m (n/m): at n of {len(config['steps'])} N by mean, at m "
-        "beyond its 95 % interval (the same by RMS)."
+        "Mean pixel difference to the exact answer from the same noise, over Euler's, with its 95 % interval "
+        f"(dashed: of root mean squares). Uniform t, {style.setting(config)}; {studies.how_many(config)}; reference "
+        f"accurate to {style.as_text(estimate, 1)}. Last panel: largest distance from the true score while a step of "
+        f"N = {config['path_steps']} lasts on the exact path, of a frozen score over that of a frozen ε."
     )
-    columns = len(found)
-    fig = style.new_figure(max(1.2 + 3.9 * columns, 9.0), 8.2, headline, note)
-    margins = style.body(fig, bottom=0.55, left=0.75, right=1.25, extra_top=0.4)
-    axes = fig.subplots(2, columns, sharey="row", squeeze=False, gridspec_kw={**margins, "wspace": 0.1, "hspace": 0.3})
-    for column, name in enumerate(found):
-        last = column == columns - 1
-        _errors(axes[0, column], frame, config, name, found[name], last)
-        _delta(axes[1, column], frame, name, found[name], last)
-    axes[0, 0].set_ylabel("(a, c)  mean pixel difference Δp")
-    axes[1, 0].set_ylabel("(b, d)  Δs (score units)")
+    rows = -(-(len(found) + 1) // COLUMNS)
+    fig = panels.sheet(headline, note, 0.75 + 1.75 * rows)
+    names = [panels.short(name) for name in found]
+    axes, (last,) = panels.small_multiples(fig, names, COLUMNS, more=1, extra_top=0.5)
+    for ax, (name, f) in zip(axes, found.items(), strict=True):
+        _ratios(ax, frame[(frame.part == "error") & (frame.model == name)], f)
+    axes[0].set(yscale="log", ylim=(0.08, 6.0))
+    style.plain_log_ticks(axes[0].yaxis, [0.3, 0.5, 1, 2, 4])
+    panels.calls_axis(axes, [n for n in (5, 10, 20, 50, 200) if n <= max(config["steps"])])
+    fig.supylabel("error / Euler's", fontsize=8.5, x=0.012)
+    panels.key(fig, axes[0])
+    _why(last, found)
     return fig
 
 
@@ -198,37 +211,29 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) or "no model"
 
 
-def _errors(ax: Any, frame: Frame, config: Config, name: str, found: dict[str, Any], last: bool) -> None:
-    rows = frame[(frame.part == "error") & (frame.model == name)]
-    for solver, part in rows.groupby("solver", sort=False):
-        ax.plot(part.steps, part["mean"], **{**style.look(solver), "linewidth": 2.0})
-    ax.set(xscale="log", yscale="log", title=_title(name), xlabel="steps N = model calls (NFE)")
-    style.plain_log_ticks(ax.xaxis, [n for n in (5, 10, 20, 50, 100, 200, 500, 1000) if n <= max(config["steps"])])
-    claims = f"worse at {_count(found, 'worse')}", f"better at {_count(found, 'better')}"
-    for y, text, solver in zip((0.115, 0.04), claims, ("ei_score", "ddim"), strict=True):
-        ax.text(0.03, y, f"{SOLVERS[solver].split(' (')[0]} {text}", transform=ax.transAxes, fontsize=9,
-                color=style.family(solver)[0])  # fmt: skip
-    if last:
-        ends = [
-            (part.steps.iloc[-1], part["mean"].iloc[-1], SOLVERS[str(solver)], style.family(str(solver))[0])
-            for solver, part in rows.groupby("solver", sort=False)
-        ]
-        style.end_labels(ax, ends, 9.5)
+def _ratios(ax: Any, rows: Frame, found: dict[str, Any]) -> None:
+    ax.axhline(1.0, color="#333333", lw=0.9, zorder=0)
+    for solver, claim, y in (("ei_score", "worse", 0.13), ("ddim", "better", 0.02)):
+        part, colour = rows[rows.solver == solver], COLOURS[solver]
+        panels.curve(ax, part.steps, part.mean_ratio, part.mean_low, part.mean_high, SOLVERS[solver], color=colour,
+                     marker="o")  # fmt: skip
+        ax.plot(part.steps, part.rms_ratio, color=colour, lw=0.9, ls="--")
+        (count, _), (by_rms, _) = (found[claim][measure] for measure in MEASURES)
+        text = f"{claim} at {count} of {found['counts']} (RMS {by_rms})"
+        panels.words(ax, 0.97, y, text, colour, ha="right", va="bottom")
 
 
-def _title(name: str) -> str:
-    title = studies.title(name)
-    return title[0].upper() + title[1:]
-
-
-def _delta(ax: Any, frame: Frame, name: str, found: dict[str, Any], last: bool) -> None:
-    rows = frame[(frame.part == "path") & (frame.model == name)]
-    for frozen, part in rows.groupby("frozen", sort=False):
-        colour, dots = style.family(FROZEN[str(frozen)])[0], ":" if frozen == "score" else "-"
-        label = SOLVERS[FROZEN[str(frozen)]].split(" (")[0]
-        for step, line in part.groupby("step"):
-            ax.plot(line.t, line.delta, color=colour, linestyle=dots, linewidth=2.0, label=None if step else label)
-    ax.set(yscale="log", xlim=(-0.02, 1.0), xlabel="time t (sampling runs to the left)")
-    ax.set_title(f"largest Δs, score / ε: {style.as_text(found['delta'])}", fontsize=10)
-    if last:
-        ax.legend(loc="upper right", fontsize=9.5)
+def _why(ax: Any, found: dict[str, dict[str, Any]]) -> None:
+    deltas = [f["delta"] for f in found.values()]
+    ax.axvline(1.0, color="#333333", lw=0.9, zorder=0)
+    for y, (value, f) in enumerate(zip(deltas, found.values(), strict=True)):
+        wins = f["better"]["mean"][0] == f["counts"]
+        ax.plot(value, y, "o", color=COLOURS["ddim"] if wins else style.GREY, markersize=5)
+    ax.set_xscale("log")
+    style.plain_log_ticks(ax.xaxis, [0.1, 1, 10])
+    ax.set_yticks([])
+    for y, name in enumerate(found):
+        ax.annotate(panels.short(name), (deltas[y], y), xytext=(-5 if deltas[y] > 1 else 5, 0), fontsize=panels.SMALL,
+                    textcoords="offset points", va="center", ha="right" if deltas[y] > 1 else "left")  # fmt: skip
+    ax.set_ylim(len(deltas) - 0.4, -0.6)
+    ax.set_title("Δs, score / ε", fontsize=8.5, pad=3)

@@ -6,13 +6,13 @@ import itertools
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
+from experiments.core.by_model import Rows, by_model
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, step_points
 
@@ -20,7 +20,8 @@ NAME = "fig4_extrapolation"
 QUESTION = "Does ε change little along the exact solution, and does a higher degree extrapolate it and sample better?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "gaussian", "digits", "network"],
+    "models": ["mixture", "gaussian", "digits", "network", "digits8", "digits8_flow", "mnist28"],
+    "kept": ["digits8", "digits8_flow", "mnist28"],
     "grids": ["t2", "t1"],
     "change_steps": 40,
     "change_above": 0.15,
@@ -43,6 +44,8 @@ CONFIG: Config = {
 }
 QUICK: Config = {
     **studies.BASE_QUICK,
+    "models": ["mixture", "gaussian", "digits", "network"],
+    "kept": [],
     "grids": ["t2"],
     "change_steps": 12,
     "path_points": 2,
@@ -51,24 +54,27 @@ QUICK: Config = {
     "steps": [5, 10, 20],
 }
 THOROUGH: Config = {
+    "models": ["mixture", "gaussian", "digits", "network"],
+    "kept": [],
     "samples": 1024,
     "change_steps": 200,
     "path_points": 12,
     "path_samples": 256,
     "steps": [5, 6, 7, 8, 10, 12, 14, 17, 20, 25, 30, 40, 50, 70, 100],
 }
+COLUMNS = 3
 SHADES = ("#000000", "#9ecae1", "#4292c6", "#0b4a86")  # degree 0 is DDIM; tAB's blue darkens with the degree
 
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "change" (model, t), "path" (steps, degree, step, t: Δ_ε), "samples" (grid, steps, degree)."""
-    rows: list[dict[str, Any]] = []
-    for done, name in enumerate(config["models"], 1):
-        rows += [{"model": name, **row} for row in _along_the_path(name, config)]
-        progress((done - 0.5) / len(config["models"]))
-        rows += [{"model": name, **row} for row in _samples(name, config)]
-        progress(done / len(config["models"]))
-    return pd.DataFrame(rows)
+
+    def rows_of(name: str, progress: Progress) -> Rows:
+        rows = _along_the_path(name, config)
+        progress(0.5)
+        return rows + _samples(name, config)
+
+    return by_model(NAME, config, rows_of, progress)
 
 
 def _numpy(x: Any) -> Array:
@@ -218,11 +224,6 @@ def _percent(value: float) -> str:
     return f"{style.as_text(100 * value)} %"
 
 
-def _interval(gain: tuple[float, float, float]) -> str:
-    value, low, high = (style.as_text(v) for v in gain)
-    return f"{value} [{low}, {high}]"
-
-
 def verdict(frame: Frame, config: Config) -> str:
     """What the highest degree gains, where every degree helps in the samples and on the exact path; change of ε."""
     found, text, kinds = findings(frame, config), style.as_text, config["grids"]
@@ -239,83 +240,78 @@ def verdict(frame: Frame, config: Config) -> str:
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """Columns: models. Rows: relative change (a), Δ_ε for each N (b), error of the samples against N (c)."""
+    """A panel per model: error of the samples against N, by degree; then the gain and the change on the exact path."""
     found, kind = findings(frame, config), config["grids"][0]
-    gains = ", ".join(style.as_text(f["samples"][kind][0]) for f in found.values())
+    lowest, highest, few = min(config["degrees"]), max(config["degrees"]), config["few"]
+    gains = [f["samples"][kind][0] for f in found.values()]
     headline = (
-        f"At {config['compared_at']} steps ({kind} grid) degree {min(config['degrees'])} has {gains} times degree "
-        f"{max(config['degrees'])}'s error; every higher degree is better at all N ≤ {config['few']} on "
-        f"{_listed(always(found, kind))}"
+        f"Degree {lowest} has {style.as_text(min(gains))} to {style.as_text(max(gains))} times degree {highest}'s "
+        f"error at {config['compared_at']} steps; every degree helps at all N ≤ {few} on {len(always(found, kind))} of "
+        f"{len(found)} models"
     )
     on_path = studies.how_many({**config, "samples": config["path_samples"]})
     note = (
-        f"{style.setting(config)}. (a) relative change of ε on the exact path over 1/{config['change_steps']} of the "
-        f"range; shaded: t < {config['change_above']:g}. (b) Δε = root mean square of extrapolated minus true ε on the "
-        f"exact path while each step lasts, {kind} grid, {on_path}; the first steps have fewer "
-        f"nodes; gain = path average of r = {min(config['degrees'])} over that of r = {max(config['degrees'])} (95 % "
-        f"interval), red: steps at whose end r = {max(config['degrees'])} is farther off. (c) "
-        f"mean |x − x*|, {studies.how_many(config)}, {_grids(config)}; reference accurate to "
-        f"{style.as_text(frame.estimate.max(), 1)}."
+        f"Mean |x − x*| on the {kind} grid, {style.setting(config)}, {studies.how_many(config)}; reference accurate to "
+        f"{style.as_text(frame.estimate.max(), 1)}. n of {next(iter(found.values()))['counts']}: N ≤ {few} at which "
+        f"each degree is better than the one below. On the exact path ({on_path}): error of ε extrapolated with degree "
+        f"{lowest} over degree {highest} (95 % interval; blue: the higher is better), and the largest relative change "
+        f"of ε over 1/{config['change_steps']} of the time, above t = {config['change_above']:g} and below."
     )
-    columns, paths = len(found), config["path_steps"]
-    fig = style.new_figure(max(1.0 + 3.4 * columns, 9.0), 4.2 + 2.5 * (1 + len(paths)), headline, note)
-    margins = style.body(fig, bottom=0.55, left=0.75, right=0.2, extra_top=0.4)
-    ratios = [0.75, *[1.0] * (1 + len(paths))]
-    axes = fig.subplots(2 + len(paths), columns, sharey="row", squeeze=False,
-                        gridspec_kw={**margins, "wspace": 0.06, "hspace": 0.4, "height_ratios": ratios})  # fmt: skip
-    for column, (name, f) in zip(axes.T, found.items(), strict=True):
-        rows = frame[frame.model == name]
-        _change(column[0], rows, name, config, f)
-        for ax, n in zip(column[1:], paths, strict=False):
-            _path(ax, rows, n, f)
-        column[-2].set_xlabel("time t (sampling runs to the left)")
-        _errors(column[-1], rows, config, f)
-    for ax, label in zip(axes[:, 0], ["(a)  relative change", *["(b)  Δε"] * len(paths), "(c)  Δp"], strict=True):
-        ax.set_ylabel(label)
-    axes[-1, 0].legend(loc="lower left", fontsize=8.5, title="degree", title_fontsize=8.5)
+    fig = panels.sheet(headline, note, 0.75 + 1.75 * -(-(len(found) + 2) // COLUMNS))
+    names = [panels.short(name) for name in found]
+    axes, (gain, change) = panels.small_multiples(fig, names, COLUMNS, more=2, indent=0.62, extra_top=0.5)
+    for ax, (name, f) in zip(axes, found.items(), strict=True):
+        _errors(ax, frame[(frame.part == "samples") & (frame.model == name)], config, f)
+    axes[0].set_yscale("log")
+    panels.calls_axis(axes, [n for n in (5, 10, 20, 50, 100) if n <= max(config["steps"])])
+    fig.supylabel("mean pixel difference Δp", fontsize=8.5, x=0.012)
+    panels.key(fig, axes[0])
+    _gain(gain, found, config)
+    _change(change, found)
     return fig
-
-
-def _grids(config: Config) -> str:
-    looks = ("solid", "dashed")
-    return ", ".join(f"{kind} {look}" for kind, look in zip(config["grids"], looks, strict=False))
 
 
 def _shade(degree: Any) -> str:
     return SHADES[min(int(degree), len(SHADES) - 1)]
 
 
-def _change(ax: Any, rows: Frame, name: str, config: Config, f: dict[str, Any]) -> None:
-    part = rows[rows.part == "change"]
-    ax.plot(part.t, part.change, color=style.BLACK, lw=1.8)
-    ax.axvspan(0, config["change_above"], color=style.GREY, alpha=0.15, lw=0)
-    title = studies.title(name)
-    ax.set(yscale="log", xlim=(-0.02, 1.0), ylim=(1e-6, 3.0), title=title[0].upper() + title[1:])
-    text = f"most {_percent(f['above'])} above t = {config['change_above']:g},\n{_percent(f['below'])} below"
-    ax.text(0.98, 0.95, text, transform=ax.transAxes, ha="right", va="top", fontsize=9)
+def _errors(ax: Any, rows: Frame, config: Config, found: dict[str, Any]) -> None:
+    kind, *others = config["grids"]
+    for degree, line in rows[rows.grid == kind].groupby("degree"):
+        label = f"degree {int(degree)}{'' if degree else ' (DDIM)'}"
+        panels.curve(ax, line.steps, line["mean"], label=label, color=_shade(degree), marker="o")
+    for other in others:
+        line = rows[(rows.grid == other) & (rows.degree == max(config["degrees"]))]
+        label = f"degree {max(config['degrees'])}, {other} grid"
+        panels.curve(ax, line.steps, line["mean"], label=label, color=style.ORANGE, linestyle="--", linewidth=1.0)
+    better = " · ".join(f"{kind} {found['better'][kind][0]} of {found['counts']}" for kind in config["grids"])
+    panels.words(ax, 0.03, 0.03, better, ha="left", va="bottom")
 
 
-def _path(ax: Any, rows: Frame, n: int, f: dict[str, Any]) -> None:
-    for degree, part in rows[(rows.part == "path") & (rows.steps == n)].groupby("degree"):
-        for _, step in part.groupby("step"):
-            ax.plot(step.t, step.delta, color=_shade(degree), lw=1.5)
-    ax.set(yscale="log", xlim=(-0.02, 1.0), ylim=(1e-5, 2.0))
-    ax.set_title(f"N = {n}, r = {int(rows.degree.max())}: gain {_interval(f['gain'][n])}", fontsize=9.5)
-    part = rows[(rows.part == "path") & (rows.steps == n)]
-    for step in _losing(part, part.degree.min(), part.degree.max()).index:
-        there = part.t[part.step == step]
-        ax.axvspan(there.min(), there.max(), color=style.VERMILLION, alpha=0.15, lw=0)
+def _gain(ax: Any, found: dict[str, dict[str, Any]], config: Config) -> None:
+    """Two intervals a model, of the first and the last number of steps on the path."""
+    ends = dict.fromkeys((config["path_steps"][0], config["path_steps"][-1]))
+    rows = [f["gain"][n] for f in found.values() for n in ends]
+    panels.intervals(ax, rows, [0.5, 1, 2, 4], None, less_is=panels.WORSE, more_is=panels.BETTER)
+    _by_model(ax, found, len(ends))
+    ax.set_title(f"path gain, N = {', '.join(map(str, ends))}", fontsize=8.5, pad=3)
 
 
-def _errors(ax: Any, rows: Frame, config: Config, f: dict[str, Any]) -> None:
-    part = rows[rows.part == "samples"]
-    for kind, dots in zip(config["grids"], ("-", "--"), strict=False):
-        for degree, line in part[part.grid == kind].groupby("degree"):
-            label = f"r = {int(degree)}{'' if degree else ' (DDIM)'}" if dots == "-" else None
-            marker, width = ("o", 1.8) if dots == "-" else (None, 1.0)
-            ax.plot(line.steps, line["mean"], color=_shade(degree), linestyle=dots, marker=marker, markersize=4,
-                    lw=width, label=label)  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="steps N = model calls (NFE)", ylim=(3e-6, 0.5))
-    style.plain_log_ticks(ax.xaxis, [n for n in (5, 10, 20, 50, 100) if n <= max(config["steps"])])
-    better = ", ".join(f"{kind} {f['better'][kind][0]} of {f['counts']}" for kind in config["grids"])
-    ax.set_title(f"each degree better, N ≤ {config['few']}: {better}", fontsize=9.5)
+def _change(ax: Any, found: dict[str, dict[str, Any]]) -> None:
+    for y, f in enumerate(found.values()):
+        ax.plot([f["above"], f["below"]], [y, y], color="#cccccc", lw=1.5, zorder=1)
+        ax.plot(f["above"], y, "o", color=style.BLUE, markersize=4.5)
+        ax.plot(f["below"], y, "o", color=style.GREY, markersize=4.5)
+    ax.set_xscale("log")
+    style.plain_log_ticks(ax.xaxis, [0.03, 0.1, 0.3, 1])
+    _by_model(ax, found, 1)
+    ax.set_title("path: change of ε", fontsize=8.5, pad=3)
+
+
+def _by_model(ax: Any, found: dict[str, dict[str, Any]], lines: int) -> None:
+    """Names of the models at the left, each with so many lines."""
+    places = [lines * i + (lines - 1) / 2 for i in range(len(found))]
+    ax.set_yticks(places, [panels.short(name) for name in found], fontsize=panels.SMALL)
+    ax.set_ylim(lines * len(found) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)

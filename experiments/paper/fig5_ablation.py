@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
+from experiments.core.by_model import Rows, by_model
 from experiments.core.judging import Judge, banded, law_terms
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio
@@ -23,7 +23,8 @@ NAME = "fig5_ablation"
 QUESTION = "What does each ingredient of DEIS gain, by path and by law, and how far do black-box solvers come?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "digits", "network"],
+    "models": ["mixture", "network", "digits", "digits8", "digits8_flow", "mnist28"],
+    "kept": ["digits8", "digits8_flow", "mnist28"],
     "used": 128,
     "calls": [5, 7, 10, 14, 20, 28, 40],
     "compared_at": 10,
@@ -51,6 +52,8 @@ CONFIG: Config = {
 }
 QUICK: Config = {
     **studies.BASE_QUICK,
+    "models": ["mixture", "digits", "network"],
+    "kept": [],
     "used": 64,
     "calls": [5, 10],
     "grids": ["t1", "t2", "logrho"],
@@ -60,6 +63,7 @@ QUICK: Config = {
 }
 THOROUGH: Config = {
     "models": ["mixture", "gaussian", "digits", "network"],
+    "kept": [],
     "samples": 2048,
     "used": 2048,
     "calls": [5, 7, 10, 14, 20, 28, 40, 80, 160, 320],
@@ -69,6 +73,7 @@ THOROUGH: Config = {
 }
 LADDER = {"Euler": "euler", "+ EI": "ei_score", "+ ε": "ddim", "+ polynomial": "tab3", "+ time grid": "tab3"}
 STEPS = tuple(LADDER)[1:]
+COLUMNS = 3
 RK45, EM, ADAPTIVE = "RK45", "Euler–Maruyama", "adaptive SDE"
 
 
@@ -150,19 +155,19 @@ def _grid(study: Study, config: Config, kind: str, steps: int) -> Array:
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "run" (one per method and cost), "gain" (ladder step, ratio of errors) and "reference"."""
-    rows: list[dict[str, Any]] = []
-    share = 1.0 / len(config["models"])
-    for done, name in enumerate(config["models"]):
+
+    def rows_of(name: str, progress: Progress) -> Rows:
         study = studies.study(name, config)
         judge = Judge(study, config, config["used"])
-        rows.append({"part": "reference", "model": name, "title": study.title, "rms": judge.estimate})
-        for i, calls in enumerate(config["calls"]):
-            rows += [{"model": name, **row} for row in _ladder(judge, calls)]
-            progress(share * (done + 0.6 * (i + 1) / len(config["calls"])))
-        for columns, x, path in _others(judge.study, config):
-            rows.append({"part": "run", "model": name, **columns, **judge.row(x, path)})
-        progress(share * (done + 1))
-    return pd.DataFrame(rows)
+        rows: Rows = [{"part": "reference", "title": study.title, "rms": judge.estimate}]
+        for i, calls in enumerate(config["calls"], 1):
+            rows += _ladder(judge, calls)
+            progress(0.6 * i / len(config["calls"]))
+        return rows + [
+            {"part": "run", **columns, **judge.row(x, path)} for columns, x, path in _others(judge.study, config)
+        ]
+
+    return by_model(NAME, config, rows_of, progress)
 
 
 def _ladder(judge: Judge, calls: int) -> list[dict[str, Any]]:
@@ -222,17 +227,49 @@ def effect(gain: Any) -> str:
     return "less" if gain.high < 1 else "more" if gain.low > 1 else "same"
 
 
+def gains_most(found: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Step of the ladder → the models on which it has the smallest factor; most models first."""
+    by: dict[str, list[str]] = {}
+    for name, f in found.items():
+        by.setdefault(str(f["gain"].ratio.idxmin()), []).append(name)
+    return dict(sorted(by.items(), key=lambda item: -len(item[1])))
+
+
+def _apart(gain: Frame) -> bool:
+    first, second = gain.sort_values("ratio").iloc[:2].itertuples()
+    return bool(first.high < second.low)
+
+
+def _most(found: dict[str, dict[str, Any]], config: Config) -> str:
+    (first, where), *others = gains_most(found).items()
+    factors = _range([float(found[name]["gain"].ratio[first]) for name in where])
+    rest = "".join(f", {method} on {style.in_words(names)}" for method, names in others)
+    return (
+        f"At {config['compared_at']} calls {first} gains most on {len(where)} of {len(found)} models, {factors} on the "
+        f"path error{rest}"
+    )
+
+
+def _range(values: list[float]) -> str:
+    low, high = style.as_text(min(values)), style.as_text(max(values))
+    return f"×{low}" if low == high else f"×{low} to {high}"
+
+
 def verdict(frame: Frame, config: Config) -> str:
-    """Each step's factor on the path error, model by model, and the calls with which RK45 keeps up."""
+    """Which step gains most where; each step's factor on the path error; the calls with which others keep up."""
     found, text, said = findings(frame, config), style.as_text, []
     for method in STEPS:
         gains = [f["gain"].loc[method] for f in found.values()]
         said.append(f"{', '.join(text(g.ratio) + '~' * (effect(g) == 'same') for g in gains)} ({method})")
     whole = ", ".join(text(f["whole"]) for f in found.values())
     black = ", ".join(str(f["rk45"] or "more than tried") for f in found.values())
+    near = ", ".join(str(f["near"][EM][0] or "more than tried") for f in found.values())
+    apart = sum(_apart(f["gain"]) for f in found.values())
     return (
-        f"At {config['compared_at']} calls the steps multiply the RMS path error on {', '.join(found)} by "
-        f"{', '.join(said)}, together {whole} (~: 95 % band holds 1); RK45 is as accurate with {black} calls."
+        f"{_most(found, config)} (bands apart from the next step's on {apart}); the steps multiply the "
+        f"RMS path error on {', '.join(found)} by {', '.join(said)}, "
+        f"together {whole} (~: 95 % band holds 1); RK45 is as accurate with {black} calls; {EM} is near the exact law, "
+        f"within its band, with {near}."
     )
 
 
@@ -242,107 +279,54 @@ _LOOK: dict[str, dict[str, Any]] = {
     "+ EI": {"color": style.GREY, "linestyle": ":", "marker": "o"},
     "+ ε": {"color": style.BLACK, "linestyle": "-", "marker": "o"},
     "+ polynomial": {"color": style.SKY, "linestyle": "-", "marker": "D", "markerfacecolor": "white"},
-    "+ time grid": {"color": style.BLUE, "linestyle": "-", "marker": "D", "markerfacecolor": "white", "linewidth": 2.4},
+    "+ time grid": {"color": style.BLUE, "linestyle": "-", "marker": "D", "markerfacecolor": "white", "linewidth": 1.8},
     RK45: {"color": style.VERMILLION, "linestyle": "-", "marker": "s", "markerfacecolor": "white"},
-    EM: {"color": style.ORANGE, "linestyle": "-", "marker": "o"},
-    ADAPTIVE: {"color": style.GREEN, "linestyle": "-", "marker": "s", "markerfacecolor": "white"},
 }
 
 
-def _range(values: list[float]) -> str:
-    low, high = style.as_text(min(values)), style.as_text(max(values))
-    return f"×{low}" if low == high else f"×{low} to {high}"
-
-
 def draw(frame: Frame, config: Config) -> Figure:
-    """Columns: models. Rows: path error; energy distance of the law; gain of each step at the compared calls."""
-    f = findings(frame, config)
-    factors = {method: [float(m["gain"].ratio[method]) for m in f.values()] for method in STEPS}
-    best = min(factors, key=lambda method: float(np.mean(np.log(factors[method]))))
-    headline = f"At {config['compared_at']} calls {best} gains most; factors on the path error: " + ", ".join(
-        f"{method} {_range(values)}" for method, values in factors.items()
-    )
+    """Above a panel per step of the ladder: its factor, model by model. Below a panel per model: errors and calls."""
+    found = findings(frame, config)
     note = (
-        f"{style.setting(config)}; {studies.how_many(config)}, 95 % bands. Ladder on the {config['grid']} grid, its "
-        f"last step on the best of {', '.join(config['grids'])} at each number of calls; polynomial: tAB "
-        f"of degree 3. RK45: scipy, on dx/dt, batch as one state; {EM}: {config['grid']} grid; {ADAPTIVE}: "
-        "Jolicoeur-Martineau et al. 2021. Noise leaves no path to compare. Middle: squared energy "
-        "distance to the data less that of the exact flow from the same starts (bands: last step, with noise)."
-        + studies.whose_law(config)
+        f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands. Above: each step's factor, "
+        f"blue where it helps, orange where it hurts. The ladder is on the {config['grid']} grid, its last step on the "
+        f"best of {', '.join(config['grids'])}; polynomial: tAB of degree 3; RK45: scipy's, on dx/dt, the batch as one "
+        "state."
     )
-    width = 1.6 + 4.3 * len(f)
-    fig = style.new_figure(width, 11.6, headline, note)
-    margins = style.body(fig, bottom=0.55, left=1.05, right=1.35, extra_top=0.35)
-    axes = fig.subplots(3, len(f), squeeze=False, gridspec_kw={**margins, "wspace": 0.24, "hspace": 0.3,
-                                                              "height_ratios": [1.25, 1.1, 0.75]})  # fmt: skip
-    for column, (name, found) in enumerate(f.items()):
-        runs = frame[(frame.part == "run") & (frame.model == name)]
-        last = column == len(f) - 1
-        _paths(axes[0, column], runs, found, last)
-        _laws(axes[1, column], runs, last)
-        _gains(axes[2, column], found, config)
-    axes[0, 0].set_ylabel("RMS path error")
-    axes[1, 0].set_ylabel("excess squared energy distance")
-    for ax in axes[2, 1:]:
-        ax.set_yticklabels([])
+    rows, top = -(-len(found) // COLUMNS), 0.45 + 0.2 * len(found)
+    height = 0.3 + top + 0.5 + 1.6 * rows
+    fig = panels.sheet(_most(found, config), note, height)
+    names = [panels.short(name) for name in found]
+    _gains(fig, found, names, (top - 0.3) / (height - 0.6), config)
+    axes, _ = panels.small_multiples(fig, names, COLUMNS, begin=(top + 0.45) / (height - 0.6))
+    for ax, name in zip(axes, found, strict=True):
+        _paths(ax, frame[(frame.part == "run") & (frame.model == name) & frame.rms.notna()])
+    axes[0].set_yscale("log")
+    panels.calls_axis(axes, [5, 10, 20, 50, 100])
+    for ax in axes[::COLUMNS]:
+        ax.set_ylabel("RMS path error", fontsize=8)
+    legend = axes[0].get_legend_handles_labels()
+    fig.legend(*legend, loc="center left", ncol=6, fontsize=7.5, columnspacing=1.0, handlelength=1.8,
+               bbox_to_anchor=(0.0, axes[0].get_position().y1 + 0.3 / fig.get_size_inches()[1]))  # fmt: skip
     return fig
 
 
-def _calls(ax: Any, runs: Frame) -> None:
-    ax.set(xscale="log", xlabel="model calls (NFE)")
-    style.plain_log_ticks(ax.xaxis, [c for c in (5, 10, 20, 50, 100, 300, 1000) if c <= runs.nfe.max() * 1.05])
+def _gains(fig: Figure, found: dict[str, dict[str, Any]], names: list[str], end: float, config: Config) -> None:
+    axes, _ = panels.small_multiples(fig, STEPS, len(STEPS), end=end, left=0.9)
+    for ax, method in zip(axes, STEPS, strict=True):
+        gains = [f["gain"].loc[method] for f in found.values()]
+        panels.intervals(ax, [(g.ratio, g.low, g.high) for g in gains], [0.2, 0.5, 1, 2], names)
+        for y, g in enumerate(gains):
+            text = f"{style.as_text(g.ratio)}" + (f" {g.grid}" if method == STEPS[-1] else "")
+            left = method == STEPS[0]
+            ax.annotate(text, (g.low if left else g.high, y), xytext=(-3 if left else 3, 0), fontsize=6.5,
+                        textcoords="offset points", ha="right" if left else "left", va="center")  # fmt: skip
+        ax.tick_params(axis="y", labelleft=ax is axes[0])
+        ax.set_xlabel(f"factor at {config['compared_at']} calls", fontsize=8, labelpad=1)
+    axes[0].set_xlim(0.1, 4.0)
 
 
-def _paths(ax: Any, runs: Frame, found: dict[str, Any], names: bool) -> None:
-    ends = []
-    for method, part in runs[runs.rms.notna()].groupby("method", sort=False):
-        part = part.sort_values("nfe")
-        ax.fill_between(part.nfe, part.low, part.high, color=_LOOK[method]["color"], alpha=0.13, lw=0)
-        ax.plot(part.nfe, part.rms, **_LOOK[method])
-        ends.append((part.nfe.iloc[-1], part.rms.iloc[-1], method, _LOOK[method]["color"]))
-    ax.set(yscale="log", title=found["title"])
-    _calls(ax, runs)
-    if names:
-        style.end_labels(ax, ends, 9.5)
-
-
-def _laws(ax: Any, runs: Frame, names: bool) -> None:
-    ends = []
-    ax.axhline(0.0, color="#333333", lw=1.0, ls="--")
+def _paths(ax: Any, runs: Frame) -> None:
     for method, part in runs.groupby("method", sort=False):
         part = part.sort_values("nfe")
-        if method in (STEPS[-1], EM, ADAPTIVE):
-            ax.fill_between(part.nfe, part.law_low, part.law_high, color=_LOOK[method]["color"], alpha=0.13, lw=0)
-        ax.plot(part.nfe, part.law, **_LOOK[method])
-        ends.append((part.nfe.iloc[-1], part.law.iloc[-1], method, _LOOK[method]["color"]))
-    ax.set_yscale("symlog", linthresh=1e-3, linscale=0.7)
-    ax.set_yticks(
-        [-0.1, -0.01, -1e-3, 0, 1e-3, 0.01, 0.1, 1.0, 10.0],
-        labels=["−0.1", "−0.01", "−0.001", "0", "0.001", "0.01", "0.1", "1", "10"],
-    )
-    ax.set_ylim(max(-0.03, 1.2 * runs.law_low.min()), 1.3 * runs.law_high.max())
-    ax.yaxis.set_minor_locator(style.matplotlib.ticker.NullLocator())
-    _calls(ax, runs)
-    if names:
-        style.end_labels(ax, ends, 9.5)
-
-
-def _gains(ax: Any, found: dict[str, Any], config: Config) -> None:
-    colours = {"less": style.BLUE, "more": style.VERMILLION, "same": style.GREY}
-    gain = found["gain"]
-    for y, (method, g) in enumerate(gain.iterrows()):
-        colour = colours[effect(g)]
-        ax.plot([g.low, g.high], [y, y], color=colour, lw=4, solid_capstyle="butt")
-        ax.plot(g.ratio, y, "o", color=colour, markeredgecolor="white", markersize=8, zorder=3)
-        words = f"×{style.as_text(g.ratio)}" + (f" ({g.grid})" if method == STEPS[-1] else "")
-        ax.annotate(
-            words, (g.ratio, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9, color=colour
-        )
-    ax.axvline(1.0, color="#333333", lw=1.0, zorder=0)
-    low, high = min(0.15, gain.low.min() * 0.7), max(3.0, gain.high.max() * 1.4)
-    ax.set(xscale="log", xlim=(low, high), xlabel=f"factor on the path error at {config['compared_at']} calls")
-    style.plain_log_ticks(ax.xaxis, [v for v in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10) if low <= v <= high])
-    ax.set_yticks(range(len(gain)), list(gain.index), fontsize=9.5)
-    ax.set_ylim(len(gain) - 0.5, -0.7)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="y", visible=False)
+        panels.curve(ax, part.nfe, part.rms, part.low, part.high, label=str(method), **_LOOK[str(method)])

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
+from experiments.core.by_model import Rows, by_model
 from experiments.core.judging import Judge
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, noise, steps_for
@@ -23,7 +24,8 @@ NAME = "fig6_comparison"
 QUESTION = "Which sampler is most accurate at 5 to 50 model calls on which model, and is the winner distinct?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "digits", "network"],
+    "models": ["mixture", "network", "digits", "digits8", "digits8_flow", "mnist28"],
+    "kept": ["digits8", "digits8_flow", "mnist28"],
     "samples": 256,
     "used": 96,
     "customary": {
@@ -51,15 +53,16 @@ CONFIG: Config = {
         "calls": "most whole steps that cost at most so many calls",
     },
 }
-QUICK: Config = {**studies.BASE_QUICK, "used": 64, "calls": [5, 10], "ranked_at": [5, 10],
-                 "grids": ["t2", "rho7", "logrho"], "moment_samples": 64}  # fmt: skip
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2048, "used": 2048,
-                    "calls": [5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50],
+QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [], "used": 64,
+                 "calls": [5, 10], "ranked_at": [5, 10], "grids": ["t2", "rho7", "logrho"],
+                 "moment_samples": 64}  # fmt: skip
+THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "kept": [], "samples": 2048,
+                    "used": 2048, "calls": [5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50],
                     "moment_samples": 1024}  # fmt: skip
+COLUMNS, NAMED, DEEPEST = 3, 6, 20.0  # panels in a row, lines with names, ratio of the lightest shade
 CHOICES = ("customary", "best")
 ANALYTIC = "analytic_ddim"
 REPRODUCED = "diff-sampler: CIFAR-10, EDM's network"  # its grids are those of `customary`, for dpm_2 rho7
-TABLE_2 = "Zhang & Chen 2023, table 2: CIFAR-10, VPSDE"
 DPM_V3 = "DPM-Solver-v3, table 1: CIFAR-10, VPSDE"
 PUBLISHED: dict[str, dict[int, dict[str, float]]] = {  # source → calls → FID of 50,000 samples
     REPRODUCED: {
@@ -68,7 +71,6 @@ PUBLISHED: dict[str, dict[int, dict[str, float]]] = {  # source → calls → FI
              "edm_heun": 15.93},
     },
     DPM_V3: {20: {"tab3": 2.86, "dpmpp_3m": 2.90, "unipc3_bh2_x0": 2.73}},
-    f"{TABLE_2}, as recalled": {20: {"ddim": 5.47, "rhoab3": 3.17}},
 }  # fmt: skip
 
 
@@ -99,24 +101,25 @@ def _noise(study: Study, config: Config) -> Any:
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (solver, grid, calls), "duel" (winner against runner-up), "reference" and "published"."""
-    rows = published_rows(config)
-    share = 1.0 / len(config["models"])
-    for done, name in enumerate(config["models"]):
+
+    def rows_of(name: str, progress: Progress) -> Rows:
         study = studies.study(name, config)
         judge = Judge(study, config, config["used"])
-        rows.append({"part": "reference", "model": name, "title": study.title, "rms": judge.estimate})
+        rows: Rows = [{"part": "reference", "title": study.title, "rms": judge.estimate}]
         squares: dict[tuple[int, str], dict[str, tuple[Array, str]]] = {}
-        for i, solver in enumerate(config["customary"]):
-            rows += [{"model": name, **row} for row in _solver(judge, solver, squares)]
-            progress(share * (done + (i + 1) / len(config["customary"])))
-        rows += [{"model": name, **_duel(*key, by, config["seed"])} for key, by in squares.items() if len(by) > 1]
-    return pd.DataFrame(rows)
+        for i, solver in enumerate(config["customary"], 1):
+            rows += _solver(judge, solver, squares)
+            progress(i / len(config["customary"]))
+        return rows + [_duel(*key, by, config["seed"]) for key, by in squares.items() if len(by) > 1]
+
+    ours = by_model(NAME, config, rows_of, progress)
+    return pd.concat([ours, pd.DataFrame(published_rows(config))], ignore_index=True)
 
 
 def published_rows(config: Config) -> list[dict[str, Any]]:
     """FIDs of other people on another model, at the numbers of calls that are ranked here."""
     return [
-        {"part": "published", "model": "published: another model", "solver": solver, "calls": calls, "fid": fid,
+        {"model": "published: another model", "part": "published", "solver": solver, "calls": calls, "fid": fid,
          "source": source}
         for source, by_calls in PUBLISHED.items() for calls, fids in by_calls.items() if calls in config["ranked_at"]
         for solver, fid in fids.items() if solver in config["customary"]
@@ -202,6 +205,25 @@ def titles(frame: Frame) -> dict[str, str]:
     return dict(frame[frame.part == "reference"].set_index("model").title)
 
 
+def wins(frame: Frame, choice: str) -> Any:
+    """Solver → in how many cases it is the distinct winner on grids of a choice; most first."""
+    duels = frame[(frame.part == "duel") & (frame.choice == choice)]
+    return duels[duels.high < 1].solver.value_counts()
+
+
+def _most(frame: Frame) -> str:
+    """Who wins distinctly how often on customary grids, and how often on the best ones."""
+    own, best = (wins(frame, choice) for choice in CHOICES)
+    cases = int((frame[frame.part == "duel"].choice == CHOICES[0]).sum())
+    if not len(own):
+        return f"On customary grids no sampler is a distinct winner in any of {cases} cases"
+    first = str(own.index[0])
+    return (
+        f"On customary grids {first} is the distinct winner in {own.iloc[0]} of {cases} cases, on each sampler's best "
+        f"grid in {best.get(first, 0)}"
+    )
+
+
 def verdict(frame: Frame, config: Config) -> str:
     """In how many cases a winner is distinct, who wins at a middle number of calls, and who is nearest in law."""
     duels, ranked, names = frame[frame.part == "duel"], sorted(config["ranked_at"]), list(titles(frame))
@@ -211,8 +233,8 @@ def verdict(frame: Frame, config: Config) -> str:
     laws = [nearest(frame, name, few) for name in names]
     alike = [agreement(frame, name, calls) for name in names]
     return (
-        f"By RMS path error the winner is distinct in {int((duels.high < 1).sum())} of {len(duels)} cases; at {calls} "
-        f"calls ({', '.join(CHOICES)} grids) {won}; nearest in law at {few} calls "
+        f"{_most(frame)}; by RMS path error the winner is distinct in {int((duels.high < 1).sum())} of {len(duels)} "
+        f"cases; at {calls} calls ({', '.join(CHOICES)} grids) {won}; nearest in law at {few} calls "
         f"{', '.join(solver for solver, _, _ in laws)}, apart from {', '.join(str(n) for _, n, _ in laws)} of "
         f"{laws[0][2]} others; Spearman with published FIDs (another model, {alike[0][2]} samplers, {calls} calls) "
         f"{', '.join(f'{rho:.2f}' for rho, _, _ in alike)}."
@@ -220,124 +242,72 @@ def verdict(frame: Frame, config: Config) -> str:
 
 
 # -- the figure -----------------------------------------------------------------------------------
-def _look(solver: str) -> dict[str, Any]:
-    return {**style.look(solver), **({"color": "#9A8B00", "markerfacecolor": "#9A8B00"} if solver == ANALYTIC else {})}
-
-
 def draw(frame: Frame, config: Config) -> Figure:
-    """Rows: models. Path error and law on customary grids; table of errors on customary and best grids."""
-    duels, names = frame[frame.part == "duel"], titles(frame)
-    clear = duels[duels.high < 1]
-    counts = clear.solver.value_counts()
-    headline = (
-        f"The most accurate sampler is distinct in {len(clear)} of {len(duels)} cases (model × calls × grid choice): "
-        + (", ".join(f"{name} {count}" for name, count in counts.items()) if len(counts) else "none")
-    )
+    """Above a panel per model: errors on customary grids. Below the ranking at a middle number of calls, both ways."""
+    names, calls = titles(frame), sorted(config["ranked_at"])[len(config["ranked_at"]) // 2]
+    alike = [agreement(frame, name, calls) for name in names]
     note = (
-        f"{style.setting(config)}; {studies.how_many(config)}, 95 % bands. Curves: each sampler on its customary grid, "
-        "with at most so many calls. Law: squared energy distance to the data less the exact flow's. Table: RMS path "
-        f"error × 1000, customary grid | best of {', '.join(config['grids'])}; bold: least; *: distinct from the next "
-        "best; grey: FID as published on another model (diff-sampler: CIFAR-10, EDM's network), with the rank "
-        "correlation of our customary column. A-DDIM (analytic_ddim) draws noise: law only. f_pndm needs 13 calls."
-        + studies.whose_law(config)
+        f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands; as many whole steps as "
+        f"the calls allow. Table: error over the least of its column at {calls} calls, customary grid "
+        f"(beside the name) and best of {', '.join(config['grids'])}; *: distinct from the next. Last column: FID as "
+        f"published for another model (diff-sampler: CIFAR-10, EDM's network); Spearman of our customary columns with "
+        f"it {min(a[0] for a in alike):.2f} to {max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
     )
-    fig = style.new_figure(16.5, 1.7 + 4.4 * len(names), headline, note)
-    margins = style.body(fig, bottom=0.55, left=0.75, right=0.15, extra_top=0.4)
-    axes = fig.subplots(len(names), 3, squeeze=False, gridspec_kw={**margins, "wspace": 0.62, "hspace": 0.3,
-                                                                 "width_ratios": [1.0, 0.8, 1.75]})  # fmt: skip
-    for row, (model, title) in zip(axes, names.items(), strict=True):
-        rows = frame[(frame.part == "error") & (frame.model == model)]
-        own = rows[rows.customary.astype(bool)]
-        _curves(row[0], own[own.rms.notna()], config)
-        row[0].set_title(f"{title}: path error")
-        _laws(row[1], own, config)
-        _table(row[2], frame, model, config)
-    for ax in axes[-1, :2]:
-        ax.set_xlabel("model calls (NFE)")
+    order = _order(frame, names, calls)
+    rows, table = -(-len(names) // COLUMNS), 0.75 + 0.185 * len(order)
+    height = 0.6 + 1.65 * rows + table
+    fig = panels.sheet(_most(frame), note, height)
+    inner = height - 0.95
+    axes, _ = panels.small_multiples(
+        fig, [panels.short(name) for name in names], COLUMNS, extra_top=0.5, end=(inner - table) / inner
+    )
+    for ax, name in zip(axes, names, strict=True):
+        own = frame[(frame.part == "error") & (frame.model == name) & frame.rms.notna()]
+        _curves(ax, own[own.customary.astype(bool)], order[:NAMED])
+    least = frame[frame.part == "error"].rms.min()
+    axes[0].set(yscale="log", ylim=(max(0.6 * least, 1e-6), 1.5))
+    panels.calls_axis(axes, [c for c in (5, 10, 20, 50) if c <= max(config["calls"])])
+    fig.supylabel("RMS path error", fontsize=8.5, x=0.012, y=axes[-1].get_position().y1)
+    panels.key(fig, axes[0])
+    (ax,), _ = panels.small_multiples(
+        fig, [""], 1, extra_top=0.5, left=1.5, bottom=0.05, begin=(inner - table + 0.95) / (inner + 0.37)
+    )
+    _table(ax, frame, names, order, calls, config)
     return fig
 
 
-def _lines(ax: Any, own: Frame, config: Config, values: tuple[str, ...]) -> None:
-    value, low, high = (*values, "", "")[:3]
-    ends = []
+def _order(frame: Frame, names: dict[str, str], calls: int) -> list[str]:
+    """Solvers by their mean rank over models on customary and on best grids."""
+    ranks = [ranking(frame, name, calls, choice).rms.rank() for name in names for choice in CHOICES]
+    return [str(solver) for solver in pd.concat(ranks, axis=1).mean(axis=1).sort_values().index]
+
+
+def _curves(ax: Any, own: Frame, named: list[str]) -> None:
+    """The named solvers with their bands, the others thin and grey."""
     for solver, part in own.groupby("solver", sort=False):
         part = part.sort_values("nfe").drop_duplicates("nfe")
-        look = {**_look(str(solver)), "linewidth": 1.6, "markersize": 4.5}
-        if low:
-            ax.fill_between(part.nfe, part[low], part[high], color=look["color"], alpha=0.07, lw=0)
-        ax.plot(part.nfe, part[value], **look)
-        label = "A-DDIM" if solver == ANALYTIC else str(solver)
-        ends.append((part.nfe.iloc[-1], part[value].iloc[-1], label, look["color"]))
-    ax.set_xscale("log")
-    style.plain_log_ticks(ax.xaxis, [c for c in config["calls"] if c not in (7, 15)])
-    ax.set_xlim(own.nfe.min() * 0.93, own.nfe.max() * 1.04)
-    style.end_labels(ax, [end for end in ends if low or end[2] == "A-DDIM"], 8.5)
+        if solver not in named:
+            ax.plot(part.nfe, part.rms, color="#cfcfcf", lw=0.8, zorder=1)
+    for solver in named:
+        part = own[own.solver == solver].sort_values("nfe").drop_duplicates("nfe")
+        panels.curve(ax, part.nfe, part.rms, part.low, part.high, label=solver, **style.look(solver))
 
 
-def _curves(ax: Any, own: Frame, config: Config) -> None:
-    ax.set_yscale("log")
-    ax.set_ylim(max(own.rms.min() * 0.6, 1e-6), min(own.rms.max() * 1.4, 3.0))
-    ax.set_ylabel("RMS path error")
-    _lines(ax, own, config, ("rms", "low", "high"))
-
-
-def _laws(ax: Any, own: Frame, config: Config) -> None:
-    ax.set_yscale("symlog", linthresh=3e-3, linscale=0.8)
-    ax.set_ylim(-0.02, min(own.law.max() * 1.3, 1.0))
-    ticks = {-0.01: "−0.01", 0.0: "0", 0.01: "0.01", 0.1: "0.1", 1.0: "1"}
-    ax.set_yticks(list(ticks), list(ticks.values()))
-    ax.yaxis.set_minor_locator(style.matplotlib.ticker.NullLocator())
-    ax.axhline(0.0, color="#333333", lw=1.0, ls="--")
-    ax.set_title("law: excess energy distance²")
-    _lines(ax, own, config, ("law",))
-
-
-def _table(ax: Any, frame: Frame, model: str, config: Config) -> None:
-    """Errors × 1000; shade: factor to the least of the column, up to 30."""
-    columns = [(calls, choice) for calls in config["ranked_at"] for choice in CHOICES]
-    ranks = {column: ranking(frame, model, *column) for column in columns}
-    solvers = [s for s in config["customary"] if s != ANALYTIC]
-    middle = ranks[(config["ranked_at"][len(config["ranked_at"]) // 2], "best")]
-    order = [*middle.index, *(s for s in solvers if s not in middle.index)]
-    duels = frame[(frame.part == "duel") & (frame.model == model)].set_index(["calls", "choice"])
-    cmap = style.matplotlib.colormaps["Blues_r"]
-    for x, column in enumerate(columns):
-        rank = ranks[column]
-        for y, solver in enumerate(order):
-            if solver not in rank.index:
-                ax.text(x, y, "–", ha="center", va="center", color="#999999", fontsize=9)
-                continue
-            at, first = rank.loc[solver], rank.index[0] == solver
-            depth = min(math.log(at.rms / rank.rms.iloc[0]) / math.log(30.0), 1.0)
-            shade = cmap(0.45 + 0.53 * depth)
-            ax.add_patch(style.plt.Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=shade, lw=0))
-            star = "*" if first and duels.high[column] < 1 else ""
-            grid = f"  {at.grid}" if column[1] == "best" else ""
-            ax.text(x, y, f"{style.as_text(1e3 * at.rms)}{star}{grid}", ha="center", va="center", fontsize=8.8,
-                    fontweight="bold" if first else "normal", color="white" if depth < 0.12 else "#222222")  # fmt: skip
-    heads = [f"{calls} calls\n{choice}" for calls, choice in columns]
-    heads.append(_published_column(ax, frame, model, order, config))
-    ax.set(xlim=(-0.5, len(heads) - 0.5), ylim=(len(order) - 0.5, -0.5))
-    ax.set_xticks(range(len(heads)), heads, fontsize=9)
-    ax.set_yticks(range(len(order)), [f"{s} ({config['customary'][s]})" for s in order], fontsize=9)
-    for tick, solver in zip(ax.get_yticklabels(), order, strict=True):
-        tick.set_color(_look(solver)["color"])
-    ax.xaxis.tick_top()
-    ax.get_xticklabels()[-1].set_color("#777777")
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def _published_column(ax: Any, frame: Frame, model: str, order: list[str], config: Config) -> str:
-    """Published FIDs in grey, right of our columns; the head of the column."""
-    calls = sorted(config["ranked_at"])[len(config["ranked_at"]) // 2]
-    fid, (rho, p, count) = published(frame, calls), agreement(frame, model, calls)
-    x = 2 * len(config["ranked_at"])
+def _table(ax: Any, frame: Frame, names: dict[str, str], order: list[str], calls: int, config: Config) -> None:
+    columns = [(name, choice) for name in names for choice in CHOICES]
+    duels = frame[(frame.part == "duel") & (frame.calls == calls)].set_index(["model", "choice"])
+    fid = published(frame, calls)
+    ratios = pd.DataFrame({c: (rank := ranking(frame, c[0], calls, c[1]).rms) / rank.min() for c in columns}).loc[order]
+    texts = [[style.as_text(ratios[c][s]) + "*" * bool(ratios[c][s] == 1 and duels.high[c] < 1) for c in columns]
+             for s in order]  # fmt: skip
+    depths = [[math.log(ratios[c][s]) / math.log(DEEPEST) for c in columns] for s in order]
     for y, solver in enumerate(order):
-        text = f"{fid[solver]:.2f}" if solver in fid.index else "–"
-        ax.text(x, y, text, ha="center", va="center", fontsize=8.8, color="#777777" if text != "–" else "#BBBBBB")
-    ax.text(x + 0.48, len(order) - 0.35, f"Spearman of {calls} calls, customary, with published ({count} samplers): "
-            f"{rho:.2f}, p {p:.2g}", ha="right", va="top", fontsize=8.8, color="#777777")  # fmt: skip
-    return f"{calls} calls\npublished"
+        depths[y].append(None)  # type: ignore[arg-type]
+        texts[y].append(f"{fid[solver]:.2f}" if solver in fid.index else "–")
+    heads = [{"customary": "usual", "best": "best"}[choice] for _, choice in columns] + ["FID"]
+    bold = [[*(ratios[c][s] == 1 for c in columns), False] for s in order]
+    panels.shaded(ax, depths, heads, [f"{s} ({config['customary'][s]})" for s in order], texts, bold)
+    for i, name in enumerate(names):
+        ax.text(2 * i + 0.5, -1.45, panels.short(name), ha="center", va="bottom", fontsize=panels.TICKS)
+    for tick, solver in zip(ax.get_yticklabels(), order, strict=True):
+        tick.set_color(style.family(solver)[0])

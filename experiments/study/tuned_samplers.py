@@ -148,6 +148,25 @@ def _tuned(
     return found.report["start"], found.tableau.to_json(), found.report["budget"]
 
 
+def which(frame: Frame) -> list[str]:
+    """The README's table "Which sampler?", line by line: what `choose` put first, and what `tune` made of it."""
+    lines = [
+        "| model | calls | first of `choose` | RMS error | tuned to the model | of it |",
+        "|---|---|---|---|---|---|",
+    ]
+    cells = frame[frame.part == "cell"]
+    for (model, nfe), part in cells.groupby(["model", "nfe"], sort=False):
+        rows = part.set_index("what")
+        best, both = rows.loc["registry"], rows.loc["both"]
+        band = f"{style.as_text(best.low)} to {style.as_text(best.high)}"
+        ratio = f"{both.ratio:.2f} ({both.ratio_low:.2f} to {both.ratio_high:.2f})"
+        name, grid = best.label.split(" on ")
+        untuned = f"{style.as_text(best.rms)} ({band})"
+        said = (model, nfe, f"`{name}` on {grid}", untuned, style.as_text(both.rms), ratio)
+        lines.append(f"| {' | '.join(map(str, said))} |")
+    return lines
+
+
 # -- what it says ---------------------------------------------------------------------------------
 def verdict(frame: Frame, config: Config) -> str:
     """Ratios of the tuned tables, and whether the law is worse."""

@@ -343,7 +343,7 @@ def test_bad_input_names_what_is_wrong():
         (lambda: da.observed_order("ddim", VP, None), "mix=None must be a GaussianMixture"),
         (lambda: da.measure("ddim"), "row='ddim' must be a Solver"),
         (lambda: da.weak_order("ddimm", VP), "solver='ddimm' is unknown; nearest: ddim"),
-        (lambda: da.strong_order(None, VP), "solver=None is unknown"),
+        (lambda: da.strong_order(None, VP), "solver=None must be a str"),
         (lambda: da.weak_order(da.ddpm, None), "process=None"),
         (lambda: da.weak_order(da.ddpm, VP, 5), "steps=5 must be a sequence"),
         (lambda: da.strong_order(da.ddpm, VP, variance=-1.0), "variance=.* must be finite and >= 0"),

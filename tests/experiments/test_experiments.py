@@ -589,7 +589,12 @@ def test_cuda_where_there_is_none_is_refused(tmp_path):
 def test_every_registered_solver_has_a_look():
     for name, row in da.SOLVERS.items():
         assert style.look(name)["linestyle"] == {"eps": "-", "x0": "--", "v": "-.", "score": ":"}[row.prediction]
-    assert style.look("tab3")["color"] == style.look("tab1")["color"] != style.look("rhoab3")["color"]
+    assert style.family("tab3") == style.family("tab1") != style.family("rhoab3")
+
+
+def test_no_two_solvers_look_alike():
+    looks = [tuple(style.look(name).items()) for name in da.SOLVERS if style.family(name) != style.DDIM]
+    assert len(set(looks)) == len(looks)
 
 
 def test_spread_keeps_order_and_distance():

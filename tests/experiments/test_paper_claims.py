@@ -25,6 +25,14 @@ HOLDS = {  # claim: cells in which it holds of how many, on the mixture and on t
     "tab": ((9, 9), (9, 9)),
     "rk": ((6, 6), (6, 6)),
 }
+BY_RMS = {  # where the count by root mean square is another one
+    ("degree", "mixture"): 7,
+    ("grid", "mixture"): 7,
+    ("tab", "mixture"): 8,
+    ("eps", "digits"): 1,
+    ("grid", "digits"): 3,  # one sample in 128 that ends at another image outweighs the others
+    ("tab", "digits"): 6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +45,21 @@ def frame() -> pd.DataFrame:
 def test_claim(frame, claim, model):
     found = paper_claims.findings(frame)[(claim, model)]
     holds, cells = HOLDS[claim][model == "digits"]
-    assert found["cells"] == cells
-    assert found["holds"] == holds
+    assert found["mean"]["cells"] == found["rms"]["cells"] == cells
+    assert found["mean"]["holds"] == holds
+    assert found["rms"]["holds"] == BY_RMS.get((claim, model), holds)
 
 
-def error(model, process, solver, kind, n, x, truth):
-    return float(
-        np.abs(da.run(da.build(solver, process, da.grid(process, n, kind, 1.0, 1e-3)), model, x) - truth).mean()
-    )
+def gap(model, process, solver, kind, n, x, truth):
+    return da.run(da.build(solver, process, da.grid(process, n, kind, 1.0, 1e-3)), model, x) - truth
+
+
+def error(*of):
+    return float(np.abs(gap(*of)).mean())
+
+
+def rms(*of):
+    return float(np.sqrt(np.square(gap(*of)).mean()))
 
 
 def test_the_ratios_are_those_of_the_errors(frame):
@@ -73,31 +88,38 @@ def test_on_the_digits_too(frame):
     eps = da.ideal_denoiser(data, process)
     truth = da.reference_solution(eps, process, x, 1e-3, 1e-6, 1e-6, certify=False).x
     kinds = CONFIG["grids"]
-    rk = min(error(eps, process, "rhork_3kutta", k, 2, x, truth) for k in kinds)
-    ddim = min(error(eps, process, "ddim", k, 5, x, truth) for k in kinds)
     rows = frame[frame.model == "digits"].set_index(["claim", "cell"])
-    assert np.isclose(rows.ratio["rk", "rhork_3kutta, 5 calls"], rk / ddim, rtol=1e-3)
-    assert (rows.low <= rows.ratio * (1 + 1e-9)).all()
-    assert (rows.ratio <= rows.high * (1 + 1e-9)).all()
+    for size, prefix in ((error, ""), (rms, "rms_")):
+        rk = min(size(eps, process, "rhork_3kutta", k, 2, x, truth) for k in kinds)
+        ddim = min(size(eps, process, "ddim", k, 5, x, truth) for k in kinds)
+        ratio, low, high = (rows[f"{prefix}{part}"] for part in ("ratio", "low", "high"))
+        assert np.isclose(ratio["rk", "rhork_3kutta, 5 calls"], rk / ddim, rtol=1e-3)
+        assert (low <= ratio * (1 + 1e-9)).all()
+        assert (ratio <= high * (1 + 1e-9)).all()
+        rival = min(size(eps, process, "tab2", k, 10, x, truth) for k in kinds if k != "t2")
+        assert np.isclose(
+            ratio["grid", "tab2, N = 10"], rival / size(eps, process, "tab2", "t2", 10, x, truth), rtol=1e-3
+        )
 
 
 def test_the_verdict_turns_with_the_data(frame):
     said = paper_claims.verdict(frame, CONFIG)
     assert "hold everywhere on mixture, digits (frozen score loses to Euler, " in said
-    assert "; not everywhere: frozen ε beats Euler 0, 3 of 3; " in said
+    assert "; not everywhere: frozen ε beats Euler 0, 3 (by RMS 0, " in said
     assert paper_claims.BRIEFLY.keys() == paper_claims.CLAIMS.keys()
-    assert paper_claims.whole(paper_claims.findings(frame), CONFIG["models"]) == ["score", "tab", "rk"]
-    every = frame.assign(ratio=2.0)
+    assert paper_claims.whole(paper_claims.findings(frame), CONFIG["models"], "mean") == ["score", "tab", "rk"]
+    every = frame.assign(ratio=2.0, rms_ratio=2.0)
     assert "6 of 6 claims" in paper_claims.verdict(every, CONFIG)
     assert "t2 best for tAB" in paper_claims.verdict(every, CONFIG)
     assert "not everywhere" not in paper_claims.verdict(every, CONFIG)
-    none = frame.assign(ratio=0.5)
-    assert "0 of 6 claims hold everywhere on mixture, digits; not everywhere" in paper_claims.verdict(none, CONFIG)
-    assert all("| no: 0 of" in line for line in paper_claims.table(none, CONFIG)[2:])
+    for none in (frame.assign(ratio=0.5, rms_ratio=2.0), frame.assign(ratio=2.0, rms_ratio=0.5)):
+        assert "alike 0 of 6 claims hold everywhere on mixture, digits; not" in paper_claims.verdict(none, CONFIG)
+    none = frame.assign(ratio=0.5, rms_ratio=0.5)
+    assert all("| 0 of" in line for line in paper_claims.table(none, CONFIG)[2:])
 
 
-@pytest.mark.parametrize("name", ["paper_claims", "paper_claims-digits8-digits8_flow-mnist28"])
-def test_the_readme_shows_the_table_that_was_measured(name):
+def test_the_readme_shows_the_table_that_was_measured():
+    name = "paper_claims"
     measured = pd.read_csv(ROOT / "figures" / f"{name}.csv")
     config = json.loads((ROOT / "figures" / f"{name}.json").read_text())["config"]
     assert "\n".join(paper_claims.table(measured, config)) in (ROOT / "README.md").read_text()

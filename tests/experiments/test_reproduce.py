@@ -120,6 +120,7 @@ def test_settings_are_compared():
     assert changed_settings({"samples": 8, "seed": 0}, {"samples": 16, "seed": 0}) == [
         "configuration samples: committed 8, now 16"
     ]
+    assert changed_settings({"kept": ["digits8"]}, {"kept": []}) == []
 
 
 # -- a result -------------------------------------------------------------------------------------
@@ -206,6 +207,14 @@ def test_committed_numbers_are_redrawn_and_said_to_be(committed, monkeypatch):
     result = call("reproduce", CHEAP, "--out", committed)
     assert result.exit_code == 1
     assert "no numbers are committed" in result.output
+
+
+def test_rows_that_were_not_computed_are_named():
+    assert "rows of digits8 are the committed ones" in runner._but_kept(
+        {"models": ["digits8"], "kept": ["digits8", "x"]}
+    )
+    assert runner._but_kept({"models": ["digits"], "kept": ["digits8"]}) == ""
+    assert runner._but_kept({"models": ["digits8"], "kept": []}) == ""
 
 
 def test_the_experiments_that_are_redrawn():

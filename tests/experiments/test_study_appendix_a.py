@@ -368,6 +368,7 @@ def test_end_time_verdict_turns(end_time_found):
     turned.loc[early, ["ratio", "low", "high"]] = [2.0, 1.5, 3.0]
     assert end_time.verdict(turned, config).count("never (ddim, tab3") == 2
     assert "calls on" not in end_time.verdict(turned, config)
+    assert "clearly beats stopping at 1e-3 in 0 of 8 cases: against" in end_time.verdict(turned, config)
     assert end_time.verdict(turned, config).count("2.0 to 2.0 times") == 2
     turned.loc[early & (turned.calls >= 10), ["ratio", "low", "high"]] = [0.5, 0.4, 1.2]
     assert "never (ddim, tab3" in end_time.verdict(turned, config)
@@ -378,6 +379,9 @@ def test_end_time_verdict_turns(end_time_found):
     assert said.count("from 20 calls on (tab3), never (ddim") == 2
     assert said.count("0.50 to 0.50 times") == 2
     assert end_time.findings(turned, config, "digits")["tab3"]["clear"] == 20
+    assert "clearly beats stopping at 1e-3 in 2 of 8 cases, from 20 calls on at the earliest: against" in said
+    headline = end_time.draw(turned, config).texts[0].get_text().replace("\n", " ")
+    assert said.startswith(f"{headline}: ")
     turned.loc[early & (turned.calls == 20), "ratio"] = 1.1
     assert end_time.crossover(turned, config, "mixture", "tab3")["wins"] is None
 

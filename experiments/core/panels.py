@@ -1,0 +1,151 @@
+"""Small panels with shared axes, one message each: curves, intervals beside 1, shaded tables. Ticks have 7 pt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.core import style
+
+WIDTH = 7.0  # inches
+TICKS, SMALL = 7.5, 7.0  # pt
+_SHORT = {"network": "2-D network", "gaussian": "Gaussian"}
+BETTER, WORSE, SAME = style.BLUE, style.VERMILLION, style.GREY
+
+
+def short(model: str) -> str:
+    """A model's name on a small panel."""
+    return _SHORT.get(model, model)
+
+
+def sheet(headline: str, note: str, inches: float) -> Figure:
+    """A figure of `WIDTH` with so many inches below its headline and note."""
+    trial = style.new_figure(WIDTH, 10.0, headline, note)
+    above = 10.0 * (1 - trial.subplotpars.top)
+    style.plt.close(trial)
+    return style.new_figure(WIDTH, above + inches, headline, note)
+
+
+def small_multiples(
+    fig: Figure,
+    titles: Sequence[str],
+    columns: int,
+    share_y: bool = True,
+    more: int = 0,
+    indent: float = 0.0,
+    **margins: float,
+) -> tuple[list[Any], list[Any]]:
+    """(panels with shared axes, ``more`` panels after them with axes of their own), row by row.
+
+    Args:
+        indent: inches that the panels with axes of their own leave free at their left, for names.
+        margins: of `style.body`; ``wspace``, ``hspace``; ``begin``, ``end``: of the rows, as shares of the height
+            below the headline.
+    """
+    rows = -(-(len(titles) + more) // columns)
+    gaps = {"wspace": margins.pop("wspace", 0.12), "hspace": margins.pop("hspace", 0.35)}
+    begin, end = margins.pop("begin", 0.0), margins.pop("end", 1.0)
+    edges = style.body(fig, **{"bottom": 0.42, "left": 0.6, "right": 0.1, "extra_top": 0.2, **margins})
+    height = edges["top"] - edges["bottom"]
+    edges |= {"top": edges["top"] - begin * height, "bottom": edges["top"] - end * height}
+    grid = fig.add_gridspec(rows, columns, **edges, **gaps)
+    axes: list[Any] = []
+    for i, title in enumerate(titles):
+        first = axes[0] if axes else None
+        ax = fig.add_subplot(grid[divmod(i, columns)], sharex=first, sharey=first if share_y else None)
+        ax.set_title(title, fontsize=8.5, pad=3)
+        ax.tick_params(
+            labelsize=TICKS, labelbottom=i + columns >= len(titles), labelleft=not i % columns or not share_y
+        )
+        axes.append(ax)
+    others = [fig.add_subplot(grid[divmod(len(titles) + i, columns)]) for i in range(more)]
+    for ax in others:
+        ax.tick_params(labelsize=TICKS)
+        place, free = ax.get_position(), indent / fig.get_size_inches()[0]
+        ax.set_position((place.x0 + free, place.y0, place.width - free, place.height))
+    return axes, others
+
+
+def calls_axis(axes: Sequence[Any], ticks: Iterable[float], label: str = "model calls (NFE)") -> None:
+    """A logarithmic axis of numbers of calls, named below the lowest panels."""
+    for ax in axes:
+        ax.set_xscale("log")
+        style.plain_log_ticks(ax.xaxis, list(ticks))
+        if ax.get_subplotspec().is_last_row():
+            ax.set_xlabel(label, fontsize=8.5, labelpad=2)
+
+
+def curve(ax: Any, x: Any, y: Any, low: Any = None, high: Any = None, label: str | None = None, **look: Any) -> None:
+    """A line with its band."""
+    look = {"markersize": 3.5, "linewidth": 1.4, **look}
+    if low is not None:
+        ax.fill_between(x, low, high, color=look.get("color"), alpha=0.15, lw=0)
+    ax.plot(x, y, label=label, **look)
+
+
+def words(ax: Any, x: float, y: float, text: str, colour: str = "#333333", **where: Any) -> None:
+    """Small letters at a place in axes fractions, on a ground that keeps them legible."""
+    ground = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.8}
+    ax.text(x, y, text, transform=ax.transAxes, fontsize=SMALL, color=colour, bbox=ground, **where)
+
+
+def side(low: float, high: float, less_is: str = BETTER, more_is: str = WORSE) -> str:
+    """The colour of a ratio by its band: whether it is below 1, above, or neither."""
+    return less_is if high < 1 else more_is if low > 1 else SAME
+
+
+def intervals(
+    ax: Any, rows: Sequence[tuple[float, float, float]], ticks: Sequence[float], names: Sequence[str] | None,
+    less_is: str = BETTER, more_is: str = WORSE,
+) -> None:  # fmt: skip
+    """Ratios (value, low, high) below one another on a logarithmic axis with a line at 1, coloured by `side`."""
+    ax.axvline(1.0, color="#333333", lw=0.9, zorder=0)
+    for y, (value, low, high) in enumerate(rows):
+        colour = side(low, high, less_is, more_is)
+        ax.plot([low, high], [y, y], color=colour, lw=2.6, solid_capstyle="butt")
+        ax.plot(value, y, "o", color=colour, markeredgecolor="white", markersize=5, zorder=3)
+    ax.set_xscale("log")
+    style.plain_log_ticks(ax.xaxis, ticks)
+    ax.set_yticks(range(len(rows)), names or [""] * len(rows))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.tick_params(axis="both", labelsize=TICKS)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+
+
+def shaded(
+    ax: Any, depths: Any, columns: Sequence[str], rows: Sequence[str], texts: Any = None, bold: Any = None
+) -> None:
+    """A table whose cells are the deeper blue the nearer to 0 their depth is, 0 to 1; ``None`` is an empty cell.
+
+    Args:
+        depths, texts, bold: a row of cells for each of ``rows``.
+    """
+    cmap = style.matplotlib.colormaps["Blues_r"]
+    for y, line in enumerate(depths):
+        for x, depth in enumerate(line):
+            if depth is not None:
+                shade = cmap(0.4 + 0.58 * min(max(depth, 0.0), 1.0))
+                ax.add_patch(style.plt.Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=shade, lw=0))
+            if texts is not None:
+                ink = "white" if depth is not None and depth < 0.15 else "#222222"
+                weight = "bold" if bold is not None and bold[y][x] else "normal"
+                ax.text(x, y, texts[y][x], ha="center", va="center", fontsize=SMALL, color=ink, fontweight=weight)
+    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0, labelsize=TICKS)
+    ax.grid(visible=False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def key(fig: Figure, ax: Any, **options: Any) -> None:
+    """The legend of a panel's lines, in one line above the panels."""
+    handles, labels = ax.get_legend_handles_labels()
+    top = fig.subplotpars.top + 0.02 / fig.get_size_inches()[1]
+    fig.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.0, top), ncol=len(labels), fontsize=8,
+               handlelength=2.2, columnspacing=1.4, **options)  # fmt: skip
