@@ -34,7 +34,7 @@ def checked(boundary: F) -> F:
         ValueError: names the argument, its value and what is allowed.
     """
     if inspect.isclass(boundary):
-        boundary.__init__ = checked(boundary.__init__)  # type: ignore[misc]
+        setattr(boundary, "__init__", checked(getattr(boundary, "__init__")))  # noqa: B009, B010 - for mypy
         return boundary
     signature = inspect.signature(boundary)
 
@@ -155,9 +155,12 @@ def instance(name: str, value: Any, kind: type[T]) -> T:
 
 def several(name: str, value: Any) -> tuple[Any, ...]:
     """``value`` as a tuple; ValueError unless it can be iterated over, and is no string."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        raise ValueError(f"{name}={shown(value)} must be a sequence")
-    return tuple(value)
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return tuple(value)
+    except TypeError:
+        raise ValueError(f"{name}={shown(value)} must be a sequence") from None
 
 
 def function(name: str, value: Any) -> Any:

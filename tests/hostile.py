@@ -576,7 +576,8 @@ def allowed(case: Case) -> bool:
     return nothing or (case.name, case.argument, case.value) in ALLOWED
 
 
-FUNCTIONS = ("features", "prior", "told", "noise", "solver", "builder", "model")  # whatever they are annotated with
+# whatever they are annotated with
+FUNCTIONS = ("features", "prior", "told", "noise", "solver", "builder", "model", "guided", "score")
 ALLOWED: set[tuple[str, str, str]] = {
     ("RectifiedFlow.time_from_lam", "lam", "inf array"),  # λ = ∞ is t = 0, where these processes are the data
     ("RectifiedFlow.time_from_lam", "lam", "inf"),

@@ -16,10 +16,10 @@ from deis_analysis.analysis.law import affine_form, cells, check_table
 from deis_analysis.analysis.orders import OrderEstimate, observed_order, strong_order, weak_order
 from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.grids import grid
-from deis_analysis.process.process import Array, Process, require_process
+from deis_analysis.process.process import VARIABLES, Array, Process, require_process
 from deis_analysis.solvers.registry import Solver
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import checked, choose, finite, instance, positive_int
+from deis_analysis.validate import checked, choose, finite, instance, nonnegative, positive_int
 
 _SAME_END = 1e-9  # relative difference of ends of noise intervals that count as one
 
@@ -132,6 +132,7 @@ def exactness_degree(
     instance("tableau", tableau, Tableau)
     require_process(process)
     positive_int("max_degree", max_degree, minimum=0)
+    nonnegative("tolerance", tolerance), choose("variable", variable, VARIABLES)
     table = tableau if tableau.prediction == prediction else tableau.in_terms_of(process, prediction)
     nodes = table.grid_nodes
     degrees = np.full(len(nodes) - 1, -1)

@@ -58,7 +58,10 @@ def martingale_defect(tableau: Tableau, process: Process, mean: Any, variance: A
     check_table(tableau, process)
     v = np.atleast_1d(finite("variance", variance, 0.0))
     centre = 0.0 if process.mean is None else finite("mean of the process", process.mean)
-    m = np.broadcast_to(finite("mean", mean) - centre, v.shape)
+    given = finite("mean", mean)
+    if given.shape not in ((), (1,), v.shape):
+        raise ValueError(f"mean has shape {given.shape}; allowed: one number, or {v.shape}, as variance")
+    m = np.broadcast_to(given - centre, v.shape)
     c, d, _ = affine_form(tableau, process, m, v)
     (alpha, total), (alpha_s, total_s) = (
         (float(process.alpha(t)), float(process.alpha(t)) ** 2 * v + float(process.sigma(t)) ** 2)

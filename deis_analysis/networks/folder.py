@@ -18,7 +18,7 @@ from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPDiscrete, VPLinear
 from deis_analysis.storage import write_text
-from deis_analysis.validate import checked, choose, instance
+from deis_analysis.validate import checked, choose, shown
 
 PROCESSES = {cls.__name__: cls for cls in (VPLinear, VPCosine, VPDiscrete, SubVP, VE, EDM, RectifiedFlow)}
 CARD = "card.json"
@@ -38,7 +38,9 @@ def describe_process(process: Process) -> dict[str, Any]:
 
 def process_from(description: Mapping[str, Any]) -> Process:
     """The process of `describe_process`; ValueError for an unknown name or argument."""
-    arguments = dict(instance("description", description, Mapping))
+    if not isinstance(description, Mapping):
+        raise ValueError(f"description={shown(description)} must be a mapping")
+    arguments = dict(description)
     name = choose("process", arguments.pop("name", None), PROCESSES)
     try:
         return PROCESSES[name](**arguments)

@@ -83,8 +83,8 @@ def load(
         ValueError: anything missing, damaged, unknown or not fitting together; the network fails at ``shape``.
     """
     usable(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(map(str, DTYPES))}")
+    if not any(dtype is known for known in DTYPES):
+        raise ValueError(f"dtype={shown(dtype)}; allowed: {', '.join(map(str, DTYPES))}")
     choose("times", times, ROUNDINGS)
     boolean("allow_pickle", allow_pickle)
     if process is not None:

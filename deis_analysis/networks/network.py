@@ -151,7 +151,7 @@ def usable(device: str) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} cannot be used here ({reason})") from error
     return found

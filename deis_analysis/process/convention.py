@@ -135,7 +135,7 @@ class Convention:
     state: str = "process"
 
     def __post_init__(self) -> None:
-        if self.scale in STATES:  # Convention("x0", "rho", "karras"), as in 0.1
+        if isinstance(self.scale, str) and self.scale in STATES:  # Convention("x0", "rho", "karras"), as in 0.1
             object.__setattr__(self, "state", self.scale)
             object.__setattr__(self, "scale", 1.0)
         choose("prediction", self.prediction, PREDICTIONS)

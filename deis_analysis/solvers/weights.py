@@ -167,14 +167,19 @@ def quadrature_weights(process: Process, prediction: str, variable: str, nodes: 
     points = np.unique(np.concatenate([times, [start, end]]))
     points = points[::-1] if end < start else points
     check_finite(process, prediction, variable, points)
-    measure, offsets, increments = _intervals(process, prediction, variable, points)
+    with np.errstate(over="ignore", invalid="ignore"):  # next to t = 0; seen below
+        measure, offsets, increments = _intervals(process, prediction, variable, points)
     first, last = (int(np.flatnonzero(points == x)[0]) for x in (start, end))
     distance = _pairwise(increments)
     steps = slice(first, last)
     from_start = (offsets[steps] + distance[first:last, first, None]).reshape(-1)
     index = np.array([int(np.flatnonzero(points == x)[0]) for x in times])
     basis = _lagrange(from_start, distance[index, first], distance[np.ix_(index, index)])
-    return np.array(basis @ measure[steps].reshape(-1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = np.array(basis @ measure[steps].reshape(-1))
+    if not np.all(np.isfinite(weights)):
+        raise ValueError(f"a={a!r}, b={b!r}: float64 does not reach the weights; allowed: 0, or times further from it")
+    return weights
 
 
 def adams_weights(

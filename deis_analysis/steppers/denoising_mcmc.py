@@ -100,6 +100,8 @@ def langevin_gibbs(
     positive(eta=eta)
     times = require_process(process)._check(times, "times")
     x = backend.floating("x", x)
+    if x.ndim == 0:
+        raise ValueError("x has shape (); allowed: (n, …)")
     level = _levels(level, x, times)
     rng = np.random.default_rng(positive_int("seed", seed, minimum=0))
     call = backend.guarded(model, x, None, True)

@@ -465,7 +465,7 @@ def _kept(tableau: Tableau, keep: str | Iterable[int]) -> set[int]:
         return set(range(n))
     if isinstance(keep, str) or not isinstance(keep, Iterable):
         raise ValueError(f"keep={keep!r} must be 'all' or node indices between 0 and {n - 1}")
-    kept = {positive_int("keep", k, minimum=0) for k in keep}
+    kept = {positive_int("keep", k, minimum=0) for k in several("keep", keep)}
     if kept and max(kept) >= n:
         raise ValueError(f"keep={sorted(kept)} must be 'all' or node indices between 0 and {n - 1}")
     return kept
@@ -482,7 +482,7 @@ def _noise_source(tableau: Tableau, noise: Any, x: Any) -> Callable[[int], Any]:
     path = path_of(noise, tuple(x.shape))
     if path is not None:
         return lambda j: backend.like(path.normal(*tableau.intervals[j]), x)
-    if isinstance(noise, Sequence) or hasattr(noise, "shape"):
+    if isinstance(noise, Sequence) or (getattr(noise, "shape", ()) and not isinstance(noise, type)):
         if len(noise) != count or any(tuple(z.shape) != tuple(x.shape) for z in noise):
             raise ValueError(f"noise must hold {count} arrays of shape {tuple(x.shape)}")
         return lambda j: backend.alike(noise[j], x)
