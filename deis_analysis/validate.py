@@ -12,7 +12,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import numpy as np
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Array = np.ndarray
+_FEW = 24  # names that a message lists
 
 
 def checked(boundary: F) -> F:
@@ -109,14 +110,26 @@ def shown(value: Any) -> str:
     return " ".join(text.split())
 
 
-def choose(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """Return ``value`` if it is one of ``allowed``; raise a ValueError that names the nearest ones otherwise."""
+def choose(name: str, value: Any, allowed: Iterable[str], known_as: Mapping[str, str] | None = None) -> str:
+    """``value`` if it is one of ``allowed``; else a ValueError with the three nearest ones, and all if they are few.
+
+    Args:
+        known_as: what a part of the value, in small letters and figures, is called here, such as karras → rho7.
+    """
     allowed = tuple(allowed)
     if isinstance(value, str) and value in allowed:
         return value
-    near = difflib.get_close_matches(shown(value), allowed, n=3, cutoff=0.4)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    raise ValueError(f"{name}={shown(value)} is unknown{hint}. Allowed: {', '.join(allowed)}")
+    key, plain = _letters(shown(value)), {_letters(one): one for one in reversed(allowed)}
+    many = len(allowed) > _FEW
+    near = [one for part, one in (known_as or {}).items() if part in key]
+    near += [plain[one] for one in difflib.get_close_matches(key, plain, n=3, cutoff=0.2 if many else 0.4)]
+    hint = f"; nearest: {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
+    listed = f"{len(allowed)} names" if many and near else ", ".join(allowed)
+    raise ValueError(f"{name}={shown(value)} is unknown{hint}. Allowed: {listed}")
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isalnum())
 
 
 def integer(name: str, value: Any, allowed: str = "an integer") -> int:

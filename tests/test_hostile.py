@@ -8,6 +8,7 @@ import math
 import hostile
 import numpy as np
 import pytest
+import torch
 
 import deis_analysis as da
 from deis_analysis import validate
@@ -75,6 +76,28 @@ def test_what_was_accepted_and_silently_wrong_is_refused(call, match):
 
 def test_the_weights_next_to_that_are_finite():
     assert np.all(np.isfinite(da.quadrature_weights(VP, "eps", "t", [0.5, 0.4], 0.4, 0.0)))
+
+
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda: da.build("DEIS", VP, [0.9, 0.1]), r"nearest: tab3, .*, .*\. Allowed: 1[0-9][0-9] names$"),
+    (lambda: da.build("DPMSolverMultistep", VP, [0.9, 0.1]), "'DPMSolverMultistep' is unknown; nearest: dpmpp_2m, "),
+    (lambda: da.build("EulerAncestralDiscrete", VP, [0.9, 0.1]), "nearest: euler_ancestral, "),
+    (lambda: da.sample("Tab-3", lambda x, t: x, 1.0, process=VP, prediction="eps"), "nearest: tab3, "),
+    (lambda: da.grid(VP, 4, "karras"), "kind='karras' is unknown; nearest: rho7. Allowed: t1, t2, t3, rho5"),
+    (lambda: da.grid(VP, 4, "uniform"), "kind='uniform' is unknown; nearest: t1. Allowed: t1"),
+])  # fmt: skip
+def test_the_nearest_names_are_told(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_a_float32_network_under_a_reference_is_told_of_model_dtype():
+    net = torch.nn.Linear(2, 2)
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"model does not take float64 .*; allowed: model_dtype=torch.float32"):
+        da.reference_solution(lambda x, t: net(x), VP, x, 0.5)
+    options = {"model_dtype": torch.float32, "certify": False}
+    assert da.reference_solution(lambda x, t: net(x), VP, x, 0.9, 1e-2, 1e-2, **options).nfe
 
 
 @validate.checked

@@ -34,6 +34,7 @@ from deis_analysis.process.convention import Function, Model, predicting, type_o
 from deis_analysis.process.grids import check_grid, grid
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.solvers import SOLVERS
+from deis_analysis.solvers.registry import named
 from deis_analysis.tableau import Builder, Tableau, fold, run
 from deis_analysis.validate import checked, choose, finite, function, instance, positive, positive_int
 
@@ -274,7 +275,7 @@ def _table(
     if callable(solver):
         build, row = solver, None
     else:
-        row = SOLVERS[choose("solver", solver, SOLVERS)]
+        row = named("solver", solver)
         build = row.build
     for steps in range(nfe + 1, 0, -1):
         if row is not None and (row.calls(steps) > nfe or steps % row.block):

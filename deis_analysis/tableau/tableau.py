@@ -482,7 +482,7 @@ def _noise_source(tableau: Tableau, noise: Any, x: Any) -> Callable[[int], Any]:
     path = path_of(noise, tuple(x.shape))
     if path is not None:
         return lambda j: backend.like(path.normal(*tableau.intervals[j]), x)
-    if isinstance(noise, Sequence) or (getattr(noise, "shape", ()) and not isinstance(noise, type)):
+    if isinstance(noise, Sequence) or (hasattr(noise, "shape") and not isinstance(noise, type) and len(noise.shape)):
         if len(noise) != count or any(tuple(z.shape) != tuple(x.shape) for z in noise):
             raise ValueError(f"noise must hold {count} arrays of shape {tuple(x.shape)}")
         return lambda j: backend.alike(noise[j], x)
