@@ -124,11 +124,15 @@ def dtype_for(name: str, dtype: Any, x: Any) -> Any:
     torch = sys.modules.get("torch")
     try:
         known = dtype if torch is not None and isinstance(dtype, torch.dtype) else np.dtype(dtype)
-        if is_torch(x) == isinstance(known, np.dtype) or "float" not in str(known) or np.ndim(dtype):
+        if is_torch(x) == isinstance(known, np.dtype) or "float" not in str(known) or _is_array(dtype):
             raise TypeError
     except (TypeError, ValueError, RecursionError):
         raise ValueError(f"{name}={reprlib.repr(dtype)} must be a floating dtype of the library of x") from None
     return dtype
+
+
+def _is_array(value: Any) -> bool:
+    return is_torch(value) or isinstance(value, (np.ndarray, np.generic))
 
 
 def of_floating_dtype(name: str, x: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import reprlib
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ def atomic(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made, or the file cannot be written; ``path`` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp"
+    )  # other hosts have this pid too
     try:
         yield temporary
         with temporary.open("rb+") as file:

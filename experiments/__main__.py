@@ -18,6 +18,8 @@ from rich.table import Table
 from deis_analysis import terminal
 from deis_analysis.storage import prepared, sweep
 from experiments import Experiment, discover
+from experiments.core import units
+from experiments.core.executors import engine_options
 from experiments.core.runner import (
     DIFFERS,
     FIGURES,
@@ -33,6 +35,7 @@ from experiments.core.runner import (
     run_here,
     run_parallel,
     solvers_key,
+    sweeps,
     takes,
 )
 from experiments.models.studies import DTYPES, MODELS, REFERENCES, WHAT_NETWORKS, is_model, trim_cache
@@ -147,6 +150,7 @@ def list_command(out: Path | None, quick: bool) -> None:
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 @jobs_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the experiments that use torch.")
+@engine_options
 @out_option
 def run(
     names: tuple[str, ...],
@@ -162,6 +166,7 @@ def run(
     force: bool,
     jobs: int,
     device: str,
+    engine: units.Engine | None,
     out: Path | None,
 ) -> None:
     """Run the experiments NAMES and print what each found. Finished results are kept unless something changed."""
@@ -178,6 +183,7 @@ def run(
         (lambda one: takes(one, models), f"--model {', '.join(models)}" * bool(models)),
         (lambda one: "network_dtype" in one.CONFIG, "--dtype" * bool(dtype)),
         (lambda one: solvers_key(one.CONFIG) is not None, "--solver" * bool(solvers)),
+        (sweeps, "--executor, --shard" * (engine is not None)),
     ):
         if what:
             chosen = _those_that(chosen, allows, what, everything)
@@ -201,7 +207,8 @@ def run(
         todo.sort(key=last_seconds, reverse=True)
     trim_cache()
     _prepare({task.folder for task in todo})
-    sys.exit(_run_tasks(todo, jobs, console))
+    with units.using(engine):
+        sys.exit(_run_tasks(todo, 1 if engine else jobs, console))
 
 
 @main.command()
@@ -344,7 +351,7 @@ def _run_tasks(todo: list[Task], jobs: int, console: Console, ended: list[Outcom
 
 
 _COLOURS = {"done": "green", "agrees": "green", "written": "yellow", "redrawn": "cyan", "kept": "cyan"}
-_COLOURS |= {"differs": "red", "failed": "red"}
+_COLOURS |= {"waits": "yellow", "differs": "red", "failed": "red"}
 
 
 def _print(console: Console, outcome: Outcome) -> None:

@@ -100,6 +100,21 @@ def test_a_float32_network_under_a_reference_is_told_of_model_dtype():
     assert da.reference_solution(lambda x, t: net(x), VP, x, 0.9, 1e-2, 1e-2, **options).nfe
 
 
+@pytest.mark.parametrize("dtype", [np.float32, "float32", np.dtype("float32"), np.float16, float])
+def test_dtypes_by_any_of_their_names(dtype):
+    assert da.run(TAB, lambda x, t: 0.1 * x, np.ones(3), model_dtype=dtype).dtype == np.float64
+    with pytest.raises(ValueError, match=r"model_dtype=.* must be a floating dtype of the library of x"):
+        da.run(TAB, lambda x, t: 0.1 * x, torch.ones(3), model_dtype=dtype)
+    assert da.run(TAB, lambda x, t: 0.1 * x, torch.ones(3), model_dtype=torch.bfloat16).dtype == torch.float32
+
+
+def test_a_dtype_of_jax():
+    jax = pytest.importorskip("jax")
+    x = jax.numpy.ones(3)
+    for dtype in (jax.numpy.bfloat16, np.float32, "float32"):
+        assert da.run(TAB, lambda x, t: 0.1 * x, x, model_dtype=dtype).dtype == x.dtype
+
+
 @validate.checked
 def boundary(n: int, x: float, word: str = "", flag: bool = False, top: float = math.inf, maybe: float | None = None):
     return n, x, word, flag, top, maybe

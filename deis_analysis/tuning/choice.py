@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deis_analysis import backend
-from deis_analysis.process.convention import Model
-from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array
 from deis_analysis.tableau import Tableau, run
-from deis_analysis.tuning.bank import Bank, trajectories
-from deis_analysis.tuning.candidates import CUSTOMARY, Cell, Times, cells, solver_rows
-from deis_analysis.tuning.grids import GRIDS
-from deis_analysis.tuning.grids import grid as aware_grid
+from deis_analysis.tuning.candidates import Cell, cells, solver_rows
+from deis_analysis.tuning.grids_for import grids_for
 from deis_analysis.tuning.judged import ratio_band
 from deis_analysis.tuning.page import choice_cells
 from deis_analysis.tuning.race import Progress, Race, Ranked, planned
 from deis_analysis.tuning.target import Target, target_of
-from deis_analysis.validate import boolean, checked, instance, positive, positive_int, several
+from deis_analysis.validate import boolean, checked, positive, positive_int
 
 _PICTURES = 8
-_BANK = 64  # trajectories for the model-aware grids
-_DEAR = ("oss",)
 
 
 @dataclass(frozen=True)
@@ -163,7 +156,7 @@ def choose(
     rows = solver_rows(solvers, with_noise)
     target = target_of(model, **options)
     show = progress or (lambda *_: None)
-    kinds, times, spent = _grids(target, grids, seed, show)
+    kinds, times, spent = grids_for(target, grids, seed, show)
     found = {n: cells(target, n, rows, kinds, times) for n in dict.fromkeys(counts)}
     for n, some in found.items():
         if not some:
@@ -195,38 +188,6 @@ def _pictures(target: Target, choice: Choice, x: Any, truth: Any) -> dict[str, A
         end = run(best.table, target.model, x[:_PICTURES], choice.seed if best.table.stochastic else None)
         found[f"{nfe} calls: {best.label}"] = backend.flat(end).reshape(-1, *target.shape)
     return found | {"ground truth": backend.flat(truth[:_PICTURES]).reshape(-1, *target.shape)}
-
-
-def _grids(
-    target: Target, grids: Iterable[str] | None, seed: int, show: Progress
-) -> tuple[list[str], Times, list[int]]:
-    """(kinds, how times of the model-aware ones are made, samples × calls that this takes, counted as it goes).
-
-    All model-aware grids are made from one bank of trajectories; what cannot be made for the model is left out.
-    """
-    aware = [kind for kind in GRIDS if kind not in _DEAR]
-    kinds = [*CUSTOMARY, *aware] if grids is None else list(several("grids", grids))
-    for kind in kinds:
-        if instance("grids", kind, str) not in GRIDS:
-            grid(target.process, 2, kind, target.t_start, target.t_end)
-    spent, banks = [0], list[Bank]()
-
-    def asked(x: Any, t: float) -> Any:
-        spent[0] += len(x)
-        return target.model(x, t)
-
-    counted = Model(asked, target.process, target.prediction)
-
-    def times(steps: int, kind: str) -> Array:
-        if kind not in GRIDS:
-            return grid(target.process, steps, kind, target.t_start, target.t_end)
-        if not banks:
-            show("trajectories for the grids", 0, 0)
-            x = target.noise(_BANK, seed + 2_000_003)
-            banks.append(trajectories(counted, x, t_start=target.t_start, t_end=target.t_end))
-        return aware_grid(counted, steps, kind, bank=None if kind == "dm" else banks[0], seed=seed)
-
-    return kinds, functools.cache(times), spent
 
 
 def _stepped(target: Target, x: Any) -> tuple[Any, str]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -22,6 +21,7 @@ from deis_analysis.storage import folder, read_text, write_text
 from deis_analysis.tableau import Builder, Tableau
 from deis_analysis.tuning.candidates import CUSTOMARY, PUBLISHED, Cell, cells, solver_rows
 from deis_analysis.tuning.fit import OBJECTIVES, Features, Goal, State, search
+from deis_analysis.tuning.grids_for import grids_for
 from deis_analysis.tuning.held_out import HeldOut, resampled
 from deis_analysis.tuning.parameters import Point, Space
 from deis_analysis.tuning.race import Progress, Race
@@ -146,8 +146,9 @@ def tune(
 ) -> Tuned:
     """A table of ``nfe`` calls whose end states are as near to the model's flow as its numbers allow.
 
-    The best of the published samplers on the customary grids is the start; then the times, the times that the model is
-    told, and the weights of its outputs are moved together by least squares on the end states of training noises.
+    The best of the published samplers, on the customary and the model-aware grids, is the start; then the times, the
+    times that the model is told, and the weights of its outputs are moved together by least squares on the end states
+    of training noises.
     Other noises decide which round is best, and a third set, never seen before, what is reported.
 
     Args:
@@ -195,7 +196,7 @@ def tune(
     x = target.noise(samples + judging, seed)
     show("training references", 0, 0)
     truth, error = target.truth(x)
-    cell = _start(target, nfe, start, grid, x, truth, show)
+    cell = _start(target, nfe, start, grid, x, truth, seed, show)
     space = _space(target, cell, settings)
     goal = Goal(target, x[:samples], truth[:samples], features, objective, stability)
     judged_by = Goal(target, x[samples:], truth[samples:], features, objective, stability)
@@ -228,12 +229,12 @@ def tune(
 
 
 # -- the start ------------------------------------------------------------------------------------
-def _start(target: Target, nfe: int, start: Any, kind: Any, x: Any, truth: Any, show: Progress) -> Cell:
+def _start(target: Target, nfe: int, start: Any, kind: Any, x: Any, truth: Any, seed: int, show: Progress) -> Cell:
     """The cell to start from: what was asked for, or the best of the published ones on the training noises."""
     if start is not None:
         return _given(target, nfe, start, kind)
-    kinds: Iterable[str] = CUSTOMARY if kind is None else [str(kind)]
-    some = cells(target, nfe, solver_rows(PUBLISHED, False), kinds)
+    kinds, times, _ = grids_for(target, None if kind is None else [str(kind)], seed, show)
+    some = cells(target, nfe, solver_rows(PUBLISHED, False), kinds, times)
     if not some:
         raise ValueError(f"nfe={nfe!r}: no published sampler makes exactly so many calls; allowed: another number")
     count = min(64, len(x))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process.process import Array
+from deis_analysis.tuning.judged import Judged
 from experiments import Config
 from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
@@ -52,11 +53,34 @@ class Judge:
         return np.asarray(((x - self.truth) ** 2).mean(dim=1).cpu())
 
     def row(self, x: Any, path: bool = True) -> dict[str, Any]:
-        """RMS with its 95 % band, where there is a path to compare with; excess of the squared energy distance."""
+        """Excess of the squared energy distance; where there is a path to compare with, errors with 95 % bands.
+
+        The RMS is over all samples, of which one that ends at another image can be most of it; ``flips`` is the share
+        of those, ``unflipped`` the RMS over the others, ``median`` that over coordinates of the median sample.
+        """
         law, law_low, law_high = banded(law_terms(x, self.data) - self.exact)
         found = {"law": law, "law_low": law_low, "law_high": law_high}
         if path:
-            squares = self.squares(x)
-            low, high = bootstrap_ratio(squares, np.ones_like(squares), self.config["seed"], _DRAWS)
-            found |= {"rms": float(np.sqrt(squares.mean())), "low": low, "high": high}
+            judged = Judged(self.squares(x), self.flips(x), law, (law_low, law_high))
+            low, high = self._band(judged.squares)
+            found |= {"rms": judged.rms, "low": low, "high": high, "flips": float(judged.flips.mean())}
+            low, high = self._band(judged.squares[~judged.flips])
+            found |= {"median": judged.median, "unflipped": judged.unflipped(), "unflipped_low": low,
+                      "unflipped_high": high}  # fmt: skip
         return found
+
+    def flips(self, x: Any) -> Array:
+        """(n,) whether a sample ends nearer to another one's truth than to its own.
+
+        Where the data are points, or a few well separated images, that is a sample that ends at another one; where
+        they are dense, it happens as soon as errors are as large as the gaps between the truths.
+        """
+        import torch
+
+        return np.asarray(torch.cdist(x, self.truth).argmin(dim=1).cpu() != torch.arange(len(x)))
+
+    def _band(self, squares: Array) -> tuple[float, float]:
+        """95 % band of the root mean square, NaN of no sample."""
+        if not squares.size:
+            return math.nan, math.nan
+        return bootstrap_ratio(squares, np.ones_like(squares), self.config["seed"], _DRAWS)

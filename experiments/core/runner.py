@@ -28,7 +28,8 @@ from deis_analysis.storage import atomic, module_of, read_text, write_text
 from experiments import Config, Experiment, Frame, Progress, discover
 from experiments.core.agreement import as_written, changed_settings, differences
 from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
-from experiments.core.sources import depends_on
+from experiments.core.sources import depends_on, installed
+from experiments.core.units import Incomplete
 
 SUFFIXES = ("csv", "png", "svg", "json")
 DIFFERS = ".differs"  # folder, beside the committed results, of what was computed and does not agree with them
@@ -77,7 +78,7 @@ class Outcome:
     """How one experiment ended; ``text`` is the verdict, the error, or what differs.
 
     ``status`` is "done", "kept" or "failed", and of a reproduction "agrees", "redrawn" (from committed numbers, which
-    are not computed here), "written" (nothing was committed) or "differs".
+    are not computed here), "written" (nothing was committed) or "differs". "waits": units of other shares are missing.
     """
 
     name: str
@@ -134,6 +135,11 @@ def _add_solvers(config: Config, task: Task) -> None:
 def solvers_key(config: Config) -> str | None:
     """Where a configuration lists its samplers, None if it does not."""
     return next((key for key in ("customary", "solvers") if isinstance(config.get(key), list | dict)), None)
+
+
+def sweeps(experiment: Experiment) -> bool:
+    """Whether its numbers come from `cells.sweep`, whose units an engine can do."""
+    return "experiments.core.cells" in installed().reached(experiment.__name__)
 
 
 def bring(files: Iterable[Path]) -> None:
@@ -290,7 +296,11 @@ def execute(task: Task, progress: Progress) -> Outcome:
     without_tf32(task.device)
     mark = fingerprint(experiment, config)
     begin = time.perf_counter()
-    text = experiment.compute(config, progress).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    try:
+        frame = experiment.compute(config, progress)
+    except Incomplete:
+        return Outcome(task.name, "waits", _share(experiment, config, progress), time.perf_counter() - begin)
+    text = frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
     seconds = time.perf_counter() - begin
     record: dict[str, Any] = {
         "name": task.name,
@@ -318,6 +328,17 @@ def execute(task: Task, progress: Progress) -> Outcome:
         return Outcome(task.name, "agrees", _but_kept(config) + sentence, seconds)
     _write(experiment, replace(task, folder=task.folder / DIFFERS) if task.strict else task, text, record)
     return Outcome(task.name, "differs", "; ".join(found), seconds)
+
+
+def _share(experiment: Experiment, config: Config, progress: Progress) -> str:
+    """Do this process's share of the units of all models, which a first sweep that waits for others kept from."""
+    done = missing = 0
+    for model in config.get("models", [None]):
+        try:
+            experiment.compute(config if model is None else {**config, "models": [model]}, progress)
+        except Incomplete as share:
+            done, missing = done + share.done, missing + share.missing
+    return f"this share is done; {done} of {done + missing} units of unfinished models are there, others do the rest"
 
 
 def _write(experiment: Experiment, task: Task, text: str, record: dict[str, Any]) -> str:
@@ -491,7 +512,7 @@ def _work(task: Task, threads: int, connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _limited_threads(threads: int) -> Iterator[None]:
+def limited_threads(threads: int) -> Iterator[None]:
     """Environment in which new processes use so many threads each."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update({name: str(threads) for name in _THREADS})
@@ -505,7 +526,8 @@ def _limited_threads(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _context() -> Any:
+def start_method() -> Any:
+    """How processes begin: where the system has it, forked from a server that imported the libraries once."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -518,7 +540,7 @@ def run_parallel(tasks: list[Task], jobs: int, report: Report) -> Iterator[Outco
 
     Where the system has it, workers are forked from a server that imported the libraries once.
     """
-    context = _context()
+    context = start_method()
     threads = max(1, (os.cpu_count() or 1) // jobs)
     waiting, pids = list(tasks), set()
     running: dict[Connection, tuple[Any, Task]] = {}
@@ -527,7 +549,7 @@ def run_parallel(tasks: list[Task], jobs: int, report: Report) -> Iterator[Outco
             while waiting and len(running) < jobs:
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(waiting[0], threads, sender), daemon=True)
-                with _limited_threads(threads):
+                with limited_threads(threads):
                     process.start()
                 sender.close()
                 pids.add(process.pid or 0)

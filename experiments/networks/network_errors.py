@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
+from experiments.core.by_model import Rows, by_model
 from experiments.models import score_defects, studies
 from experiments.models.image_data import ImageSet, read_images
 from experiments.models.problems import bootstrap_ratio, noise, start_scale, step_points
@@ -28,8 +28,9 @@ NAME = "network_errors"
 QUESTION = "How far is a trained image network from the ideal denoiser of its training images, and from any score?"
 DATA = "DEIS_ANALYSIS_DATA"
 CONFIG: Config = {
-    "models": ["digits8", "digits8_flow"],
-    "data_root": f"${DATA}" if os.environ.get(DATA) else None,
+    "models": ["digits8", "digits8_flow", "mnist28"],
+    "kept": ["mnist28"],
+    "data_root": f"${DATA}",
     "levels": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 8.0, 20.0, 80.0],
     "samples": 512,
     "batch": 128,
@@ -58,13 +59,13 @@ CONFIG: Config = {
         "intervals": "bootstrap over the samples, 2.5 to 97.5 %; of so few derivative samples it is too narrow",
     },
 }
-QUICK: Config = {"models": ["digits8"], "levels": [0.05, 0.4, 2.0], "samples": 64, "steps": 5, "points": 1,
+QUICK: Config = {"models": ["digits8"], "kept": [], "levels": [0.05, 0.4, 2.0], "samples": 64, "steps": 5, "points": 1,
                  "path_samples": 4, "rtol": 1e-3, "derivative_levels": [0.4], "derivative_samples": 1}  # fmt: skip
-THOROUGH: Config = {"samples": 10_000, "path_samples": 64, "rtol": 1e-6, "points": 6, "derivative_samples": 32,
+THOROUGH: Config = {"kept": [], "samples": 10_000, "path_samples": 64, "rtol": 1e-6, "points": 6,
+                    "derivative_samples": 32,
                     "derivative_levels": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 8.0, 20.0],
                     "divergence_probes": 16}  # fmt: skip
 PARTS = {"train": "training images", "held_out": "held-out images"}
-_TICKS = (1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Model = Callable[[Any, float], Any]
 
 
@@ -73,30 +74,27 @@ def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "fitting" (images, rho), "path" (field, quantity, degree, t), "derivative" (measure, rho)."""
     import torch
 
-    rows: list[dict[str, Any]] = []
-    share = 1.0 / len(config["models"])
-    for done, name in enumerate(config["models"]):
+    def rows_of(name: str, progress: Progress) -> Rows:
         net = studies.image_network(name, config["device"], config["allow_pickle"])
-        images, parts = training_images(net, config), []
-        ideal = None
+        images, ideal = training_images(net, config), None
+        rows: Rows = []
         if images is not None:
             ideal = da.ideal_denoiser(_points(images.train, config), net.process)
-            parts += fitting_rows(eps_of(net), ideal, net.process, images, config)
-        progress(share * (done + 0.2))
+            rows += fitting_rows(eps_of(net), ideal, net.process, images, config)
+        progress(0.2)
         found, ends = path_rows(net, ideal, config)
-        parts += found
-        progress(share * (done + 0.4))
+        progress(0.4)
         clean = ends if images is None else _points(images.train, config)
-        parts += derivative_rows(net.to(dtype=torch.float64), clean, config)
-        rows += [{"model": name, **row} for row in parts]
-        progress(share * (done + 1))
-    return pd.DataFrame(rows)
+        return rows + found + derivative_rows(net.to(dtype=torch.float64), clean, config)
+
+    return by_model(NAME, config, rows_of, progress)
 
 
 def training_images(net: Network, config: Config) -> ImageSet | None:
     """What the network was trained on, None where that is not at hand; ValueError for other images in its place."""
     about = (net.card or {}).get("data", {})
     root = os.path.expandvars(config["data_root"]) if config["data_root"] else None
+    root = None if root == f"${DATA}" else root  # the variable is not set
     if about.get("name") not in ("digits", "mnist", "cifar10") or (about["name"] != "digits" and root is None):
         return None
     images = read_images(about["name"], None if root is None else Path(root))
@@ -270,7 +268,8 @@ def _extremes(rows: Frame, column: str) -> dict[str, float] | None:
 
 def verdict(frame: Frame, config: Config) -> str:
     """Of each model: fitting error, loss on held-out images beside the ideal denoiser's, Δ_ε, asymmetry, residual."""
-    return f"{'; '.join(_told(name, f, config) for name, f in findings(frame, config).items())}."
+    found = findings(frame, config)
+    return f"{_most(found)}. {'; '.join(_told(name, f, config) for name, f in found.items())}."
 
 
 def _told(name: str, f: dict[str, Any], config: Config) -> str:
@@ -290,59 +289,59 @@ def _told(name: str, f: dict[str, Any], config: Config) -> str:
     return told + f", asymmetry up to {text(f['asymmetry']['most'])}, residual up to {text(f['residual']['most'])}"
 
 
-def draw(frame: Frame, config: Config) -> Figure:
-    """Rows: models. Columns: fitting error, losses, change of ε along the path, asymmetry and residual."""
-    found, text = findings(frame, config), style.as_text
-    known = [f for f in found.values() if "held" in f]
-    better, levels = (sum(f["held"][key] for f in known) for key in ("better", "levels"))
-    most = {key: max(f[key]["most"] for f in found.values()) for key in ("asymmetry", "residual")}
-    headline = f"Jacobian asymmetric by up to {text(most['asymmetry'])}, Fokker–Planck residual up to "
-    headline += text(most["residual"])
+def _most(found: dict[str, dict[str, Any]]) -> str:
+    known = [f["held"] for f in found.values() if "held" in f]
+    better, levels = (sum(held[key] for held in known) for key in ("better", "levels"))
+    asymmetry = style.as_text(max(f["asymmetry"]["most"] for f in found.values()))
+    told = f"Jacobians asymmetric by up to {asymmetry}"
     if known:
-        headline = (f"On held-out images the networks beat the ideal denoiser of their training images at {better} of "
-                    f"{levels} noise levels; {headline}")  # fmt: skip
+        told = (
+            f"On held-out images the networks beat the ideal denoiser of their training images at {better} of "
+            f"{levels} noise levels; {told}"
+        )
+    return told
+
+
+def draw(frame: Frame, config: Config) -> Figure:
+    """Columns: models. Rows: losses; change of ε along the flow; asymmetry and residual. Noise levels below."""
+    found = findings(frame, config)
     note = (
-        f"ε*: ideal denoiser of the training images; {config['samples']} of these and of the held-out images at most. "
-        f"(c) root mean square of ε extrapolated over a step minus ε, {config['steps']} steps, {config['grid']} grid, "
-        f"{config['path_samples']} flows of the network (solid) and of ε* (dotted); frozen score in units of ε. "
-        f"(d) ‖J − Jᵀ‖/‖J‖, and the Fokker–Planck residual over the size of its equation's two sides, of the float64 "
-        f"network at {config['derivative_samples']} samples; both are 0 for a true score. Bands: "
-        "bootstrap over these few samples."
+        f"Top: mean square of predicted minus drawn ε, of the network and of ε*, the ideal denoiser of its training "
+        f"images; {config['samples']} images at most. Middle: root mean square of ε extrapolated over a step minus ε, "
+        f"{config['steps']} steps, {config['grid']} grid, {config['path_samples']} flows of the network (solid) and of "
+        f"ε* (dotted). Bottom: ‖J − Jᵀ‖/‖J‖ and the Fokker–Planck residual over its two sides, at "
+        f"{config['derivative_samples']} samples, whose bootstrap the bands are; both are 0 for a true score."
     )
-    fig = style.new_figure(15.0, 1.5 + 3.3 * len(found), headline, note)
-    margins = style.body(fig, bottom=0.6, left=0.8, right=0.2, extra_top=0.4)
-    axes = fig.subplots(len(found), 4, squeeze=False, gridspec_kw={**margins, "wspace": 0.32, "hspace": 0.42})
-    for row, name in zip(axes, found, strict=True):
-        rows = frame[frame.model == name]
-        _draw_fitting(row[0], row[1], rows[rows.part == "fitting"])
-        _draw_path(row[2], rows[rows.part == "path"], config)
-        _draw_derivatives(row[3], rows[rows.part == "derivative"])
-        titles = ("(a) E|ε_θ − ε*|²/d", "(b) loss E|ε̂ − ε|²/d", "(c) change of ε along the flow", "(d) not a score by")
-        for ax, title in zip(row, titles, strict=True):
-            ax.set(xscale="log", yscale="log", title=title)
-            ax.title.set_fontsize(10.5)
-        row[0].set_ylabel(name, fontweight="bold")
-        row[1].set_ylim(bottom=1e-4)
-        row[2].set_ylim(bottom=1e-5)
-        style.plain_log_ticks(row[3].yaxis, [v for v in _TICKS if row[3].get_ylim()[0] <= v <= row[3].get_ylim()[1]])
-    for ax in axes[-1]:
-        ax.set_xlabel("noise level σ/α")
+    height, names = 6.6, [panels.short(name) for name in found]
+    fig = panels.sheet(_most(found), note, height)
+    parts = (
+        ("loss", _draw_loss, "fitting"),
+        ("change of ε", _draw_path, "path"),
+        ("not a score by", _draw_derivatives, "derivative"),
+    )
+    for i, (label, panel, part) in enumerate(parts):
+        axes, _ = panels.small_multiples(fig, names if i == 0 else [""] * len(names), len(names), extra_top=0.25,
+                                         begin=0.345 * i, end=0.345 * i + 0.3)  # fmt: skip
+        for ax, name in zip(axes, found, strict=True):
+            panel(ax, frame[(frame.model == name) & (frame.part == part)], config)
+        axes[0].set(xscale="log", yscale="log", ylabel=label)
+        if i < 2:
+            axes[0].set_ylim(bottom=1e-4)
+        if axes[0].lines:
+            axes[0].legend(fontsize=6.5, loc="lower left" if i else "upper right", labelspacing=0.2, handlelength=1.6)
+    for ax in axes:
+        ax.set_xlabel("noise level σ/α", fontsize=8.5, labelpad=1)
     return fig
 
 
-def _draw_fitting(fit: Any, loss: Any, rows: Frame) -> None:
+def _draw_loss(ax: Any, rows: Frame, config: Config) -> None:
     for part, colour in zip(PARTS, (style.BLUE, style.VERMILLION), strict=True):
         mine = rows[rows.images == part].sort_values("rho") if len(rows) else rows
         if len(mine):
-            fit.plot(mine.rho, mine.fit, "o-", color=colour, markersize=3.5, lw=1.4, label=PARTS[part])
-            fit.fill_between(mine.rho, mine.fit_low, mine.fit_high, color=colour, alpha=0.2, lw=0)
-            loss.plot(mine.rho, mine.loss, "o-", color=colour, markersize=3.5, lw=1.4, label=f"network, {PARTS[part]}")
-            loss.plot(mine.rho, mine.ideal_loss, ":", color=colour, lw=1.8, label=f"ε*, {PARTS[part]}")
-    for ax in (fit, loss):
-        if len(rows):
-            ax.legend(fontsize=8, loc="best", frameon=False)
-        else:
-            ax.text(0.5, 0.5, "training images\nnot at hand", ha="center", transform=ax.transAxes, color="#777777")
+            panels.curve(ax, mine.rho, mine.loss, label=f"network, {PARTS[part]}", color=colour, marker="o")
+            ax.plot(mine.rho, mine.ideal_loss, ":", color=colour, lw=1.8, label=f"ε*, {PARTS[part]}")
+    if not len(rows):
+        ax.text(0.5, 0.5, "training images\nnot at hand", ha="center", transform=ax.transAxes, color="#777777")
 
 
 def _draw_path(ax: Any, rows: Frame, config: Config) -> None:
@@ -351,17 +350,13 @@ def _draw_path(ax: Any, rows: Frame, config: Config) -> None:
              ("eps", high, style.BLUE, f"ε of degree {high}"))  # fmt: skip
     for quantity, degree, colour, label in lines:
         for field, line in (("network", "-"), ("ideal", ":")):
-            part = rows[(rows.quantity == quantity) & (rows.degree == degree) & (rows.field == field)].sort_values(
-                "rho"
-            )
-            ax.plot(part.rho, part.delta, line, color=colour, lw=1.5, label=label if field == "network" else None)
-    ax.legend(fontsize=8, loc="lower right", framealpha=0.8, edgecolor="none")
+            part = rows[(rows.quantity == quantity) & (rows.degree == degree) & (rows.field == field)]
+            part = part.sort_values("rho")
+            ax.plot(part.rho, part.delta, line, color=colour, lw=1.3, label=label if field == "network" else None)
 
 
-def _draw_derivatives(ax: Any, rows: Frame) -> None:
+def _draw_derivatives(ax: Any, rows: Frame, config: Config) -> None:
     looks = (("asymmetry", style.GREEN, "Jacobian asymmetry"), ("residual", style.PURPLE, "Fokker–Planck residual"))
     for measure, colour, label in looks:
         part = rows[rows.measure == measure].sort_values("rho")
-        ax.plot(part.rho, part.value, "o-", color=colour, markersize=4, lw=1.5, label=label)
-        ax.fill_between(part.rho, part.low, part.high, color=colour, alpha=0.2, lw=0)
-    ax.legend(fontsize=8, loc="best", frameon=False)
+        panels.curve(ax, part.rho, part.value, part.low, part.high, label=label, color=colour, marker="o")

@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import cells, style
 from experiments.models import studies
-from experiments.models.problems import bootstrap_ratio, steps_for
+from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
 
 NAME = "network_work_precision"
@@ -63,39 +62,37 @@ _TICKS = tuple(m * 10.0**e for e in range(-5, 2) for m in (1, 3))
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, solver, grid, calls), "rank" (on the best grid, ranked) and "reference"."""
     rows: list[dict[str, Any]] = []
-    share = 1.0 / len(config["models"])
     for done, name in enumerate(config["models"]):
         study = studies.on_its_own_process(name, config)
         reference = study.certified()
         rows.append({"part": "reference", "model": name, "title": study.title, "samples": len(study.x_T),
                      "rms": reference.error_estimate, "agreement": reference.agreement, "nfe": reference.nfe,
                      "certified": reference.certified, "process": repr(study.process)})  # fmt: skip
-        tried: dict[int, dict[str, dict[str, Array]]] = {}
-        for i, solver in enumerate(config["customary"], 1):
-            rows += [{"model": name, **row} for row in _solver(study, reference.states[-1], solver, config, tried)]
-            progress(share * (done + i / len(config["customary"])))
+        part = cells.part_of(progress, done, len(config["models"]))
+        found, tried = _errors(study, reference.states[-1], config, part)
+        rows += [{"model": name, **row} for row in found]
         for calls in config["ranked_at"]:
             rows += [{"model": name, "calls": calls, **row} for row in ranked(tried[calls], config)]
     return pd.DataFrame(rows)
 
 
-def _solver(study: Study, truth: Any, solver: str, config: Config, tried: dict[int, Any]) -> list[dict[str, Any]]:
-    """Rows of a solver; (n,) mean square errors of the ranked numbers of calls go to tried[calls][solver][grid]."""
-    rows, own = [], config["customary"][solver]
-    for calls in config["calls"]:
-        steps, ranks = steps_for(solver, calls), calls in config["ranked_at"]
-        if steps == 0:
-            continue
-        for kind in dict.fromkeys([own, *(config["also"] if ranks else ())]):
-            ts = da.grid(study.process, steps, kind)
-            squares = np.asarray(((study.solve(solver, ts) - truth) ** 2).mean(dim=1).cpu())
-            low, high = bootstrap_ratio(squares, np.ones_like(squares), config["seed"], config["draws"])
-            nfe = da.build(solver, study.process, ts).nfe
-            rows.append({"part": "error", "solver": solver, "grid": kind, "customary": kind == own, "calls": calls,
-                         "nfe": nfe, "rms": float(np.sqrt(squares.mean())), "low": low, "high": high})  # fmt: skip
-            if ranks:
-                tried.setdefault(calls, {}).setdefault(solver, {})[kind] = squares
-    return rows
+def _errors(study: Study, truth: Any, config: Config, progress: Progress) -> tuple[cells.Rows, dict[int, Any]]:
+    """(rows, calls → solver → grid → (n,) mean square errors where ranked)."""
+    customary, tried = config["customary"], dict[int, Any]()
+
+    def grids(solver: str, calls: int) -> list[str]:
+        return [customary[solver], *(config["also"] if calls in config["ranked_at"] else ())]
+
+    rows = cells.sweep(study, customary, grids, config["calls"], cells.squares_to(truth), progress=progress)
+    for row in rows:
+        squares, solver, kind = row.pop("squares"), row["solver"], row["grid"]
+        low, high = bootstrap_ratio(squares, np.ones_like(squares), config["seed"], config["draws"])
+        row |= {"part": "error", "customary": kind == customary[solver], "rms": float(np.sqrt(squares.mean())),
+                "low": low, "high": high}  # fmt: skip
+        del row["steps"]
+        if row["calls"] in config["ranked_at"]:
+            tried.setdefault(row["calls"], {}).setdefault(solver, {})[kind] = squares
+    return rows, tried
 
 
 def ranked(tried: dict[str, dict[str, Array]], config: Config) -> list[dict[str, Any]]:

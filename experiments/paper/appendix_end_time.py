@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import panels, style
+from experiments.core import cells, panels, style
 from experiments.models import studies
-from experiments.models.problems import bootstrap_ratio, steps_for
+from experiments.models.problems import bootstrap_ratio
 
 NAME = "appendix_end_time"
 QUESTION = "From how many model calls on does stopping at t₀ = 1e-4 beat stopping at 1e-3?"
@@ -50,17 +49,20 @@ def compute(config: Config, progress: Progress) -> Frame:
     t₀.  ``ratio``, with its 95 % interval over samples: total error over that of the first of ``compared``.
     """
     rows: list[dict[str, Any]] = []
-    runs = len(config["models"]) * len(config["cases"])
-    for name in config["models"]:
+    for done, name in enumerate(config["models"]):
         count = config["exact_samples"] if name in ("mixture", "gaussian") else config["samples"]
         problem = studies.study(name, {**config, "samples": count})
         exact, estimate = exact_states(problem, config)
-        for solver, kind in config["cases"]:
-            for calls in config["calls"]:
-                if steps_for(solver, calls):
-                    found = _errors(problem, exact, solver, kind, calls, config)
-                    rows += [{"model": name, "solver": solver, "grid": kind, "estimate": estimate, **r} for r in found]
-            progress(len({(r["model"], r["solver"]) for r in rows}) / runs)
+        planned = [
+            cell for solver, kind in config["cases"] for calls in config["calls"] for t_end in config["end_times"]
+            for cell in cells.plan(problem, [solver], [kind], [calls], span=(config["t_start"], t_end))
+        ]  # fmt: skip
+        ends = list(cells.runs(problem, planned, cells.part_of(progress, done, len(config["models"]))))
+        for first in range(0, len(ends), len(config["end_times"])):
+            cell, group = ends[first][0], ends[first : first + len(config["end_times"])]
+            found = _errors(exact, dict(zip(config["end_times"], (x for _, x in group), strict=True)), config)
+            common = {"solver": cell.solver, "grid": cell.grid, "estimate": estimate}
+            rows += [{"model": name, **common, **row, "calls": cell.calls, "nfe": cell.nfe} for row in found]
     return pd.DataFrame(rows)
 
 
@@ -87,14 +89,10 @@ def exact_states(problem: studies.Study, config: Config) -> tuple[dict[float, An
     return states, estimate
 
 
-def _errors(
-    problem: studies.Study, exact: dict[float, Any], solver: str, kind: str, calls: int, config: Config
-) -> list[dict[str, Any]]:
+def _errors(exact: dict[float, Any], ends: dict[float, Any], config: Config) -> list[dict[str, Any]]:
+    """A row for each end time, from the samples that ended there."""
     found: dict[float, dict[str, Array]] = {}
-    for t_end in config["end_times"]:
-        ts = da.grid(problem.process, steps_for(solver, calls), kind, config["t_start"], t_end)
-        table = da.build(solver, problem.process, ts).in_terms_of(problem.process, "eps")
-        x = da.run(table, problem.model, problem.x_T)
+    for t_end, x in ends.items():
         parts = {"total": x - exact[0.0], "truncation": exact[t_end] - exact[0.0], "discretization": x - exact[t_end]}
         found[t_end] = {part: np.asarray((gap**2).mean(1).cpu()) for part, gap in parts.items()}
     rows, base = [], found[config["compared"][0]]["total"]
@@ -102,7 +100,7 @@ def _errors(
         row = {part: float(np.sqrt(squares.mean())) for part, squares in parts.items()}
         low, high = bootstrap_ratio(parts["total"], base, config["seed"], draws=500)
         ratio = row["total"] / float(np.sqrt(base.mean()))
-        rows.append({"t_end": t_end, "calls": calls, "nfe": table.nfe, **row, "ratio": ratio, "low": low, "high": high})
+        rows.append({"t_end": t_end, **row, "ratio": ratio, "low": low, "high": high})
     return rows
 
 

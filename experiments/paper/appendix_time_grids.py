@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
+from experiments.core import cells as swept
 from experiments.core import style
 from experiments.models import studies
 from experiments.models.problems import steps_for
@@ -71,35 +71,32 @@ def compute(config: Config, progress: Progress) -> Frame:
     error is at an end of the scan.
     """
     rows: list[dict[str, Any]] = []
-    total, done = len(config["models"]) * len(config["solvers"]), 0
-    for name in config["models"]:
+    for done, name in enumerate(config["models"]):
         samples = config["exact_samples"] if name in ("mixture", "gaussian") else config["samples"]
         problem = studies.study(name, {**config, "samples": samples})
         truth, estimate = problem.reference(config["t_end"])
         count = len(problem.x_T)
         counts = np.random.default_rng(config["seed"]).multinomial(count, np.full(count, 1 / count), config["draws"])
+        found = swept.sweep(
+            problem, config["solvers"], partial(_kinds, config), sorted({*config["calls"], config["compared_at"]}),
+            swept.squares_to(truth), progress=swept.part_of(progress, done, len(config["models"])),
+        )  # fmt: skip
+        by = {(row["solver"], row["calls"], row["grid"]): row["squares"] for row in found}
         for solver in config["solvers"]:
-
-            @cache  # grids that are also exponents of the scan are run once
-            def squares(calls: int, kind: str, solver: str = solver, p: Any = problem, x: Any = truth) -> Array:
-                return _squares(p, x, solver, _grid(p, config, steps_for(solver, calls), kind))
-
+            squares = partial(lambda by, solver, calls, kind: by[solver, calls, kind], by, solver)
             for row in _grids(config, solver, squares, counts) + _exponents(config, solver, squares, counts):
                 rows.append({"model": name, "solver": solver, "estimate": estimate, **row})
-            done += 1
-            progress(done / total)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _grid(problem: studies.Study, config: Config, steps: int, kind: str) -> Array:
-    return da.grid(problem.process, steps, kind, config["t_start"], config["t_end"])
-
-
-def _squares(problem: studies.Study, truth: Any, solver: str, ts: Array) -> Array:
-    """(n,) squared error of each sample, mean over its coordinates."""
-    table = da.build(solver, problem.process, ts).in_terms_of(problem.process, "eps")
-    gap = da.run(table, problem.model, problem.x_T) - truth
-    return np.asarray((gap**2).mean(1).cpu())
+def _kinds(config: Config, solver: str, calls: int) -> list[str]:
+    """The grids at a number of calls: those that are compared there, and the exponents that are scanned."""
+    scanned = [f"{family}{e:g}" for family, exponents in config["exponents"].items() for e in exponents]
+    one = steps_for(solver, calls) < 2
+    return [
+        *(config["grids"] if calls in config["calls"] else ()),
+        *(scanned if calls == config["compared_at"] and not one else ()),
+    ]
 
 
 def _grids(config: Config, solver: str, squares: Any, counts: Array) -> list[dict[str, Any]]:

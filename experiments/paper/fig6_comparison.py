@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import panels, style
+from experiments.core import cells, panels, style, units
 from experiments.core.by_model import Rows, by_model
 from experiments.core.judging import Judge
 from experiments.models import studies
-from experiments.models.problems import bootstrap_ratio, noise, steps_for
+from experiments.models.problems import bootstrap_ratio, steps_for
 from experiments.models.studies import Study
 
 NAME = "fig6_comparison"
@@ -91,14 +91,6 @@ def moments(study: Study, ts: Array, config: Config) -> Array:
     return da.moment_estimate(study.model, ts, few, process=study.process, seed=config["seed"] + 1)
 
 
-def _noise(study: Study, config: Config) -> Any:
-    """l → the l-th noise of a table, standard normal of the shape of the starts."""
-    import torch
-
-    n, d = study.x_T.shape
-    return lambda index: torch.as_tensor(noise(n, d, config["seed"] + 2 + index), device=study.x_T.device)
-
-
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (solver, grid, calls), "duel" (winner against runner-up), "reference" and "published"."""
 
@@ -107,9 +99,9 @@ def compute(config: Config, progress: Progress) -> Frame:
         judge = Judge(study, config, config["used"])
         rows: Rows = [{"part": "reference", "title": study.title, "rms": judge.estimate}]
         squares: dict[tuple[int, str], dict[str, tuple[Array, str]]] = {}
-        for i, solver in enumerate(config["customary"], 1):
-            rows += _solver(judge, solver, squares)
-            progress(i / len(config["customary"]))
+        swept = _swept(judge, progress)
+        for solver in config["customary"]:
+            rows += _analytic(judge) if solver == ANALYTIC else _solver(solver, swept[solver], config, squares)
         return rows + [_duel(*key, by, config["seed"]) for key, by in squares.items() if len(by) > 1]
 
     ours = by_model(NAME, config, rows_of, progress)
@@ -126,29 +118,48 @@ def published_rows(config: Config) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _solver(judge: Judge, solver: str, squares: dict[tuple[int, str], Any]) -> list[dict[str, Any]]:
-    """Rows of a solver; its squared errors are filed under (calls, "customary" or "best")."""
-    study, config, rows = judge.study, judge.config, []
-    own = config["customary"][solver]
-    for calls in config["calls"]:
+def _swept(judge: Judge, progress: Progress) -> dict[str, Rows]:
+    """Solver → its cells: on the customary grid at all numbers of calls, on all grids where solvers are ranked."""
+    config, customary = judge.config, judge.config["customary"]
+
+    def steps(solver: str, calls: int) -> int:
         # the registry counts whole blocks of three; the paper's rule is made for any number
-        steps, tried = calls if solver == "dpm_fast" else steps_for(solver, calls), {}
-        if steps == 0:
-            continue
-        path = solver != ANALYTIC
-        others = config["grids"] if path and calls in config["ranked_at"] else ()
-        for kind in dict.fromkeys([own, *others]):
-            ts = da.grid(study.process, steps, kind, config["t_start"], config["t_end"])
-            method = table(study, solver, ts, config)
-            x = da.run(method, study.model, study.x_T, _noise(study, config) if method.stochastic else None)
-            rows.append({"part": "error", "solver": solver, "grid": kind, "customary": kind == own, "calls": calls,
-                         "steps": steps, "nfe": method.nfe, **judge.row(x, path)})  # fmt: skip
-            if path:
-                tried[kind] = judge.squares(x)
-        if tried and calls in config["ranked_at"]:
+        return calls if solver == "dpm_fast" else steps_for(solver, calls)
+
+    def grids(solver: str, calls: int) -> list[str]:
+        return [customary[solver], *(config["grids"] if calls in config["ranked_at"] else ())]
+
+    solvers = [solver for solver in customary if solver != ANALYTIC]
+    rows = cells.sweep(
+        judge.study, solvers, grids, config["calls"], lambda x: {**judge.row(x), "squares": judge.squares(x)},
+        steps=steps, progress=progress,
+    )  # fmt: skip
+    return {solver: [row for row in rows if row["solver"] == solver] for solver in solvers}
+
+
+def _solver(solver: str, rows: Rows, config: Config, squares: dict[tuple[int, str], Any]) -> Rows:
+    """Rows of a solver; its squared errors are filed under (calls, "customary" or "best")."""
+    own = config["customary"][solver]
+    for calls in config["ranked_at"]:
+        tried = {row["grid"]: row["squares"] for row in rows if row["calls"] == calls}
+        if tried:
             best = min(tried, key=lambda kind: float(tried[kind].mean()))
             for choice, kind in zip(CHOICES, (own, best), strict=True):
                 squares.setdefault((calls, choice), {})[solver] = (tried[kind], kind)
+    kept = [{name: value for name, value in row.items() if name != "squares"} for row in rows]
+    return [{"part": "error", "customary": row["grid"] == own, **row} for row in kept]
+
+
+def _analytic(judge: Judge) -> Rows:
+    """Rows of Analytic-DDIM, which draws noise and has no path error; its table is the model's, not the registry's."""
+    study, config, rows = judge.study, judge.config, []
+    kind, drawn = config["customary"][ANALYTIC], units.noises(study, 0, len(study.x_T))
+    for calls in config["calls"]:
+        steps = steps_for(ANALYTIC, calls)
+        method = table(study, ANALYTIC, da.grid(study.process, steps, kind, config["t_start"], config["t_end"]), config)
+        x = da.run(method, study.model, study.x_T, drawn)
+        where = {"solver": ANALYTIC, "grid": kind, "calls": calls, "steps": steps, "nfe": method.nfe}
+        rows.append({"part": "error", "customary": True, **where, **judge.row(x, False)})
     return rows
 
 
@@ -211,6 +222,25 @@ def wins(frame: Frame, choice: str) -> Any:
     return duels[duels.high < 1].solver.value_counts()
 
 
+def flips(frame: Frame, model: str, calls: int, solver: str) -> float:
+    """Share of samples that a solver, on its customary grid, brings to another one's place; NaN where not measured."""
+    rows = frame[(frame.part == "error") & (frame.model == model) & (frame.calls == calls) & (frame.solver == solver)]
+    rows = rows[rows.customary.astype(bool)]
+    return float(rows.flips.iloc[0]) if "flips" in rows and len(rows) else math.nan
+
+
+def least(frame: Frame, model: str, calls: int, measure: str) -> str:
+    """The solver of least "unflipped" or "median" error on customary grids; "–" where it was not measured."""
+    rows = ranking(frame, model, calls, "customary")
+    if measure not in rows or rows[measure].isna().all():
+        return "–"
+    return str(rows[measure].idxmin())
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0%}"
+
+
 def _most(frame: Frame) -> str:
     """Who wins distinctly how often on customary grids, and how often on the best ones."""
     own, best = (wins(frame, choice) for choice in CHOICES)
@@ -232,9 +262,14 @@ def verdict(frame: Frame, config: Config) -> str:
     won = "; ".join(f"{name}: {', '.join(_won(at.loc[(name, choice)]) for choice in CHOICES)}" for name in names)
     laws = [nearest(frame, name, few) for name in names]
     alike = [agreement(frame, name, calls) for name in names]
+    first = {name: str(ranking(frame, name, calls, "customary").index[0]) for name in names}
+    flipped = ", ".join(_share(flips(frame, name, calls, solver)) for name, solver in first.items())
+    apart, median = (", ".join(least(frame, name, calls, m) for name in names) for m in ("unflipped", "median"))
     return (
         f"{_most(frame)}; by RMS path error the winner is distinct in {int((duels.high < 1).sum())} of {len(duels)} "
-        f"cases; at {calls} calls ({', '.join(CHOICES)} grids) {won}; nearest in law at {few} calls "
+        f"cases; at {calls} calls ({', '.join(CHOICES)} grids) {won}; there the first on customary grids flips "
+        f"{flipped} of the samples, and among the unflipped the first is {apart}, by the median sample "
+        f"{median}; nearest in law at {few} calls "
         f"{', '.join(solver for solver, _, _ in laws)}, apart from {', '.join(str(n) for _, n, _ in laws)} of "
         f"{laws[0][2]} others; Spearman with published FIDs (another model, {alike[0][2]} samplers, {calls} calls) "
         f"{', '.join(f'{rho:.2f}' for rho, _, _ in alike)}."
@@ -247,11 +282,12 @@ def draw(frame: Frame, config: Config) -> Figure:
     names, calls = titles(frame), sorted(config["ranked_at"])[len(config["ranked_at"]) // 2]
     alike = [agreement(frame, name, calls) for name in names]
     note = (
-        f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands; as many whole steps as "
-        f"the calls allow. Table: error over the least of its column at {calls} calls, customary grid "
-        f"(beside the name) and best of {', '.join(config['grids'])}; *: distinct from the next. Last column: FID as "
-        f"published for another model (diff-sampler: CIFAR-10, EDM's network); Spearman of our customary columns with "
-        f"it {min(a[0] for a in alike):.2f} to {max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
+        f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands; as many whole steps as the "
+        f"calls allow. Flips: share of samples that end at another one's place, at {calls} calls (–: not measured). "
+        f"Table: RMS error over the least of its column at {calls} calls, customary grid (beside the name) and best of "
+        f"{', '.join(config['grids'])}; *: distinct from the next. Last column: FID as published for another model "
+        f"(diff-sampler: CIFAR-10, EDM's network); Spearman of our customary columns with it "
+        f"{min(a[0] for a in alike):.2f} to {max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
     )
     order = _order(frame, names, calls)
     rows, table = -(-len(names) // COLUMNS), 0.75 + 0.185 * len(order)
@@ -264,8 +300,9 @@ def draw(frame: Frame, config: Config) -> Figure:
     for ax, name in zip(axes, names, strict=True):
         own = frame[(frame.part == "error") & (frame.model == name) & frame.rms.notna()]
         _curves(ax, own[own.customary.astype(bool)], order[:NAMED])
-    least = frame[frame.part == "error"].rms.min()
-    axes[0].set(yscale="log", ylim=(max(0.6 * least, 1e-6), 1.5))
+        panels.words(ax, 0.03, 0.03, f"flips of {order[0]}: {_share(flips(frame, name, calls, order[0]))}", ha="left")
+    smallest = frame[frame.part == "error"].rms.min()
+    axes[0].set(yscale="log", ylim=(max(0.6 * smallest, 1e-6), 1.5))
     panels.calls_axis(axes, [c for c in (5, 10, 20, 50) if c <= max(config["calls"])])
     fig.supylabel("RMS path error", fontsize=8.5, x=0.012, y=axes[-1].get_position().y1)
     panels.key(fig, axes[0])

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
+from experiments.core import cells as swept
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.judging import Judge
@@ -69,11 +69,7 @@ def compute(config: Config, progress: Progress) -> Frame:
         study = studies.study(name, config)
         judge = Judge(study, config, config["used"])
         rows: Rows = [{"part": "reference", "title": study.title, "rms": judge.estimate}]
-        known: dict[tuple[str, str, int], Any] = {}
-        for i, calls in enumerate(config["calls"], 1):
-            rows += _cells(judge, calls, known)
-            progress(i / len(config["calls"]))
-        return rows
+        return rows + _cells(judge, progress)
 
     ours = by_model(NAME, config, rows_of, progress)
     return pd.concat([ours, pd.DataFrame(_published(config))], ignore_index=True)
@@ -87,22 +83,21 @@ def _published(config: Config) -> Rows:
     ]  # fmt: skip
 
 
-def _cells(judge: Judge, calls: int, known: dict[Any, Any]) -> Rows:
-    """Rows of all solvers and grids at a number of calls."""
-    config, study, rows = judge.config, judge.study, []
-    for solver in STAGES:
-        steps, surplus = steps_of(solver, calls)
-        for kind in config["grids"]:
-            if (solver, kind, steps) not in known:
-                ts = da.grid(study.process, steps, kind, config["t_start"], config["t_end"])
-                known[solver, kind, steps] = judge.row(
-                    da.run(da.build(solver, study.process, ts), study.model, study.x_T)
-                )
-        best = min(config["grids"], key=lambda kind: known[solver, kind, steps]["rms"])
-        for kind in config["grids"]:
-            rows.append({"part": "ours", "solver": solver, "calls": calls, "surplus": surplus, "steps": steps,
-                         "grid": kind, "best": kind == best, **known[solver, kind, steps]})  # fmt: skip
-    return rows
+def _cells(judge: Judge, progress: Progress) -> Rows:
+    """Rows of all solvers and grids, by number of calls."""
+    config = judge.config
+    rows = swept.sweep(
+        judge.study, STAGES, config["grids"], config["calls"], judge.row,
+        steps=lambda solver, calls: steps_of(solver, calls)[0], progress=progress,
+    )  # fmt: skip
+    best: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in rows:
+        at = best.setdefault((row["calls"], row["solver"]), row)
+        best[row["calls"], row["solver"]] = row if row["rms"] < at["rms"] else at
+        row |= {"part": "ours", "surplus": row.pop("nfe") - row["calls"]}
+    for row in rows:
+        row["best"] = row is best[row["calls"], row["solver"]]
+    return sorted(rows, key=lambda row: config["calls"].index(row["calls"]))
 
 
 # -- what was found -------------------------------------------------------------------------------
@@ -127,9 +122,20 @@ def findings(frame: Frame) -> dict[str, dict[str, Any]]:
             "bad": int((kutta[0] > at.ddim.iloc[0]).sum()),
             "rk_last": int((kutta[-1] < at[["tab1", "tab2", "tab3"]].iloc[-1].min()).sum()),
             "winners": {int(calls): str(errors.idxmin()) for calls, errors in at.iterrows()},
+            "unflipped": _unflipped(frame, str(row.model)),
             "ratios": (at.div(at.min(axis=1), axis=0))[list(STAGES)],
         }
     return found
+
+
+def _unflipped(frame: Frame, model: str) -> tuple[int, int] | None:
+    """In how many cells tAB is better than ρAB among the samples that end where they should; None: not measured."""
+    rows = frame[(frame.part == "ours") & (frame.model == model)]
+    if "unflipped" not in rows or rows.unflipped.isna().all():
+        return None
+    at = rows.pivot_table(index="calls", columns="solver", values="unflipped", aggfunc="min")
+    tab = np.array([at[f"tab{r}"] < at[f"rhoab{r}"] for r in (1, 2, 3)])
+    return int(tab.sum()), tab.size
 
 
 def _messages(found: dict[str, dict[str, Any]]) -> str:
@@ -147,10 +153,11 @@ def verdict(frame: Frame, config: Config) -> str:
     winners = pd.Series([w for f in found.values() for w in f["winners"].values()]).value_counts()
     first = ", ".join(f"{count} {name}" for name, count in winners.items())
     most, last = next(iter(found.values()))["most"], sum(f["rk_last"] for f in found.values())
+    apart = ", ".join("–" if f["unflipped"] is None else "{} of {}".format(*f["unflipped"]) for f in found.values())
     return (
         f"By RMS path error, each on its best grid, on {', '.join(found)}: {_messages(found)}; most accurate of "
         f"{winners.sum()} rows in {first}; at {most} calls ρRK is ahead of every tAB in {last} of "
-        f"{len(RUNGE_KUTTA) * len(found)}."
+        f"{len(RUNGE_KUTTA) * len(found)}; among samples that end where they should tAB beats ρAB in {apart}."
     )
 
 

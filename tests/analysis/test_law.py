@@ -347,7 +347,7 @@ def test_bad_input_names_what_is_wrong():
         (lambda: da.weak_order(da.ddpm, None), "process=None"),
         (lambda: da.weak_order(da.ddpm, VP, 5), "steps=5 must be a sequence"),
         (lambda: da.strong_order(da.ddpm, VP, variance=-1.0), "variance=.* must be finite and >= 0"),
-        (lambda: da.strong_order(lambda p, ts: ts.tolist(), VP), "tableau=.* must be a Tableau"),
+        (lambda: da.strong_order(lambda p, ts: ts.tolist(), VP), "a=.* must be a Tableau"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -118,6 +118,23 @@ def test_exact_flow_has_no_excess(mixture):
     assert judge.truth.shape == judge.study.x_T.shape == (32, 4)
 
 
+def test_samples_that_end_at_anothers_place_are_counted_apart(mixture):
+    judge = judging.Judge(mixture, fig5_ablation.CONFIG, 32)
+    x = judge.truth.clone()
+    x[0], x[1] = judge.truth[1], judge.truth[0]
+    x[2:] += 1e-4
+    row, apart = judge.row(x), float(((judge.truth[0] - judge.truth[1]) ** 2).mean())
+    assert row["flips"] == 2 / 32
+    assert [row[key] for key in ("unflipped", "unflipped_low", "unflipped_high")] == pytest.approx([1e-4] * 3)
+    assert row["median"] == pytest.approx(1e-4)
+    assert row["rms"] == pytest.approx(math.sqrt((2 * apart + 30e-8) / 32))
+    assert judge.row(judge.truth)["flips"] == 0
+    everywhere = judge.row(judge.truth.roll(1, 0))
+    assert everywhere["flips"] == 1
+    assert math.isnan(everywhere["unflipped"])
+    assert math.isnan(everywhere["unflipped_low"])
+
+
 def counted(study):
     calls: list[float] = []
 
@@ -320,6 +337,26 @@ def test_fig6_verdict_turns(fig6):
     assert "dpm_2, dpm_2, apart from 0, 0 of 10 others" in fig6_comparison.verdict(apart, config)
 
 
+def test_flips_are_told_where_they_were_measured(fig6):
+    frame, config = fig6
+    told = frame.copy()
+    errors = told.part == "error"
+    told.loc[errors & (told.model == "digits"), ["flips", "unflipped", "median"]] = np.nan
+    first = str(fig6_comparison.ranking(told, "mixture", 10, "customary").index[0])
+    told.loc[errors & (told.model == "mixture"), ["flips", "unflipped", "median"]] = [0.25, 1.0, 1.0]
+    told.loc[errors & (told.model == "mixture") & (told.solver == "ddim"), "median"] = 0.5
+    told.loc[errors & (told.model == "mixture") & (told.solver == "dpm_2"), "unflipped"] = 0.5
+    said = fig6_comparison.verdict(told, config)
+    assert (
+        "flips 25%, – of the samples, and among the unflipped the first is dpm_2, –, by the median sample ddim, –;"
+        in said
+    )
+    assert fig6_comparison.flips(told, "mixture", 10, first) == 0.25
+    before = frame.drop(columns=[c for c in frame if "flip" in c or c == "median"])
+    said = fig6_comparison.verdict(before, config)
+    assert "flips –, – of the samples, and among the unflipped the first is –, –, by the median sample –, –;" in said
+
+
 def test_fig6_published_numbers_stand_under_their_mark_only(fig6):
     frame, config = fig6
     rows = frame[frame.part == "published"]
@@ -404,6 +441,11 @@ def test_table2_verdict_turns(table2):
     at = table2_variants.cells(frame, "mixture").pivot(index="calls", columns="solver", values="rms")
     below = sum(int((at[f"tab{r}"] < at[f"rhoab{r}"]).sum()) for r in (1, 2, 3))
     assert f"tAB beats ρAB of equal degree in {below} of 6 cells" in said
+    ours = frame[frame.part == "ours"].set_index(["calls", "grid", "solver"]).unflipped.unstack().groupby("calls").min()
+    apart = sum(int((ours[f"tab{r}"] < ours[f"rhoab{r}"]).sum()) for r in (1, 2, 3))
+    assert said.endswith(f"where they should tAB beats ρAB in {apart} of 6.")
+    before = frame.drop(columns=[c for c in frame if "flip" in c])  # rows from before flips were measured
+    assert table2_variants.verdict(before, config).endswith("where they should tAB beats ρAB in –.")
     swapped = frame.copy()
     swapped["solver"] = swapped.solver.replace(
         {f"{a}ab{r}": f"{b}ab{r}" for a, b in (("t", "rho"), ("rho", "t")) for r in (1, 2, 3)}
@@ -417,7 +459,7 @@ def test_table2_verdict_turns(table2):
     tamed.loc[(tamed.part == "ours") & tamed.solver.str.startswith("rhork", na=False), "rms"] = 1e-9
     said = table2_variants.verdict(tamed, config)
     assert "ρRK loses to DDIM at 5 calls in 0 of 3; most accurate of 2 rows in 2 rhork_" in said
-    assert said.endswith("at 10 calls ρRK is ahead of every tAB in 3 of 3.")
+    assert "at 10 calls ρRK is ahead of every tAB in 3 of 3; among samples" in said
     found = table2_variants.findings(tamed)["mixture"]
     assert (found["fewest"], found["bad"], found["most"], found["rk_last"]) == (5, 0, 10, 3)
 

@@ -316,7 +316,7 @@ def train_in_a_process_of_its_own(path: Path, how: str, pipe: Connection) -> Non
 
 def test_killed_at_any_moment_it_goes_on_with_nothing_lost(tmp_path, unbroken):
     """SIGKILL from outside between checkpoints, then in the middle of writing one: the same state, bit for bit."""
-    path, context = tmp_path / "state.pt", runner._context()
+    path, context = tmp_path / "state.pt", runner.start_method()
 
     def started(how):
         receiver, sender = context.Pipe(duplex=False)
