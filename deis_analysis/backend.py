@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -118,8 +119,30 @@ def with_graph(name: str, output: Any, where: str, x: Any = None) -> Any:
     return output
 
 
+def dtype_for(name: str, dtype: Any, x: Any) -> Any:
+    """``dtype`` itself; ValueError unless it is a floating one of the library of ``x``."""
+    torch = sys.modules.get("torch")
+    try:
+        known = dtype if torch is not None and isinstance(dtype, torch.dtype) else np.dtype(dtype)
+        if is_torch(x) == isinstance(known, np.dtype) or "float" not in str(known) or _is_array(dtype):
+            raise TypeError
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(f"{name}={reprlib.repr(dtype)} must be a floating dtype of the library of x") from None
+    return dtype
+
+
+def _is_array(value: Any) -> bool:
+    return is_torch(value) or isinstance(value, (np.ndarray, np.generic))
+
+
 def of_floating_dtype(name: str, x: Any) -> Any:
-    """``x`` itself; ValueError unless its dtype is a floating one."""
+    """``x`` itself; ValueError unless it is a dense array or tensor, with its numbers, of a floating dtype."""
+    if isinstance(x, type) or not hasattr(x, "shape"):
+        raise ValueError(f"{name}={reprlib.repr(x)} must be an array of floating dtype")
+    if is_torch(x) and (x.is_meta or x.layout is not sys.modules["torch"].strided):
+        raise ValueError(
+            f"{name} is a tensor on {x.device} of layout {x.layout}; allowed: a dense one with its numbers"
+        )
     if not (x.dtype.is_floating_point if is_torch(x) else "float" in str(x.dtype)):
         raise ValueError(f"{name} has dtype {x.dtype}; allowed: a floating dtype (float32, float64, bfloat16 …)")
     return x
@@ -127,10 +150,17 @@ def of_floating_dtype(name: str, x: Any) -> Any:
 
 def floating(name: str, x: Any) -> Any:
     """``x`` as an array of floating dtype and finite entries; ValueError otherwise."""
-    x = of_floating_dtype(name, x if hasattr(x, "dtype") else np.asarray(x))
+    x = of_floating_dtype(name, x if hasattr(x, "dtype") else _asarray(name, x))
     if not _traced(x) and not _all_finite(x):
         raise ValueError(f"{name} must be finite; it holds NaN or infinity")
     return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def _asarray(name: str, x: Any) -> Any:
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError, RuntimeError):  # ragged lists
+        raise ValueError(f"{name}={reprlib.repr(x)} must be an array of floating dtype") from None
 
 
 def _traced(x: Any) -> bool:
@@ -153,7 +183,11 @@ class guarded:
 
     def __init__(self, model: Callable[[Any, float], Any], x: Any, model_dtype: Any, check: bool) -> None:
         if not callable(model):
-            raise ValueError(f"model={model!r} must be callable, as model(x, t)")
+            raise ValueError(f"model={reprlib.repr(model)} must be callable, as model(x, t)")
+        if model_dtype is not None:
+            dtype_for("model_dtype", model_dtype, x)
+        if not isinstance(check, (bool, np.bool_)):
+            raise ValueError(f"check={reprlib.repr(check)} must be True or False")
         self.model, self.model_dtype, self.shape, self.dtype = model, model_dtype, x.shape, x.dtype
         on_host = not is_torch(x) or x.device.type == "cpu"
         self.at_once = check and on_host and (is_torch(x) or isinstance(x, np.ndarray))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import reprlib
 import secrets
 import sys
 import time
@@ -91,7 +92,19 @@ def folder(name: str, value: Any) -> Path:
             return place
     except (TypeError, ValueError, OSError):
         pass
-    raise ValueError(f"{name}={value!r} must be the path of a folder")
+    raise ValueError(f"{name}={reprlib.repr(value)} must be the path of a folder")
+
+
+def file_to_be(name: str, value: Any) -> Path:
+    """``value`` as the path of a file, which may not be there yet; ValueError if it cannot be one."""
+    try:
+        place = Path(value)
+        place.resolve(strict=False)
+        if str(value) and place.name and not place.is_dir():
+            return place
+    except (TypeError, ValueError, OSError):
+        pass
+    raise ValueError(f"{name}={reprlib.repr(value)} must be the path of a file")
 
 
 def read_text(path: Path, most: int = 2**28) -> str:

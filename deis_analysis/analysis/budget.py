@@ -34,8 +34,9 @@ from deis_analysis.process.convention import Function, Model, predicting, type_o
 from deis_analysis.process.grids import check_grid, grid
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.solvers import SOLVERS
+from deis_analysis.solvers.registry import named
 from deis_analysis.tableau import Builder, Tableau, fold, run
-from deis_analysis.validate import choose, finite, function, instance, positive, positive_int
+from deis_analysis.validate import checked, choose, finite, function, instance, positive, positive_int
 
 TERMS = (
     "prior mismatch",
@@ -111,6 +112,7 @@ class ErrorBudget:
         return "$" + "\n".join([r"\begin{array}{l|rr}", head, *rows, total, r"\end{array}"]) + "$"
 
 
+@checked
 def error_budget(
     model: Source | None,
     exact: Source,
@@ -159,9 +161,13 @@ def error_budget(
             another library than that of x_T; an ``exact`` whose optimal transport from the prior is not known.
     """
     require_process(process)
+    dtypes = {"model_dtype": model_dtype, "state_dtype": state_dtype, "network_dtype": network_dtype}
+    for name, dtype in dtypes.items():
+        if dtype is not None:
+            backend.dtype_for(name, dtype, x_T)
     sources = _sources({"exact": exact, "guided": guided, "model": model}, network_dtype)
     table, lead = _table(solver, process, positive_int("nfe", nfe), (kind, t_start, t_end), starting_steps)
-    x = _start(x_T, {"model_dtype": model_dtype, "state_dtype": state_dtype, "network_dtype": network_dtype})
+    x = _start(x_T, dtypes)
     if t_data is not None and not process._check_scalar(t_data, "t_data") <= table.times[-1]:
         raise ValueError(f"t_data={t_data!r} must be at most t_end={float(table.times[-1])!r}")
     positive(rtol=rtol)
@@ -269,7 +275,7 @@ def _table(
     if callable(solver):
         build, row = solver, None
     else:
-        row = SOLVERS[choose("solver", solver, SOLVERS)]
+        row = named("solver", solver)
         build = row.build
     for steps in range(nfe + 1, 0, -1):
         if row is not None and (row.calls(steps) > nfe or steps % row.block):

@@ -36,7 +36,7 @@ from deis_analysis import backend
 from deis_analysis.problems.mixture import GaussianMixture, levels
 from deis_analysis.problems.quantiles import match_quantiles
 from deis_analysis.process.process import Array, Process, require_process
-from deis_analysis.validate import boolean, choose, finite, instance, positive_int
+from deis_analysis.validate import boolean, checked, choose, finite, instance, positive_int
 
 Seed = int | np.random.Generator
 METHODS = ("auto", "quantiles", "assignment", "sliced")
@@ -185,6 +185,7 @@ def _resolved(method: str, shapes: tuple[tuple[int, ...], tuple[int, ...]], most
     return method
 
 
+@checked
 def wasserstein2(
     a: Any, b: Any, *, method: str = "auto", seed: Seed = 0, slices: int = 256, most: int = 2000, paired: bool = False
 ) -> Distance:
@@ -230,6 +231,7 @@ def wasserstein2(
     return _banded_wasserstein(square, float(spread) + extra + rounding, bias, method, (n, m))
 
 
+@checked
 def wasserstein2_floor(
     x: Any, n: int, *, seed: Seed = 0, draws: int = 40, method: str = "auto", slices: int = 256, most: int = 2000
 ) -> Distance:
@@ -269,6 +271,7 @@ def _gaussian(side: str, mean: Array, covariance: Array, d: int) -> tuple[Array,
     return np.broadcast_to(mean, d), (axes * np.sqrt(np.maximum(values, 0.0))) @ axes.T
 
 
+@checked
 def gaussian_wasserstein2(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:
     r"""W_2 of N(mean_a, A) and N(mean_b, B), exact: the Bures–Wasserstein distance
 
@@ -292,6 +295,7 @@ def gaussian_wasserstein2(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> f
     return float(np.hypot(np.linalg.norm(m_a - m_b), np.linalg.norm(root_a - root_b @ (left @ right))))
 
 
+@checked
 def diffused(mixture: GaussianMixture, process: Process, t: float) -> GaussianMixture:
     """The law of x_t for data from ``mixture``: means α m_k + (1 - α) μ, covariances α² C_k + σ² I."""
     instance("mixture", mixture, GaussianMixture)
@@ -302,6 +306,7 @@ def diffused(mixture: GaussianMixture, process: Process, t: float) -> GaussianMi
     return GaussianMixture(mixture.weights, means, c + sigma**2 * (np.eye(c.shape[-1]) if c.ndim == 3 else 1.0))
 
 
+@checked
 def wasserstein2_between(a: Any, b: Any) -> Distance:
     r"""W_2 in one dimension where at least one side is a `GaussianMixture` (at a time of a process: `diffused`).
 
@@ -388,6 +393,7 @@ def _mean_distances(x: Array, y: Array) -> Array:
     return np.concatenate([cdist(x[i : i + 1000], y).sum(axis=1) for i in range(0, len(x), 1000)])
 
 
+@checked
 def energy_distance(a: Any, b: Any) -> Distance:
     r"""Energy distance of two samples (n, ...), (m, ...), the root of
 

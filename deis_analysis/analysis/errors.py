@@ -16,19 +16,21 @@ from deis_analysis.analysis.orders import Exact, walk
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process
 from deis_analysis.tableau import Model, Tableau, run
-from deis_analysis.validate import choose, positive_int
+from deis_analysis.validate import checked, choose, positive_int
 
 
 def _grid_times(tableau: Tableau) -> Array:
     return tableau.times[list(tableau.grid_nodes)]
 
 
+@checked
 def global_error(tableau: Tableau, process: Process, mix: Exact, x: Array) -> Array:
     """Result of the run minus exact flow, pathwise; shape of ``x``, which is the state at the table's first time."""
     ts = _grid_times(tableau)
     return run(tableau, mix.model(process, tableau.prediction), x) - mix.flow(process, x, ts[0], ts[-1])
 
 
+@checked
 def local_errors(tableau: Tableau, process: Process, mix: Exact, x: Array) -> Array:
     """(N, *x.shape) error of each step taken from exact history (exact earlier states and model outputs)."""
     ts = _grid_times(tableau)
@@ -40,6 +42,7 @@ def local_errors(tableau: Tableau, process: Process, mix: Exact, x: Array) -> Ar
     return np.array([computed[k] - exact[k] for k in tableau.grid_nodes[1:]])
 
 
+@checked
 def transported_errors(tableau: Tableau, process: Process, mix: Exact, x: Array) -> Array:
     """(N, *x.shape) each step's own contribution to the global error, carried to the end by the exact flow.
 
@@ -54,6 +57,7 @@ def transported_errors(tableau: Tableau, process: Process, mix: Exact, x: Array)
     return np.diff(np.array(handed_over), axis=0)
 
 
+@checked
 def extrapolation_error(
     model: Model,
     process: Process,

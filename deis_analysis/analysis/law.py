@@ -15,11 +15,12 @@ from scipy.sparse import csr_array
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.tableau import Tableau, fold
 from deis_analysis.tableau.rows import Matrices, make_plan, row_terms
-from deis_analysis.validate import finite, instance, real
+from deis_analysis.validate import checked, finite, instance, real
 
 Axes = tuple[Array, Array, Array]  # means (V,), variances (V,), principal axes (V, V) or ()
 
 
+@checked
 def affine_form(tableau: Tableau, process: Process, mean: Any, variance: Any) -> tuple[Array, Array, Array]:
     """The output on data N(mean, variance) as c x_T + d + Σ e_l z_l, along independent axes.
 
@@ -123,6 +124,7 @@ def _axes(process: Process, mean: Any, covariance: Any) -> tuple[Axes, tuple[int
     return (vectors.T @ m, np.maximum(values, 0.0), vectors), c.shape
 
 
+@checked
 def output_law(
     tableau: Tableau, process: Process, mean: Any, covariance: Any, *, start: tuple[Any, Any] | None = None
 ) -> tuple[Array, Array]:
@@ -169,6 +171,7 @@ def _start(start: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
     return _fitting("start mean", start[0], shape), np.full(shape, float(variance))
 
 
+@checked
 def law_error(tableau: Tableau, process: Process, mean: Any, variance: Any) -> Array:
     """(V,) 2-Wasserstein distances between the output's law and the exact one, per axis of the data N(mean, variance).
 
@@ -183,6 +186,7 @@ def law_error(tableau: Tableau, process: Process, mean: Any, variance: Any) -> A
     return np.asarray(np.hypot(found_mean - exact_mean, difference))
 
 
+@checked
 def strong_distance(a: Tableau, b: Tableau, process: Process, mean: Any, variance: Any) -> Array:
     """(V,) root mean square distances between the outputs of two tables driven by one Brownian path from one x_T.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from deis_analysis.analysis.budget import DISCRETIZATION, ErrorBudget
 from deis_analysis.analysis.distances import Distance, energy_distance, wasserstein2
-from deis_analysis.validate import finite, instance
+from deis_analysis.validate import checked, finite, instance
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,7 @@ class LawBudget:
         return "\n".join(lines)
 
 
+@checked
 def law_budget(budget: ErrorBudget, data: Any, *, method: str = "auto", seed: int = 0) -> LawBudget:
     """The laws behind an `ErrorBudget`, compared by `wasserstein2` and `energy_distance`.
 

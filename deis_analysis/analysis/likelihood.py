@@ -32,7 +32,7 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.solvers import RUNGE_KUTTA, ButcherTableau
 from deis_analysis.tableau import Model
-from deis_analysis.validate import choose, finite, function, positive, positive_int, real, scalar
+from deis_analysis.validate import checked, choose, finite, function, positive, positive_int, real, scalar
 
 Prior = Callable[[Any], Any]
 TRACES = ("exact", "hutchinson")
@@ -63,6 +63,7 @@ class Likelihood:
         return bits_per_dim(self.log_prob, math.prod(self.x_T.shape[1:]))
 
 
+@checked
 def bits_per_dim(log_prob: Any, dimension: int, *, offset: float = 0.0) -> Any:
     r"""−log p / (d log 2) + offset, shape and kind of ``log_prob``.
 
@@ -83,6 +84,7 @@ def bits_per_dim(log_prob: Any, dimension: int, *, offset: float = 0.0) -> Any:
     )
 
 
+@checked
 def log_likelihood(
     model: Model,
     process: Process,
@@ -166,6 +168,7 @@ def _rho_step(
     return y, change
 
 
+@checked
 def log_likelihood_rk45(
     model: Model,
     process: Process,

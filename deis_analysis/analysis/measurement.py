@@ -16,15 +16,16 @@ from deis_analysis.analysis.law import affine_form, cells, check_table
 from deis_analysis.analysis.orders import OrderEstimate, observed_order, strong_order, weak_order
 from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.grids import grid
-from deis_analysis.process.process import Array, Process, require_process
+from deis_analysis.process.process import VARIABLES, Array, Process, require_process
 from deis_analysis.solvers.registry import Solver
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose, finite, instance, positive_int
+from deis_analysis.validate import checked, choose, finite, instance, nonnegative, positive_int
 
 _SAME_END = 1e-9  # relative difference of ends of noise intervals that count as one
 
 
 # -- comparing and probing a table ----------------------------------------------------------------
+@checked
 def distance(a: Tableau, b: Tableau, *, times: bool = True) -> float:
     """Largest absolute difference of the Butcher forms: coefficients and, unless ``times=False``, told times.
 
@@ -69,6 +70,7 @@ def _noise_distance(p: Array, at_p: Array, q: Array, at_q: Array) -> float:
     return total**0.5
 
 
+@checked
 def transfer(tableau: Tableau, process: Process, variance: Any) -> Array:
     r"""The factor by which the table maps x_T when the data are N(0, variance): its stability function.
 
@@ -91,6 +93,7 @@ def transfer(tableau: Tableau, process: Process, variance: Any) -> Array:
     return affine_form(tableau, process, 0.0, v.reshape(-1))[0].reshape(v.shape)
 
 
+@checked
 def exact_transfer(process: Process, variance: Any, t_start: float, t_end: float) -> Array:
     """The factor of the exact probability flow on N(0, variance): √((α_s² v + σ_s²)/(α_t² v + σ_t²)).
 
@@ -106,6 +109,7 @@ def exact_transfer(process: Process, variance: Any, t_start: float, t_end: float
 
 
 # -- exactness ------------------------------------------------------------------------------------
+@checked
 def exactness_degree(
     tableau: Tableau,
     process: Process,
@@ -128,6 +132,7 @@ def exactness_degree(
     instance("tableau", tableau, Tableau)
     require_process(process)
     positive_int("max_degree", max_degree, minimum=0)
+    nonnegative("tolerance", tolerance), choose("variable", variable, VARIABLES)
     table = tableau if tableau.prediction == prediction else tableau.in_terms_of(process, prediction)
     nodes = table.grid_nodes
     degrees = np.full(len(nodes) - 1, -1)
@@ -163,6 +168,7 @@ class Measurement:
     stochastic: bool
 
 
+@checked
 def measure(row: Solver) -> Measurement:
     """Measure what a registry row declares; ValueError unless ``row`` is a `Solver`."""
     instance("row", row, Solver)
@@ -192,6 +198,7 @@ def measure(row: Solver) -> Measurement:
 _COUNTS = {"own": (40, 80, 160, 320), "exact": (40, 80, 160, 320), "weak": (20, 40, 80, 160), "strong": (20, 40, 80)}
 
 
+@checked
 def step_counts(row: Solver, start: str) -> tuple[int, ...]:
     """Step counts at which a row's order is measured: ``"own"`` or ``"exact"`` start, ``"weak"`` or ``"strong"``.
 

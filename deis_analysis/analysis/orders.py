@@ -15,7 +15,7 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.registry import Solver, builder_of, row_of
 from deis_analysis.tableau import Builder, Model, Tableau, fold
-from deis_analysis.validate import choose, instance, positive_int
+from deis_analysis.validate import checked, choose, finite, instance, positive_int
 
 Exact = GaussianMixture | ProductMixture
 _GAUSSIANS = np.array([0.5, -1.0, 0.8]), np.array([0.05, 0.3, 1.2])  # means and variances of the standard problem
@@ -65,6 +65,7 @@ def walk(tableau: Tableau, model: Model, exact: dict[int, Any]) -> dict[int, Any
     return computed
 
 
+@checked
 def observed_order(
     solver: str | Solver | Builder,
     process: Process,
@@ -118,6 +119,7 @@ def observed_order(
     return _fit(counts, np.array(errors), np.array(floors))
 
 
+@checked
 def amplification(tableau: Tableau) -> float:
     """Σ |weights| of the model outputs in the result: the gain of an error of size 1 in every model call."""
     return float(np.sum(np.abs(instance("tableau", tableau, Tableau).butcher().weights[-1])))
@@ -161,6 +163,7 @@ def _fit(counts: list[int], errors: Array, floors: Array, flat: float = 0.1) -> 
     )
 
 
+@checked
 def weak_order(
     solver: str | Solver | Builder,
     process: Process,
@@ -191,6 +194,7 @@ def weak_order(
     return _law_order(solver, process, steps, (mean, variance), (kind, t_start, t_end), error)
 
 
+@checked
 def strong_order(
     solver: str | Solver | Builder,
     process: Process,
@@ -225,7 +229,8 @@ def _law_order(
 ) -> OrderEstimate:
     """The order of ``error`` (table at n steps, n, mean, variance) on Gaussian data, the standard ones if None."""
     build = builder_of(solver)
-    given = [standard if value is None else value for value, standard in zip(data, _GAUSSIANS, strict=True)]
+    named = zip(("mean", "variance"), data, _GAUSSIANS, strict=True)
+    given = [standard if value is None else finite(name, value) for name, value, standard in named]
     if np.size(given[0]) > 1 and np.size(given[1]) == 1:
         given[1] = np.broadcast_to(given[1], np.shape(given[0]))
     counts = _counts(steps)

@@ -18,10 +18,12 @@ from deis_analysis.audit.report import Report, audit_sampler
 from deis_analysis.audit.specs import subject_of
 from deis_analysis.audit.subject import placed
 from deis_analysis.process.process import Process
+from deis_analysis.validate import between, checked
 
 TIMEOUT = 120.0  # seconds
 
 
+@checked
 def audit_file(
     spec: str, *, nfe: int = 20, process: Process | None = None, kind: str | None = None, timeout: float = TIMEOUT
 ) -> Report:
@@ -33,6 +35,7 @@ def audit_file(
     Raises:
         ValueError: an unknown file, function or option; in the file's code anything is in the report.
     """
+    between("timeout", timeout, 0.0, 1e6)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_audit, args=(theirs, spec, nfe, process, kind), daemon=False)

@@ -39,6 +39,9 @@ def assert_order(sampler: Any, order: int, convention: str = "sigmas", *, start:
         start: ``"exact"`` first states, or the sampler's ``"own"``; samplers with noise: order of the law.
         options: of `audit_sampler` and of the function.
     """
+    from deis_analysis.validate import choose, positive_int
+
+    positive_int("order", order), choose("start", start, ("exact", "own"))
     report = _report(sampler, options if isinstance(sampler, str) else {"convention": convention, **options})
     exact = report.order_without_startup
     found = exact if start == "exact" and exact is not None else report.observed_order

@@ -23,8 +23,8 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Process
 from deis_analysis.solvers import SOLVERS
 from deis_analysis.tableau import Tableau, run
-from deis_analysis.tableau.extraction import NotApplicable, NotLinear, Refusal
-from deis_analysis.validate import positive_int
+from deis_analysis.tableau.extraction import MOST_CALLS, NotApplicable, NotLinear, Refusal
+from deis_analysis.validate import checked, positive_int, shown
 
 RANK_NFE = (5, 10, 20)
 _TOLERANCE = 0.6  # of orders, on at most 160 steps
@@ -94,6 +94,7 @@ class Report:
         return json.loads(json.dumps(data, default=float), parse_constant=lambda _: None)
 
 
+@checked
 def audit_sampler(
     sampler: Any, *, nfe: int = 20, convention: str = "sigmas", order: int | None = None, **options: Any
 ) -> Report:
@@ -107,16 +108,25 @@ def audit_sampler(
     Raises:
         ValueError: an unknown spec or option, or nfe < 3. What goes wrong in the sampler is in the report.
     """
-    positive_int("nfe", nfe, minimum=1)
-    if isinstance(sampler, str):
-        sampler = subject_of(sampler)
-    elif callable(sampler) and not hasattr(sampler, "own"):
+    positive_int("nfe", nfe, minimum=1, most=MOST_CALLS)
+    if callable(sampler) and not hasattr(sampler, "own"):
         sampler = function_subject(sampler, convention=convention, order=order, **options)
+    else:
+        for name, value, plain in (("convention", convention, "sigmas"), ("order", order, None), *_unknown(options)):
+            if value != plain:
+                raise ValueError(f"{name}={shown(value)} is for functions; a spec has it after ?, as ?order=2")
+        if not isinstance(sampler, str) and not hasattr(sampler, "own"):
+            raise ValueError(f"sampler={shown(sampler)} must be a spec, a Subject or a function")
+        sampler = subject_of(sampler) if isinstance(sampler, str) else sampler
     try:
         case = read_case(sampler.own(nfe))
     except Refusal as refusal:
         return _refused(sampler, refusal)
     return _linear_report(sampler, case)
+
+
+def _unknown(options: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, value, ...) for name, value in options.items()]
 
 
 def _refused(sampler: Subject, refusal: Refusal) -> Report:

@@ -9,10 +9,12 @@ from typing import Any
 from deis_analysis.audit import packages
 from deis_analysis.audit.subject import Subject, TableSubject, function_subject, parse_spec
 from deis_analysis.solvers import SOLVERS
+from deis_analysis.solvers.registry import named
 from deis_analysis.storage import module_of
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked
 
 
+@checked
 def subject_of(spec: str) -> Subject:
     """The subject that a spec names.
 
@@ -34,7 +36,7 @@ def subject_of(spec: str) -> Subject:
 
 def registry_subject(name: str) -> TableSubject:
     """The subject ``registry:NAME``."""
-    row = SOLVERS[choose("name", name, SOLVERS)]
+    row = named("name", name)
     declared = row.order_exact_start if row.order_exact_start is not None else row.order
     return TableSubject(f"registry:{name}", row.build, declared, row.home, calls=row.calls, block=row.block)
 
@@ -66,6 +68,7 @@ def _member(module: Any, name: str) -> Any:
     return getattr(owner, last, None)
 
 
+@checked
 def catalogue(source: str) -> list[str]:
     """The specs that ``deis-analysis audit --all SOURCE`` sweeps.
 

@@ -17,7 +17,7 @@ from deis_analysis.process.process import PREDICTIONS, Array, Process
 from deis_analysis.process.schedules import EDM, VPLinear
 from deis_analysis.tableau import Tableau, run
 from deis_analysis.tableau.extraction import Refusal, Sampler
-from deis_analysis.validate import boolean, choose, positive_int
+from deis_analysis.validate import boolean, checked, choose, positive_int
 
 _SLACK = 1e-4  # relative distance by which float32 may carry a level out of its range
 
@@ -232,6 +232,7 @@ def _value(text: str) -> Any:
     return text
 
 
+@checked
 def function_subject(
     function: Callable[..., Any],
     *,

@@ -22,7 +22,7 @@ import numpy as np
 from deis_analysis import backend
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.tableau import Model
-from deis_analysis.validate import choose, finite, function, positive, positive_int, scalar
+from deis_analysis.validate import checked, choose, finite, function, positive, positive_int, scalar
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,7 @@ class Asymmetry:
     standard_error: Array
 
 
+@checked
 def as_score(model: Model, process: Process, prediction: str = "eps") -> Model:
     """The score that a model of another prediction implies, model(x, t) → c x + d p; NumPy or torch, differentiable.
 
@@ -65,11 +66,12 @@ def as_score(model: Model, process: Process, prediction: str = "eps") -> Model:
         p = model(x, t)
         if backend.wants_graph(x) and backend.is_torch(p):  # the term in x would hide that there is none
             backend.with_graph("model", p, f"at t={t!r}")
-        return process.translate(x, p, prediction, "score", t)
+        return process._translate(x, p, prediction, "score", t)
 
     return score
 
 
+@checked
 def jacobian_asymmetry(
     score: Model, x: torch.Tensor, t: float, *, probes: int | None = None, seed: int = 0
 ) -> Asymmetry:
@@ -125,7 +127,7 @@ def samples(score: Model, x: Any, t: float, *, flat: bool = False, derivatives: 
 
     fits = isinstance(x, torch.Tensor) and (x.ndim == 2 or (x.ndim > 2 and not flat))
     if not fits or not x.is_floating_point() or x.numel() == 0:
-        kind, shape = type(x).__name__, tuple(getattr(x, "shape", ()))
+        kind, shape = type(x).__name__, tuple(np.shape(x)) if isinstance(x, (np.ndarray, torch.Tensor)) else ()
         raise ValueError(
             f"x of type {kind} and shape {shape} must be a floating torch tensor (n, {'d' if flat else '…'})"
         )
@@ -144,6 +146,7 @@ def samples(score: Model, x: Any, t: float, *, flat: bool = False, derivatives: 
     return x
 
 
+@checked
 def loop_integral(score: Model, center: Any, radius: float, plane: Any, t: float, points: int = 64) -> float:
     r"""∮ s·dl around the circle c + r (cos θ e₁ + sin θ e₂), by the trapezoidal rule.
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from deis_analysis import backend
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import PREDICTIONS, Process, require_process
 from deis_analysis.solvers import build
 from deis_analysis.tableau import Model, run
-from deis_analysis.validate import choose, finite, function, nonnegative, positive_int, scalar
+from deis_analysis.validate import checked, choose, finite, function, nonnegative, positive_int, scalar
 
 FlowMap = Callable[[Any, float, float], Any]
 
@@ -33,6 +34,7 @@ def _different(t: float, r: float) -> None:
         raise ValueError(f"r={r!r} must differ from t={t!r}: the mean velocity over no time is the velocity itself")
 
 
+@checked
 def semigroup_defect(flow: FlowMap, x: Any, t: float, s: float, r: float) -> Any:
     """abs(φ_{r←s} φ_{s←t} x − φ_{r←t} x), entry by entry, shape of ``x``.
 
@@ -45,6 +47,7 @@ def semigroup_defect(flow: FlowMap, x: Any, t: float, s: float, r: float) -> Any
     return abs(flow(flow(x, t, s), s, r) - flow(x, t, r))
 
 
+@checked
 def mean_velocity(flow: FlowMap, x: Any, t: float, r: float) -> Any:
     """u = (x − φ_{r←t} x)/(t − r): displacement per unit of time from ``r`` to ``t``, shape of ``x``.
 
@@ -57,6 +60,7 @@ def mean_velocity(flow: FlowMap, x: Any, t: float, r: float) -> Any:
     return (x - flow(x, t, r)) / (t - r)
 
 
+@checked
 def mean_velocity_residual(flow: FlowMap, velocity: Model, x: Any, t: float, r: float, delta: float) -> Any:
     r"""u − v + (t − r)(∂_t + v·∇)u, shape of ``x``: 0 for an exact flow but for O(δ²) of the difference quotient.
 
@@ -74,7 +78,7 @@ def mean_velocity_residual(flow: FlowMap, velocity: Model, x: Any, t: float, r: 
     function("velocity", velocity)
     t, r = _times(t=t, r=r)
     _different(t, r)
-    delta = nonnegative("delta", delta)
+    x, delta = backend.floating("x", x), nonnegative("delta", delta)
     if not 0 < delta < abs(t - r):
         raise ValueError(f"delta={delta!r} must lie between 0 and abs(t - r)={abs(t - r)!r}, both excluded")
     v = velocity(x, t)
@@ -83,6 +87,7 @@ def mean_velocity_residual(flow: FlowMap, velocity: Model, x: Any, t: float, r: 
     return mean_velocity(flow, x, t, r) - v + (t - r) * (ahead - behind) / (2.0 * delta)
 
 
+@checked
 def table_flow(
     solver: str, process: Process, model: Model, steps: int, kind: str = "t2", *, prediction: str = "eps"
 ) -> FlowMap:

@@ -25,7 +25,7 @@ from deis_analysis import backend
 from deis_analysis.diagnostics.conservativity import samples
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.tableau import Model
-from deis_analysis.validate import finite, function, positive, positive_int, real
+from deis_analysis.validate import checked, finite, function, positive, positive_int, real
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,7 @@ _ROUNDINGS = 4.0  # of a model's output, in units of its machine precision
 _STIFF: Any = {"rtol": 1e-12, "atol": 1e-13}
 
 
+@checked
 def fokker_planck_residual(
     score: Model,
     process: Process,
@@ -98,6 +99,7 @@ def fokker_planck_residual(
     return residual
 
 
+@checked
 def time_derivative(
     score: Model, process: Process, x: torch.Tensor, t: float, *, step: float | None = None
 ) -> tuple[torch.Tensor, float]:
@@ -210,6 +212,7 @@ class Gap:
     bound: Array
 
 
+@checked
 def linear_score_gap(
     gain: Callable[[float], Any], process: Process, variance_start: Any, t_start: float, t_end: float
 ) -> Gap:

@@ -23,7 +23,7 @@ from deis_analysis import backend
 from deis_analysis.analysis.law import affine_form, check_table
 from deis_analysis.process.process import Array, Process
 from deis_analysis.tableau import Model, Tableau, run
-from deis_analysis.validate import finite, function, positive_int
+from deis_analysis.validate import checked, finite, function, positive_int
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class MartingaleDefect:
     rms: Array
 
 
+@checked
 def martingale_defect(tableau: Tableau, process: Process, mean: Any, variance: Any) -> MartingaleDefect:
     r"""The defect of a table on data N(mean, variance), from its first time t to its last s: exact linear algebra.
 
@@ -57,7 +58,10 @@ def martingale_defect(tableau: Tableau, process: Process, mean: Any, variance: A
     check_table(tableau, process)
     v = np.atleast_1d(finite("variance", variance, 0.0))
     centre = 0.0 if process.mean is None else finite("mean of the process", process.mean)
-    m = np.broadcast_to(finite("mean", mean) - centre, v.shape)
+    given = finite("mean", mean)
+    if given.shape not in ((), (1,), v.shape):
+        raise ValueError(f"mean has shape {given.shape}; allowed: one number, or {v.shape}, as variance")
+    m = np.broadcast_to(given - centre, v.shape)
     c, d, _ = affine_form(tableau, process, m, v)
     (alpha, total), (alpha_s, total_s) = (
         (float(process.alpha(t)), float(process.alpha(t)) ** 2 * v + float(process.sigma(t)) ** 2)
@@ -83,6 +87,7 @@ class SampledDefect:
     standard_error: Any
 
 
+@checked
 def sampled_martingale_defect(
     tableau: Tableau, model: Model, process: Process, x: Any, pairs: int = 128, *, seed: int = 0
 ) -> SampledDefect:
@@ -116,8 +121,8 @@ def sampled_martingale_defect(
     many = (start[None] + backend.like(np.zeros((2 * count, *start.shape)), start)).reshape(-1, *start.shape[1:])
     end = run(tableau, model, many, [z[i] for i in range(columns)])
     prediction = tableau.prediction
-    change = process.translate(end, model(end, last), prediction, "x0", last).reshape(shape)
-    before = process.translate(start, model(start, first), prediction, "x0", first)
+    change = process._translate(end, model(end, last), prediction, "x0", last).reshape(shape)
+    before = process._translate(start, model(start, first), prediction, "x0", first)
     change = 0.5 * (change[0] + change[1]) - before
     mean = change.mean(0)
     return SampledDefect(mean, (((change - mean) ** 2).sum(0) / (count * (count - 1))) ** 0.5)

@@ -26,7 +26,7 @@ import numpy as np
 from deis_analysis import backend
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.tableau import Model, Tableau, run
-from deis_analysis.validate import instance
+from deis_analysis.validate import checked, instance
 
 _SAME_TIME = 1e-12  # relative
 
@@ -48,6 +48,7 @@ class StiffnessEstimate:
     separation: Array
 
 
+@checked
 def equal_time_pairs(tableau: Tableau) -> tuple[tuple[int, int], ...]:
     """Pairs of evaluated nodes that are told one time (to 1e-12 relative) in different states, by the table."""
     times, rows = instance("tableau", tableau, Tableau).times, _rows(tableau)
@@ -69,6 +70,7 @@ def _rows(tableau: Tableau) -> dict[int, Array]:
     return dict(zip(tableau.evaluated, everything, strict=False))
 
 
+@checked
 def stiffness_estimates(
     tableau: Tableau, model: Model, x: Any, *, process: Process | None = None, noise: Any = None
 ) -> tuple[StiffnessEstimate, ...]:
@@ -142,6 +144,7 @@ class EmbeddedError:
     total: Array
 
 
+@checked
 def embedded_nodes(tableau: Tableau) -> tuple[tuple[int, int, int], ...]:
     """(start, stage, end) of each step that has a stage at its end time: its grid nodes, and the last such stage."""
     nodes, times = instance("tableau", tableau, Tableau).grid_nodes, tableau.times
@@ -153,6 +156,7 @@ def embedded_nodes(tableau: Tableau) -> tuple[tuple[int, int, int], ...]:
     return tuple(found)
 
 
+@checked
 def embedded_error(tableau: Tableau, model: Model, x: Any) -> EmbeddedError:
     r"""Local error of each step by the distance to its embedded result, without further model calls.
 

@@ -73,10 +73,9 @@ def _build(
     t_end: float | None,
 ) -> tuple[PortableTable, str | None]:
     """(table of a name of the registry, prediction type of the network)."""
-    from deis_analysis.solvers import SOLVERS, build
-    from deis_analysis.validate import choose
+    from deis_analysis.solvers.registry import build, named
 
-    choose("TABLE", name, SOLVERS)
+    named("TABLE", name)
     if (network is None) == (process is None):
         raise click.UsageError("a sampler of the registry needs either --process or --model")
     convention, prediction_type, source = None, None, f"deis_analysis {name}"

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deis_analysis import storage
 from deis_analysis.interop import karras
 from deis_analysis.interop.portable_table import PortableTable
 from deis_analysis.storage import write_text
-from deis_analysis.validate import choose, instance
+from deis_analysis.validate import checked, choose, instance
 
 _HERE = Path(__file__).parent
 PREDICTION_TYPES = {
@@ -22,6 +23,7 @@ PREDICTION_TYPES = {
 }
 
 
+@checked
 def to_diffusers(table: PortableTable, folder: Any, prediction_type: str | None = None) -> Path:
     """Write ``scheduler.py``, ``scheduler_config.json`` and ``README.md``: a scheduler that needs diffusers only.
 
@@ -45,7 +47,7 @@ def to_diffusers(table: PortableTable, folder: Any, prediction_type: str | None 
     kind = choose("prediction_type", allowed[0] if prediction_type is None else prediction_type, allowed)
     times = {} if table.kind == "vp" else {"num_train_timesteps": _flow_times(table)}
     scheduler = TableauScheduler(prediction_type=kind, table=rows, **times)
-    place = Path(folder)
+    place = storage.folder("folder", folder)
     write_text(place / "scheduler.py", (_HERE / "scheduler.py").read_text(encoding="utf-8"))
     write_text(place / "README.md", _readme(table))
     write_text(place / scheduler.config_name, scheduler.to_json_string())  # last: with it the folder is a scheduler's
@@ -72,6 +74,7 @@ def _readme(table: PortableTable) -> str:
     )
 
 
+@checked
 def to_sigmas(table: PortableTable) -> list[float]:
     """Levels ρ = σ/α at the nodes of the grid, the largest first, as k-diffusion's samplers take them.
 
@@ -84,6 +87,7 @@ def to_sigmas(table: PortableTable) -> list[float]:
     return karras.table_sampler(instance("table", table, PortableTable).rows())[1]
 
 
+@checked
 def to_k_diffusion(table: PortableTable) -> tuple[Callable[..., Any], list[float]]:
     """(function, sigmas): the table as one of k-diffusion's samplers, and the levels that go with it.
 
@@ -97,16 +101,19 @@ def to_k_diffusion(table: PortableTable) -> tuple[Callable[..., Any], list[float
     return karras.table_sampler(instance("table", table, PortableTable).rows())
 
 
+@checked
 def write_k_diffusion(table: PortableTable, file: Any) -> Path:
     """Write `to_k_diffusion` as a Python file, with ``sample_table`` and ``SIGMAS``, that needs torch only."""
     to_k_diffusion(table)
     text = (_HERE / "karras.py").read_text(encoding="utf-8")
     data = json.dumps(json.dumps(table.rows()))
     return write_text(
-        Path(file), f"{text}\n\nimport json  # noqa: E402\n\nsample_table, SIGMAS = table_sampler(json.loads({data}))\n"
+        storage.file_to_be("file", file),
+        f"{text}\n\nimport json  # noqa: E402\n\nsample_table, SIGMAS = table_sampler(json.loads({data}))\n",
     )
 
 
+@checked
 def to_comfyui(table: PortableTable, folder: Any) -> Path:
     """Write a folder for ComfyUI's ``custom_nodes``: a SAMPLER node of the table and a SIGMAS node of its levels.
 
@@ -115,7 +122,7 @@ def to_comfyui(table: PortableTable, folder: Any) -> Path:
     Raises:
         ValueError: a level is infinite.
     """
-    rows, place = instance("table", table, PortableTable).rows(), Path(folder)
+    rows, place = instance("table", table, PortableTable).rows(), storage.folder("folder", folder)
     karras.table_sampler(rows, own_scale=table.kind == "flow")
     write_text(place / "table.json", json.dumps(rows))
     write_text(place / "karras.py", (_HERE / "karras.py").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from deis_analysis.tableau.document import Document
 from deis_analysis.tableau.rows import row_terms
 from deis_analysis.tableau.text import FORMAT as TABLEAU
 from deis_analysis.tableau.text import table_of
-from deis_analysis.validate import boolean, choose, finite, instance
+from deis_analysis.validate import boolean, checked, choose, finite, instance
 
 FORMAT = "deis_analysis.PortableTable/1"
 KINDS = ("vp", "flow", "other")
@@ -30,6 +30,7 @@ _FLOW_TIMES = 1000.0
 _SCALE_SLACK = 1e-6
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PortableTable:
     """A table, and what it takes to run it with the model of another package; `portable` makes one.
@@ -119,6 +120,7 @@ class PortableTable:
         return self.rows()
 
 
+@checked
 def portable(
     tableau: Tableau, process: Process, told: Any = None, source: str = "", shifted: bool | None = None
 ) -> PortableTable:

@@ -16,11 +16,12 @@ from deis_analysis.networks.times import ROUNDINGS, answer_at
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VE, VPDiscrete
-from deis_analysis.validate import choose, instance
+from deis_analysis.validate import checked, choose, instance
 
 NETWORK_TIMES = 100.0  # of a whole process; see `standard_convention`
 
 
+@checked
 def standard_convention(process: Process, prediction: str) -> Convention:
     """The convention that networks are trained under here.
 

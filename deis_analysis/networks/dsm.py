@@ -23,7 +23,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deis_analysis.process.process import Array, Process, require_process
-from deis_analysis.validate import between, choose, finite, instance, nonnegative, positive, positive_int
+from deis_analysis.validate import between, checked, choose, finite, instance, nonnegative, positive, positive_int
 
 TRAINED = ("eps", "x0", "v")  # the score is unbounded as σ → 0: train ε and divide by −σ
 TIMES = ("t", "lam")
@@ -43,6 +43,7 @@ class TrainingRecord:
     seconds: float
 
 
+@checked
 def train_dsm(
     net: torch.nn.Module,
     data: Any,

@@ -18,7 +18,7 @@ from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPDiscrete, VPLinear
 from deis_analysis.storage import write_text
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked, choose, shown
 
 PROCESSES = {cls.__name__: cls for cls in (VPLinear, VPCosine, VPDiscrete, SubVP, VE, EDM, RectifiedFlow)}
 CARD = "card.json"
@@ -26,6 +26,7 @@ PART = "15MB"  # largest file of weights
 _DDIM_NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
+@checked
 def describe_process(process: Process) -> dict[str, Any]:
     """A process as JSON-able values: its name and the arguments that make it; ValueError for one of no listed class."""
     choose("process", type(process).__name__, PROCESSES)
@@ -37,6 +38,8 @@ def describe_process(process: Process) -> dict[str, Any]:
 
 def process_from(description: Mapping[str, Any]) -> Process:
     """The process of `describe_process`; ValueError for an unknown name or argument."""
+    if not isinstance(description, Mapping):
+        raise ValueError(f"description={shown(description)} must be a mapping")
     arguments = dict(description)
     name = choose("process", arguments.pop("name", None), PROCESSES)
     try:

@@ -29,7 +29,7 @@ from deis_analysis.networks.times import ROUNDINGS
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Process, require_process
 from deis_analysis.process.schedules import EDM
-from deis_analysis.validate import boolean, choose, instance, positive_int
+from deis_analysis.validate import boolean, choose, instance, positive_int, shown
 
 CHECKPOINTS = Path(__file__).with_name("checkpoints")
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -83,8 +83,8 @@ def load(
         ValueError: anything missing, damaged, unknown or not fitting together; the network fails at ``shape``.
     """
     usable(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(map(str, DTYPES))}")
+    if not any(dtype is known for known in DTYPES):
+        raise ValueError(f"dtype={shown(dtype)}; allowed: {', '.join(map(str, DTYPES))}")
     choose("times", times, ROUNDINGS)
     boolean("allow_pickle", allow_pickle)
     if process is not None:
@@ -166,14 +166,19 @@ def shipped() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(CHECKPOINTS.glob(f"*/{CARD}"))}
 
 
+_LONGEST = 4096
+
+
 def _located(spec: Any) -> Path | None:
     """The path that ``spec`` names, None for a hub id; ValueError for anything else."""
+    if isinstance(spec, (str, Path)) and len(str(spec)) > _LONGEST:
+        raise ValueError(f"spec={shown(spec)} is too long for a path")
     if isinstance(spec, Path):
         if not spec.exists():
             raise ValueError(f"spec={str(spec)!r}: there is no such folder or file")
         return spec
     if not isinstance(spec, str):
-        raise ValueError(f"spec={spec!r} is unknown; allowed: {_ALLOWED}")
+        raise ValueError(f"spec={shown(spec)} is unknown; allowed: {_ALLOWED}")
     names = shipped()
     if spec in names:
         return names[spec]

@@ -11,9 +11,10 @@ import torch
 
 from deis_analysis.networks.dsm import zero_mean
 from deis_analysis.process.process import Array, Process
-from deis_analysis.validate import positive_int
+from deis_analysis.validate import checked, positive_int
 
 
+@checked
 class MLP(torch.nn.Module):
     r"""A perceptron p(x, t) on d-dimensional data, SiLU between layers.
 

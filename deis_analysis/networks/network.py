@@ -25,7 +25,7 @@ from deis_analysis.networks.guided import Called, Guidance
 from deis_analysis.networks.times import embed_exactly
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import PREDICTIONS, Array, Process
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked, choose
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -129,6 +129,7 @@ class Carried:
         return (a_new * b - b_new * a) / det, (alpha * b_new - sigma * a_new) / det
 
 
+@checked
 def time_floor(network: Network, x: torch.Tensor, t: Any) -> dict[str, float]:
     """Largest \\|p_times − p_fractional\\| over the states x at the times t, for ``times`` "nearest" and "linear".
 
@@ -150,7 +151,7 @@ def usable(device: str) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} cannot be used here ({reason})") from error
     return found

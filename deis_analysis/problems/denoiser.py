@@ -10,9 +10,10 @@ from array_api_compat import array_namespace
 from deis_analysis import backend
 from deis_analysis.problems.mixture import centred, levels
 from deis_analysis.process.process import Process, require_process
-from deis_analysis.validate import scalar
+from deis_analysis.validate import checked, scalar
 
 
+@checked
 class IdealDenoiser:
     """The ε model of a data set seen as a mixture of Gaussians of standard deviation ``std`` at its points."""
 
@@ -77,6 +78,7 @@ def _exp_in_place(xp: Any, a: Any) -> Any:
     return a.exp_() if backend.is_torch(a) and not a.requires_grad else xp.exp(a)
 
 
+@checked
 def ideal_denoiser(data: Any, process: Process, std: float = 0.0) -> IdealDenoiser:
     """The exact ε model of the empirical distribution of ``data``, smoothed by ``std``.
 

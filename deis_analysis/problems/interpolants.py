@@ -30,7 +30,7 @@ import numpy as np
 from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.problems.posterior import components
 from deis_analysis.process.process import Array
-from deis_analysis.validate import between, choose, finite, function, instance, nonnegative
+from deis_analysis.validate import between, checked, choose, finite, function, instance, nonnegative
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ SQUARED_LATENTS = {  # γ² and 2γγ̇
 }
 
 
+@checked
 class Interpolant:
     """x_t = a x_0 + b x_1 + γ z between two Gaussian mixtures of one dimension; methods take and return NumPy arrays.
 

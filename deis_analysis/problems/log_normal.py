@@ -28,9 +28,10 @@ from array_api_compat import array_namespace
 
 from deis_analysis.problems.mixture import GaussianMixture, ProductMixture
 from deis_analysis.process.schedules import EDM
-from deis_analysis.validate import finite, function, instance, nonnegative, positive, scalar
+from deis_analysis.validate import checked, finite, function, instance, nonnegative, positive, scalar
 
 
+@checked
 @dataclass(frozen=True)
 class MultiplicativeNoise:
     """Geometric Brownian motion dX = μX dt + σX dW, entry by entry, from X_0 > 0.

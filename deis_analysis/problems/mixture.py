@@ -24,7 +24,7 @@ from deis_analysis.problems.quantiles import match_quantiles
 from deis_analysis.process.convention import Model
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.process.schedules import VPLinear
-from deis_analysis.validate import choose, positive, positive_int, real
+from deis_analysis.validate import checked, choose, positive, positive_int, real, several
 
 _WEIGHT_SLACK = 1e-9
 _ROUNDING = 4.0 * np.finfo(np.float64).eps
@@ -60,6 +60,7 @@ class _Mixture:
         """(log p, V⁻¹(x − αm) averaged over components, posterior mean of x₀ or None)."""
         raise NotImplementedError
 
+    @checked
     def model(self, process: Process, prediction: str) -> Model:
         """The exact ``model(x, t)`` for a prediction; x of shape (…) if 1-D, (…, d) otherwise."""
         choose("prediction", prediction, PREDICTIONS)
@@ -82,6 +83,7 @@ class _Mixture:
 
         return Model(exact, process, prediction)
 
+    @checked
     def eps(self, process: Process) -> Model:
         """Exact noise prediction E[ε | x_t]."""
         return self.model(process, "eps")
@@ -94,10 +96,12 @@ class _Mixture:
         """Exact v prediction; see `process` for what v is on which process."""
         return self.model(process, "v")
 
+    @checked
     def score(self, process: Process) -> Model:
         """Exact score ∇ log p_t."""
         return self.model(process, "score")
 
+    @checked
     def flow(self, process: Process, x: Any, t_from: float, t_to: float, *, with_error: bool = False) -> Any:
         """Exact probability flow of ``x`` from ``t_from`` to ``t_to``; the kind, dtype and shape of ``x``.
 
@@ -118,6 +122,7 @@ class _Mixture:
         y, error = self._flow(process, self._checked(x), t_from, t_to)
         return self._told(y, error, process, t_to, with_error)
 
+    @checked
     def flow_many(self, process: Process, x: Any, t_from: Any, t_to: Any, *, with_error: bool = False) -> Any:
         """(T, …) states at the times ``t_from`` (T,), each carried to its own of ``t_to`` (T,): one search for all.
 
@@ -143,6 +148,7 @@ class _Mixture:
             )
         return y
 
+    @checked
     def log_prob(self, x: Any, process: Process | None = None, t: float | None = None) -> Any:
         """Log density at time ``t`` of ``process``, of the data if both are None; one value per sample."""
         if (process is None) != (t is None):
@@ -165,7 +171,7 @@ class _Mixture:
         return float(process.alpha(times).max() * np.ptp(means) + width)
 
     def _checked(self, x: Any) -> Any:
-        x = backend.of_floating_dtype("x", x if hasattr(x, "dtype") else real("x", x))
+        x = backend.floating("x", x if hasattr(x, "dtype") else real("x", x))
         if self.dimension > 1 and (x.ndim == 0 or x.shape[-1] != self.dimension):
             raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., {self.dimension})")
         return x
@@ -173,6 +179,7 @@ class _Mixture:
 
 def levels(process: Process, t: Any) -> tuple[float, float, Array | None]:
     """(α, σ, (1 − α) μ), the last None where the process reverts to 0."""
+    t = t if isinstance(t, float) else process._check_scalar(t, "t")
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
     return alpha, sigma, None if process.mean is None else np.asarray((1.0 - alpha) * np.asarray(process.mean))
 
@@ -267,6 +274,7 @@ class _Scalar(_Mixture):
         return centre, alpha * self._means, np.sqrt(alpha * alpha * self._variances + sigma * sigma)
 
 
+@checked
 class GaussianMixture(_Scalar):
     """A mixture of K Gaussians.
 
@@ -335,6 +343,7 @@ class GaussianMixture(_Scalar):
         axes = backend.like(np.swapaxes(self._axes, 1, 2) if transpose else self._axes, x)
         return (vectors[..., None, :] @ axes)[..., 0, :]
 
+    @checked
     def sample(
         self, n: int, seed: int | np.random.Generator = 0, process: Process | None = None, t: float = 0.0
     ) -> Array:
@@ -373,6 +382,7 @@ class GaussianMixture(_Scalar):
         pieces = [self._flow(process, y, float(a), float(b)) for y, a, b in zip(x, starts, ends, strict=True)]
         return array_namespace(x).stack([y for y, _ in pieces]), np.stack([error for _, error in pieces])
 
+    @checked
     def from_prior(self, process: Process, x: Any, t: float, std: float = 1.0) -> Any:
         """The start that optimal transport from N(μ, std² I) to p_t assigns to ``x``, μ the mean of the process or 0.
 
@@ -391,6 +401,7 @@ class GaussianMixture(_Scalar):
         return y if centre is None else y + backend.like(centre, x)
 
 
+@checked
 class ProductMixture(_Scalar):
     """Independent coordinates, each a 1-D `GaussianMixture`: a d-dimensional density with an exact flow.
 
@@ -399,7 +410,7 @@ class ProductMixture(_Scalar):
     """
 
     def __init__(self, marginals: Sequence[GaussianMixture]) -> None:
-        self.marginals = tuple(marginals)
+        self.marginals = several("marginals", marginals)
         if not self.marginals or any(not isinstance(m, GaussianMixture) or m.means.ndim != 1 for m in self.marginals):
             raise ValueError("marginals must be one-dimensional GaussianMixture objects, at least one")
         self.dimension, most = len(self.marginals), max(m.weights.size for m in self.marginals)
@@ -418,11 +429,13 @@ class ProductMixture(_Scalar):
             raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., {self.dimension})")
         return x
 
+    @checked
     def log_prob(self, x: Any, process: Process | None = None, t: float | None = None) -> Any:
         """Log density, one value per sample: the sum over coordinates."""
         per_coordinate = super().log_prob(x, process, t)
         return array_namespace(per_coordinate).sum(per_coordinate, axis=-1)
 
+    @checked
     def sample(
         self, n: int, seed: int | np.random.Generator = 0, process: Process | None = None, t: float = 0.0
     ) -> Array:
@@ -434,6 +447,7 @@ class ProductMixture(_Scalar):
         return _diffuse(process, t, x, rng)
 
 
+@checked
 def order_problem(process: Process | None = None) -> tuple[Process, GaussianMixture, dict[str, Any]]:
     """The standard problem for orders: a broad 1-D mixture on VPLinear, t from 0.4 to 0.1 on the quadratic grid.
 

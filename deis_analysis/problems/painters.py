@@ -26,9 +26,10 @@ import numpy as np
 from deis_analysis import backend
 from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.process.process import Process, require_process
-from deis_analysis.validate import finite, nonnegative, real
+from deis_analysis.validate import checked, finite, nonnegative, real
 
 
+@checked
 def gaussian_of(data: Any, floor: float = 0.0) -> GaussianMixture:
     """One Gaussian with the mean and covariance of ``data``: Σ = (1/n) Σ_i (x_i − μ)(x_i − μ)ᵀ + floor · I.
 
@@ -66,6 +67,7 @@ def _require_spread(smallest: float, scale: float, floor: float) -> None:
         )
 
 
+@checked
 def teleport(source: Any, process: Process, x_T: Any, t_start: float, t_skip: float, *, floor: float = 0.0) -> Any:
     """x at ``t_skip`` from x_T at ``t_start`` by the exact flow of a Gaussian, without a model call.
 

@@ -27,9 +27,10 @@ import numpy as np
 
 from deis_analysis.problems.mixture import GaussianMixture, levels
 from deis_analysis.process.process import Array, Process, require_process
-from deis_analysis.validate import finite, instance, nonnegative, positive, scalar
+from deis_analysis.validate import checked, finite, instance, nonnegative, positive, scalar
 
 
+@checked
 def condition(mix: GaussianMixture, A: Any, y: Any, noise_covariance: Any) -> GaussianMixture:
     """The law of x₀ ∼ ``mix`` given A x₀ + n = y.
 
@@ -62,6 +63,7 @@ def condition(mix: GaussianMixture, A: Any, y: Any, noise_covariance: Any) -> Ga
     return GaussianMixture(weights / weights.sum(), centres, 0.5 * (posterior + np.swapaxes(posterior, 1, 2)))
 
 
+@checked
 def components(mix: GaussianMixture) -> tuple[Array, Array]:
     """(K, d) means and (K, d, d) covariances, whatever form they were given in."""
     k, d = mix.weights.size, mix.dimension
@@ -88,6 +90,7 @@ def _measurement(A: Any, y: Any, noise_covariance: Any, d: int) -> tuple[Array, 
     return a, np.broadcast_to(y, (m,)), r
 
 
+@checked
 def moment_closure(
     gaussian: GaussianMixture,
     process: Process,
@@ -129,7 +132,7 @@ def moment_closure(
     for name, t in (("t_start", start), ("t_end", end)):
         if not np.all(np.isfinite([process.drift(t), process.diffusion_squared(t)])):
             raise ValueError(f"{name}={t!r}: drift or diffusion are infinite there on {process!r}")
-    v2, d = nonnegative("v_squared", v_squared), gaussian.dimension
+    v2, d = nonnegative("v_squared", v_squared, 1e4), gaussian.dimension
     positive(rtol=rtol)
     a, y, r = _measurement(A, y, noise_covariance, d)
     precision = a.T @ np.linalg.solve(r, a)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
-from deis_analysis.validate import boolean, choose, finite, function, scalar
+from deis_analysis.validate import boolean, checked, choose, finite, function, scalar
 
 Function = Callable[[Any, float], Any]
 CLOCKS = ("t", "rho", "lam")
@@ -68,9 +68,10 @@ def predicting(model: Any, process: Process, prediction: str) -> Function:
         raise ValueError(f"model is one of {own!r}; allowed: a model of {process!r}")
     if says == prediction:
         return model
-    return lambda x, t: process.translate(x, model(x, t), says, prediction, t)
+    return lambda x, t: process._translate(x, model(x, t), says, prediction, t)
 
 
+@checked
 def flow_model(
     model: Function,
     *,
@@ -134,17 +135,18 @@ class Convention:
     state: str = "process"
 
     def __post_init__(self) -> None:
-        if self.scale in STATES:  # Convention("x0", "rho", "karras"), as in 0.1
+        if isinstance(self.scale, str) and self.scale in STATES:  # Convention("x0", "rho", "karras"), as in 0.1
             object.__setattr__(self, "state", self.scale)
             object.__setattr__(self, "scale", 1.0)
         choose("prediction", self.prediction, PREDICTIONS)
         choose("state", self.state, STATES)
         if not callable(self.time):
             choose("time", self.time, CLOCKS)
-        finite("offset", self.offset)
-        if finite("scale", self.scale) == 0:
+        finite("offset", scalar("offset", self.offset))
+        if finite("scale", scalar("scale", self.scale)) == 0:
             raise ValueError(f"scale={self.scale!r} must not be 0: the model would not be told the time")
 
+    @checked
     def told(self, process: Process, t: Any) -> Array:
         """What the model is told at times t, shape of ``t``; ValueError outside the range, or if time is a function."""
         process.alpha(t)  # refuses such times
@@ -153,6 +155,7 @@ class Convention:
         clock = np.asarray(t, dtype=np.float64) if self.time == "t" else getattr(process, self.time)(t)
         return self.offset + self.scale * clock
 
+    @checked
     def process_time(self, process: Process, told: float) -> float:
         """Process time of what the model was told; NaN where the process has no such time."""
         try:
@@ -165,10 +168,11 @@ class Convention:
         except ValueError:
             return float("nan")
 
+    @checked
     def input_scale(self, process: Process, t: Any) -> Array:
         """What x is divided by at times t, shape of ``t``."""
         if self.state == "process":
-            return np.ones_like(t, dtype=np.float64)
+            return np.ones_like(process.alpha(t))
         return process.alpha(t) if self.state == "karras" else np.hypot(process.alpha(t), process.sigma(t))
 
     def card(self) -> dict[str, Any]:

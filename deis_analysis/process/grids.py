@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process.process import Array, Process, require_process
-from deis_analysis.validate import between, choose, first, positive_int, real
+from deis_analysis.validate import between, checked, choose, first, positive_int, real
 
 _MOST_POINTS = 10_000_001  # of a grid: 80 MB, and some GB while its table is made
 
 
+@checked
 def grid(
     process: Process, steps: int, kind: str = "t2", t_start: float | None = None, t_end: float | None = None
 ) -> Array:
@@ -54,6 +55,17 @@ def grid(
     return ts
 
 
+_ELSEWHERE = {  # names of grids in other packages
+    "karras": "rho7",
+    "uniform": "t1",
+    "linear": "t1",
+    "quad": "t2",
+    "exponential": "logrho",
+    "logsnr": "logrho",
+    "flow": "shift3",
+}
+
+
 def _unit_grid(process: Process, u: Array, kind: str, start: float, end: float) -> Array:
     match = re.fullmatch(r"(t|rho|shift)(\d+(?:\.\d+)?)", kind) if isinstance(kind, str) else None
     if kind == "logrho":
@@ -61,7 +73,7 @@ def _unit_grid(process: Process, u: Array, kind: str, start: float, end: float) 
         levels = np.linspace(process.lam(start), process.lam(end), u.size)
         return np.array(process.time_from_lam(levels))
     if match is None or not 0.1 <= float(match[2]) <= 100:
-        choose("kind", kind, ("t1", "t2", "t3", "rho5", "rho7", "logrho", "shift3", "twostage"))
+        choose("kind", kind, ("t1", "t2", "t3", "rho5", "rho7", "logrho", "shift3", "twostage"), _ELSEWHERE)
         raise AssertionError("unreachable")
     power = float(match[2])
     if match[1] == "shift":
@@ -81,6 +93,7 @@ def _shifted(u: Array, shift: float, start: float, end: float) -> Array:
     return np.array(shift * v / (1.0 + (shift - 1.0) * v))
 
 
+@checked
 def two_stage_grid(
     process: Process,
     steps: int,

@@ -36,7 +36,7 @@ import numpy as np
 
 from deis_analysis import backend
 from deis_analysis.validate import Array as Array
-from deis_analysis.validate import choose, positive, real, scalar
+from deis_analysis.validate import checked, choose, positive, real, scalar
 
 PREDICTIONS = ("eps", "x0", "v", "score")
 VARIABLES = ("t", "rho", "lam", "inv_rho")
@@ -294,6 +294,16 @@ class Process:
         Raises:
             ValueError: unknown predictions, or a time at which the pair (x, p) does not tell the target.
         """
+        x, p = backend.floating("x", x), backend.floating("p", p)
+        choose("source", source, PREDICTIONS), choose("target", target, PREDICTIONS)
+        if p.shape != x.shape or backend.is_torch(p) != backend.is_torch(x):
+            raise ValueError(f"p is {type(p).__name__} of shape {tuple(p.shape)}; allowed: kind and shape of x")
+        if real("t", t).shape not in ((), tuple(x.shape[:1])):
+            raise ValueError(f"t has shape {np.shape(t)}; allowed: one time, or one for each slice of x")
+        return self._translate(x, p, source, target, t)
+
+    def _translate(self, x: Any, p: Any, source: str, target: str, t: Any) -> Any:
+        """`translate` of a model's arguments and output, which are looked at elsewhere."""
         if source == target:
             return p
         centre = backend.Centre(self.mean, x, source)
@@ -311,6 +321,7 @@ def require_process(process: Any) -> Process:
     return process
 
 
+@checked
 class MeanReverting(Process):
     """dx = f (x − μ) dt + c g dw: the process reverts to ``mean``, and (x − μ)/c obeys ``process``.
 

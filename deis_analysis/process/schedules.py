@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from deis_analysis.process.process import Array, Process
-from deis_analysis.validate import first, positive, real
+from deis_analysis.validate import checked, first, positive, real
 
 
 class _VariancePreserving(Process):
@@ -43,6 +43,7 @@ def _beta_integral_time(integral: Array, beta_min: float, beta_max: float) -> Ar
     return 2.0 * integral / (beta_min + np.sqrt(beta_min**2 + 2.0 * (beta_max - beta_min) * integral))
 
 
+@checked
 @dataclass(frozen=True)
 class VPLinear(_VariancePreserving):
     r"""Variance-preserving process with linear β: log α = −½B, B = β₀t + ½(β₁−β₀)t², t ∈ [0, 1].
@@ -90,6 +91,7 @@ class VPLinear(_VariancePreserving):
         return _beta_integral_time(np.log1p(rho * rho), self.beta_min, self.beta_max)
 
 
+@checked
 @dataclass(frozen=True)
 class SubVP(VPLinear):
     """Sub-VP process: α of `VPLinear`, σ = 1 − α². [Song et al. 2021, eq. 36]"""
@@ -116,6 +118,7 @@ class SubVP(VPLinear):
         return -1.0 / alpha - alpha**3 / 3.0
 
 
+@checked
 @dataclass(frozen=True)
 class VPCosine(_VariancePreserving):
     r"""Variance-preserving process with α_t = cos(a + u)/cos a, a = (π/2) s/(1+s), u = (π/2) t/(1+s).
@@ -181,6 +184,7 @@ class VPCosine(_VariancePreserving):
         return np.where(alpha < 0.5, 1.0 - left, np.arctan2(sin_u, cos_u) * to_time)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class VPDiscrete(_VariancePreserving):
     """Variance-preserving process given by ᾱ at the integer times 0 … n−1, with log ρ linear in t between them.
@@ -273,6 +277,7 @@ class _VarianceExploding(Process):
         return -0.5 * self._sigma(t) ** 2
 
 
+@checked
 @dataclass(frozen=True)
 class VE(_VarianceExploding):
     """Variance-exploding process: α = 1, σ = σ_min (σ_max/σ_min)^t, t ∈ [0, 1]. [Song et al. 2021, eq. 31]"""
@@ -298,6 +303,7 @@ class VE(_VarianceExploding):
         return np.log(rho / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
 
 
+@checked
 @dataclass(frozen=True)
 class EDM(_VarianceExploding):
     """α = 1, σ = t, t ∈ [sigma_min, sigma_max], and t = 0, the data, where EDM's last step ends.

@@ -128,7 +128,14 @@ class Flow:
         """The model's answer in float64."""
         self.nfe += 1
         asked = x.to(self.settings.model_dtype or x.dtype)
-        output = self.model(asked.numpy() if self.numpy else asked, t)
+        try:
+            output = self.model(asked.numpy() if self.numpy else asked, t)
+        except RuntimeError as error:
+            if self.settings.model_dtype is None and "dtype" in str(error):
+                raise ValueError(
+                    f"model does not take float64 ({error}); allowed: model_dtype=torch.float32"
+                ) from error
+            raise
         if output is None:
             raise ValueError(f"model returned None at call {self.nfe}, t={t!r}; allowed: shape {tuple(x.shape)}")
         answer = torch.as_tensor(output)

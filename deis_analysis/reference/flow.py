@@ -21,7 +21,7 @@ from deis_analysis.reference.cache import Cache, files, load, store
 from deis_analysis.reference.certificate import SAME_TIME, Flow, Reference, Show, solve
 from deis_analysis.reference.settings import Settings
 from deis_analysis.tableau import Model
-from deis_analysis.validate import function, real
+from deis_analysis.validate import checked, function, real
 
 _MOST_CALLS = 50_000
 
@@ -30,6 +30,7 @@ ReferencePath = Reference
 _MEASURED = tuple(f.name for f in fields(Reference) if f.name not in ("times", "states"))
 
 
+@checked
 def reference_solution(
     model: Model,
     process: Process,
@@ -99,6 +100,7 @@ def reference_solution(
     return _path(model, process, x_T, {"t_start": start, "t_end": end}, settings, cache, key)
 
 
+@checked
 def reference_path(
     model: Model,
     process: Process,

@@ -13,8 +13,10 @@ from deis_analysis.solvers.registry import family
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import assemble
 from deis_analysis.tableau.rows import subdiagonal
+from deis_analysis.validate import checked
 
 
+@checked
 def euler(process: Process, ts: Any) -> Tableau:
     r"""Euler's method on the probability flow in t, linear part included:
 
@@ -36,6 +38,7 @@ def euler(process: Process, ts: Any) -> Tableau:
     return assemble(process, ts, states, outputs, None, "eps", "euler")
 
 
+@checked
 def ei_score(process: Process, ts: Any) -> Tableau:
     r"""Exponential integrator with the score s = −ε/σ frozen over the step, as a table in ε.
 

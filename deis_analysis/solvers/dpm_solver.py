@@ -27,7 +27,7 @@ from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import Integrals, clock
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Line, Recorder, combined
-from deis_analysis.validate import boolean, choose, positive_int, scalar
+from deis_analysis.validate import boolean, checked, choose, positive_int, scalar
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def stages_of(order: int, taylor: bool = False) -> tuple[Stage, ...]:
 _SHARES: dict[int, tuple[float, ...]] = {1: (), 2: (0.5,), 3: (1 / 3, 2 / 3)}
 
 
+@checked
 def singlestep(
     process: Process,
     ts: Any,
@@ -95,6 +96,7 @@ def singlestep(
     return _blocks(process, points, parts, prediction, lam_sde, name or f"singlestep{order}")
 
 
+@checked
 def dpm_fast(process: Process, ts: Any, *, prediction: str = "eps", name: str = "dpm_fast") -> Tableau:
     r"""DPM-Solver-fast: a budget of N model calls spent on steps of order 3, with the rest at the end.
 

@@ -19,11 +19,12 @@ from deis_analysis.solvers.noise import rho_intervals
 from deis_analysis.solvers.registry import family
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder
-from deis_analysis.validate import between, nonnegative, scalar
+from deis_analysis.validate import between, checked, nonnegative, scalar
 
 _MOST_CHURN = math.sqrt(2.0) - 1.0
 
 
+@checked
 def edm_sampler(process: Process, ts: Any, alpha: float | None = 1.0, *, name: str = "edm") -> Tableau:
     r"""EDM's deterministic sampler: in ρ, with h = ρ_s − ρ_t and a stage at ρ_t + αh,
 
@@ -44,6 +45,7 @@ def edm_sampler(process: Process, ts: Any, alpha: float | None = 1.0, *, name: s
     return _sampler(process, ts, alpha, np.zeros(ts.size - 1), 1.0, name)
 
 
+@checked
 def edm_churn(
     process: Process,
     ts: Any,

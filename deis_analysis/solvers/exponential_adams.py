@@ -17,11 +17,12 @@ from deis_analysis.solvers.weights import ADAMS_BASHFORTH, MOST_DEGREE, Integral
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import assemble
 from deis_analysis.tableau.rows import band, subdiagonal
-from deis_analysis.validate import boolean, choose, positive_int
+from deis_analysis.validate import boolean, checked, choose, positive_int
 
 RULES = ("exact", "midpoint", "halved", "released")
 
 
+@checked
 def adams(
     process: Process,
     ts: Any,
@@ -99,6 +100,7 @@ def _ruled(gaps: Array, rows: Array, weights: Array, rule: str) -> Array:
     return weights - 0.5 * second_moment / np.prod(differences, axis=2)
 
 
+@checked
 def ipndm(process: Process, ts: Any, terms: int = 4) -> Tableau:
     r"""iPNDM: the classical Adams–Bashforth combination of ε, sent through the DDIM transfer.
 

@@ -14,9 +14,10 @@ from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import Integrals, check_finite
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder, combined
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked, choose
 
 
+@checked
 @dataclass(frozen=True)
 class ButcherTableau:
     """An explicit Runge–Kutta method: nodes c (s), rows a (s, s) strictly lower, weights b (s), exact rationals.
@@ -81,6 +82,7 @@ def _stage_times(process: Process, ts: Array, variable: str, c: float) -> Array:
     return process.time_from_rho(level if variable == "rho" else 1.0 / level)
 
 
+@checked
 def runge_kutta(
     process: Process,
     ts: Any,

@@ -21,9 +21,10 @@ from deis_analysis.solvers.stochastic import euler_maruyama
 from deis_analysis.solvers.weights import check_finite
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder
-from deis_analysis.validate import choose, nonnegative
+from deis_analysis.validate import checked, choose, nonnegative
 
 
+@checked
 def flow_sampler(process: Process, ts: Any, tableau: str = "1euler", *, name: str = "flow") -> Tableau:
     r"""A Runge–Kutta method on dx/dt = v: Euler x_s = x_t + (s − t) v, midpoint, Heun.
 
@@ -37,6 +38,7 @@ def flow_sampler(process: Process, ts: Any, tableau: str = "1euler", *, name: st
     return runge_kutta(process, ts, tableau, prediction="v", variable="t", name=name)
 
 
+@checked
 def flow_sde(process: Process, ts: Any, noise: float = 0.7, *, name: str = "flow_sde") -> Tableau:
     r"""Euler–Maruyama on the flow with noise g = a √(t/(1 − t)), in terms of the velocity.
 
@@ -54,6 +56,7 @@ def flow_sde(process: Process, ts: Any, noise: float = 0.7, *, name: str = "flow
     return euler_maruyama(process, ts, lam, name=name).in_terms_of(process, "v")
 
 
+@checked
 def gdss_splitting(process: Process, ts: Any, variance: str = "exact", *, name: str = "gdss_s4") -> Tableau:
     r"""GDSS's symmetric splitting S4 without its corrector: half a linear step, the score step, half a linear step.
 

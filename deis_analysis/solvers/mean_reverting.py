@@ -20,9 +20,10 @@ from deis_analysis.solvers.exponential_adams import adams
 from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.stochastic import ddpm
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose, positive_int
+from deis_analysis.validate import checked, choose, positive_int
 
 
+@checked
 def mrs(
     process: Process, ts: Any, order: int = 2, *, prediction: str = "x0", lam_sde: float = 0.0, name: str = "mrs"
 ) -> Tableau:
@@ -46,6 +47,7 @@ def mrs(
     return table.in_terms_of(process, "v") if prediction == "v" else table
 
 
+@checked
 def resfusion(process: Process, ts: Any, *, name: str = "resfusion") -> Tableau:
     r"""Resfusion: the update of DDPM, for a model that predicts ``resnoise`` = ε + R · `resnoise_weight`.
 
@@ -60,6 +62,7 @@ def resfusion(process: Process, ts: Any, *, name: str = "resfusion") -> Tableau:
     return ddpm(process, ts, name=name)
 
 
+@checked
 def resnoise_weight(process: Process, ts: Any) -> Array:
     """(N,) weight of the residual in the resnoise target: (1 − R) σ_t/β at ts[:-1], R = α_t/α_s, β = σ_t² − R² σ_s².
 
@@ -72,6 +75,7 @@ def resnoise_weight(process: Process, ts: Any) -> Array:
     return np.asarray((1.0 - ratio) / (sigma[:-1] * -np.expm1(-2.0 * h)))
 
 
+@checked
 def resfusion_start(process: Process) -> float:
     """The time at which α = ½, where x_t = (x₀ + R)/2 + σε does not depend on x₀ but through the degraded input.
 

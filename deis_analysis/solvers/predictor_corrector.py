@@ -25,9 +25,10 @@ from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import MOST_DEGREE, Integrals
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder, combined
-from deis_analysis.validate import boolean, choose, positive_int
+from deis_analysis.validate import boolean, checked, choose, positive_int
 
 
+@checked
 def unipc(
     process: Process,
     ts: Any,

@@ -20,7 +20,7 @@ from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import ADAMS_BASHFORTH, adams_weights
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Line, Recorder, combined
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked, choose
 
 # Pseudo Runge–Kutta starts: stages as (share of the step, stage whose ε the transfer uses), and the final weights.
 _STARTS: dict[str, tuple[tuple[tuple[float, int], ...], tuple[float, ...]]] = {
@@ -30,6 +30,7 @@ _STARTS: dict[str, tuple[tuple[tuple[float, int], ...], tuple[float, ...]]] = {
 _KINDS = {"f": ("rk4", 3, 4), "s": ("euler", 1, 2), "plms": ("euler", 1, 4)}  # start, its steps, terms of the rest
 
 
+@checked
 def pndm(process: Process, ts: Any, kind: str = "f", *, name: str = "") -> Tableau:
     r"""PNDM with its pseudo Runge–Kutta start, stages in the middle of the step in t.
 

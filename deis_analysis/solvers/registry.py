@@ -14,7 +14,7 @@ from deis_analysis.process.grids import grid as time_grid
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process, require_process
 from deis_analysis.process.schedules import VPLinear
 from deis_analysis.tableau.tableau import Builder, Tableau, run
-from deis_analysis.validate import choose, instance
+from deis_analysis.validate import checked, choose, instance
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def register(row: Solver | str, *, alias: str = "", **changes: Any) -> Solver:
         ValueError: the name is taken; ``row`` is not a `Solver`; an unknown ``alias``.
     """
     if alias:
-        known = SOLVERS[choose("alias", alias, SOLVERS)]
+        known = named("alias", alias)
         row = replace(known, name=str(row), build=_named(known.build, str(row)), **changes)
     added: Solver = instance("row", row, Solver)
     if added.name in SOLVERS:
@@ -125,13 +125,33 @@ def _named(build: Callable[..., Tableau], name: str) -> Callable[..., Tableau]:
     return partial(build, name=name) if "name" in signature(build).parameters else build
 
 
+_ELSEWHERE = {  # names of methods in other packages, in small letters; the longer ones first
+    "dpmsolversinglestep": "dpmpp_2s",
+    "dpmsolversde": "sde_dpmpp_2m",
+    "dpmsolver": "dpmpp_2m",
+    "eulerancestral": "euler_ancestral",
+    "eulerdiscrete": "ddim",
+    "heun": "edm_heun",
+    "unipc": "unipc2_bh2_x0",
+    "pndm": "f_pndm",
+    "lms": "rhoab3",
+    "deis": "tab3",
+}
+
+
+def named(argument: str, name: Any) -> Solver:
+    """The row of that name; a ValueError that names the argument and the nearest ones."""
+    return SOLVERS[choose(argument, name, SOLVERS, _ELSEWHERE)]
+
+
+@checked
 def build(name: str, process: Process, ts: Any) -> Tableau:
     """The table of the registered sampler ``name`` for ``process`` on the descending grid ``ts`` (N + 1 times).
 
     Raises:
         ValueError: unknown name (with the nearest ones); a grid that is not descending, finite and in range.
     """
-    return SOLVERS[choose("name", name, SOLVERS)].build(process, check_grid(process, ts))
+    return named("name", name).build(process, check_grid(process, ts))
 
 
 def row_of(solver: str | Solver | Builder) -> Solver | Builder:
@@ -142,7 +162,7 @@ def row_of(solver: str | Solver | Builder) -> Solver | Builder:
     """
     if isinstance(solver, Solver) or (callable(solver) and not isinstance(solver, str)):
         return solver
-    return SOLVERS[choose("solver", solver, SOLVERS)]
+    return named("solver", solver)
 
 
 def builder_of(solver: str | Solver | Builder) -> Builder:
@@ -151,6 +171,7 @@ def builder_of(solver: str | Solver | Builder) -> Builder:
     return row.build if isinstance(row, Solver) else row
 
 
+@checked
 def sample(
     solver: str | Solver | Builder,
     model: Any,

@@ -24,9 +24,10 @@ from deis_analysis.solvers.registry import family
 from deis_analysis.solvers.weights import adams_weights
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder
-from deis_analysis.validate import between, choose, finite
+from deis_analysis.validate import between, checked, choose, finite
 
 
+@checked
 def bdia(process: Process, ts: Any, gamma: float = 1.0, *, prediction: str = "eps", name: str = "bdia") -> Tableau:
     r"""BDIA: z_next = γ z_before − γ DDIM(t → before) + DDIM(t → next); the first step is DDIM.
 
@@ -48,6 +49,7 @@ def bdia(process: Process, ts: Any, gamma: float = 1.0, *, prediction: str = "ep
     return belm(process, ts, gamma * scale[:-2] / scale[2:], prediction=prediction, name=name)
 
 
+@checked
 def belm(process: Process, ts: Any, g: Any, *, prediction: str = "eps", name: str = "belm") -> Tableau:
     r"""BELM: the general two-step method of the module docstring, for any G; the first step is DDIM.
 
@@ -81,6 +83,7 @@ def belm(process: Process, ts: Any, g: Any, *, prediction: str = "eps", name: st
     return r.tableau(name)
 
 
+@checked
 def obelm(process: Process, ts: Any, *, prediction: str = "eps", name: str = "obelm") -> Tableau:
     r"""O-BELM: the two-step method with G = (Δ_next/Δ_before)², of second order on every grid; the first step is DDIM.
 
@@ -104,6 +107,7 @@ def _increments(process: Process, prediction: str, ts: Array) -> Array:
     return adams_weights(process, prediction, "rho" if prediction == "eps" else "inv_rho", ts, 0)[:, 0]
 
 
+@checked
 def reversible_heun(process: Process, ts: Any, *, prediction: str = "eps", name: str = "reversible_heun") -> Tableau:
     r"""Reversible Heun on dy = p dκ: a second state ŷ makes every step solvable backwards.
 

@@ -24,7 +24,7 @@ from deis_analysis.solvers.weights import check_finite, increments
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.recorder import Recorder, assemble
 from deis_analysis.tableau.rows import subdiagonal
-from deis_analysis.validate import boolean, choose, finite, function, nonnegative, positive_int, real
+from deis_analysis.validate import boolean, checked, choose, finite, function, nonnegative, positive_int, real
 
 
 def _grid(process: Process, ts: Any) -> Array:
@@ -46,6 +46,7 @@ def _posterior_variance(process: Process, ts: Array) -> Array:
     return np.asarray(process.sigma(ts)[1:] ** 2 * -np.expm1(-2.0 * np.abs(increments(process, "lam", ts))))
 
 
+@checked
 def ddim_eta(process: Process, ts: Any, eta: float | Any = 1.0, *, name: str = "ddim_eta") -> Tableau:
     r"""Stochastic DDIM(η): with v = η² σ_s² (1 − (ρ_s/ρ_t)²),
 
@@ -76,6 +77,7 @@ def ddim_eta(process: Process, ts: Any, eta: float | Any = 1.0, *, name: str = "
     return _one_line(process, ts, ratio, b, np.sqrt(variance), name)
 
 
+@checked
 def ddpm(process: Process, ts: Any, variance: str = "posterior", *, name: str = "ddpm") -> Tableau:
     r"""DDPM's ancestral step: x_s = (x_t − β ε/σ_t)/R + √v z.
 
@@ -104,6 +106,7 @@ def _forward_variance(process: Process, ts: Array) -> tuple[Array, Array]:
     return sigma[:-1] ** 2 * -np.expm1(-2.0 * np.abs(increments(process, "lam", ts))), ratio
 
 
+@checked
 def reverse_diffusion(process: Process, ts: Any, *, name: str = "reverse_diffusion") -> Tableau:
     r"""The reverse-diffusion predictor: x_s = (2 − R) x_t − β ε/σ_t + √β z, the reverse of the discrete forward step.
 
@@ -117,6 +120,7 @@ def reverse_diffusion(process: Process, ts: Any, *, name: str = "reverse_diffusi
     return _one_line(process, ts, 2.0 - ratio, -forward / process.sigma(ts)[:-1], np.sqrt(forward), name)
 
 
+@checked
 def euler_maruyama(process: Process, ts: Any, lam_sde: float = 1.0, *, name: str = "euler_maruyama") -> Tableau:
     r"""Euler–Maruyama on the λ-family dx = [f x − ½(1 + λ²) g² score] dt + λ g dw:
 
@@ -137,6 +141,7 @@ def euler_maruyama(process: Process, ts: Any, lam_sde: float = 1.0, *, name: str
     return _one_line(process, ts, 1.0 + step * process.drift(now), step * speed, noise, name)
 
 
+@checked
 def analytic_dpm(
     process: Process,
     ts: Any,
@@ -190,6 +195,7 @@ def analytic_dpm(
     return _one_line(process, ts, base.matrices.states.diagonal(-1), base.matrices.outputs.diagonal(-1), std, name)
 
 
+@checked
 def moment_estimate(model: Any, ts: Any, data: Any, *, process: Process | None = None, seed: int = 0) -> Array:
     r"""Γ_t = E‖ε_θ(x_t, t)‖²/d at the times of ``ts`` but the last, for `analytic_dpm`, as
 
@@ -238,6 +244,7 @@ def moment_estimate(model: Any, ts: Any, data: Any, *, process: Process | None =
     return np.array([moment(float(t)) for t in times[:-1]])
 
 
+@checked
 def one_sde_step(process: Process, ts: Any, step: int | None = None, *, name: str = "one_sde_step") -> Tableau:
     r"""DDIM with one step, number ``step`` (the middle one by default), that of the λ = 1 SDE: DDIM(1).
 
@@ -278,6 +285,7 @@ _row = family(one_sde_step, family="ddim_eta", variable="lam", prediction="x0", 
 _row("g2rpo", 1, -1, strong_order=0.5)  # noise in one step only
 
 
+@checked
 def ancestral(process: Process, ts: Any, eta: float = 1.0, *, second: bool = False, name: str = "ancestral") -> Tableau:
     r"""Ancestral sampling in ρ: integrate down to ρ_down, add noise of variance ρ_up² to reach ρ_s.
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process, require_process
-from deis_analysis.validate import choose, positive_int, real
+from deis_analysis.validate import checked, choose, positive_int, real
 
 MOST_DEGREE = 30  # of an interpolant: beyond, its weights alternate with more digits than float64 has
 ADAMS_BASHFORTH = (
@@ -133,6 +133,7 @@ def _lagrange(offsets: Array, from_start: Array, distance: Array) -> Array:
     return basis
 
 
+@checked
 def quadrature_weights(process: Process, prediction: str, variable: str, nodes: Any, a: float, b: float) -> Array:
     r"""Weights :math:`w_j = \int_a^b ℓ_j(φ)\,dκ`.
 
@@ -166,14 +167,19 @@ def quadrature_weights(process: Process, prediction: str, variable: str, nodes: 
     points = np.unique(np.concatenate([times, [start, end]]))
     points = points[::-1] if end < start else points
     check_finite(process, prediction, variable, points)
-    measure, offsets, increments = _intervals(process, prediction, variable, points)
+    with np.errstate(over="ignore", invalid="ignore"):  # next to t = 0; seen below
+        measure, offsets, increments = _intervals(process, prediction, variable, points)
     first, last = (int(np.flatnonzero(points == x)[0]) for x in (start, end))
     distance = _pairwise(increments)
     steps = slice(first, last)
     from_start = (offsets[steps] + distance[first:last, first, None]).reshape(-1)
     index = np.array([int(np.flatnonzero(points == x)[0]) for x in times])
     basis = _lagrange(from_start, distance[index, first], distance[np.ix_(index, index)])
-    return np.array(basis @ measure[steps].reshape(-1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = np.array(basis @ measure[steps].reshape(-1))
+    if not np.all(np.isfinite(weights)):
+        raise ValueError(f"a={a!r}, b={b!r}: float64 does not reach the weights; allowed: 0, or times further from it")
+    return weights
 
 
 def adams_weights(
@@ -276,13 +282,14 @@ def check_finite(process: Process, prediction: str, variable: str, times: Array)
         )
 
 
+@checked
 def phi(k: int, h: Any) -> Array:
     r"""φ-function :math:`φ_k(h) = \int_0^1 e^{(1-θ)h} θ^{k-1}/(k-1)!\,dθ`, φ₀(h) = eʰ, shape of ``h``.
 
     Evaluated as the integral (composite Gauss–Legendre), since (φ_{k-1} − 1/(k−1)!)/h cancels for small h.
     [Hochbruck & Ostermann 2010, eq. 2.10]
     """
-    k = positive_int("k", k, minimum=0)
+    k = positive_int("k", k, minimum=0, most=100)
     h = real("h", h)
     outside = ~((h >= -1e4) & (h <= 700))
     if outside.any():

@@ -28,9 +28,10 @@ from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.solvers.weights import phi
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.steppers.protocol import StepperRow, register_stepper
-from deis_analysis.validate import choose, positive, positive_int
+from deis_analysis.validate import checked, choose, positive, positive_int
 
 
+@checked
 @dataclass(frozen=True)
 class AdaptiveDPM:
     r"""Adaptive DPM-Solver-12 or -23: step size chosen from the difference of an embedded pair.

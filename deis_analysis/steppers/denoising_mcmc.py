@@ -20,16 +20,18 @@ from deis_analysis.process.process import PREDICTIONS, Array, Process, require_p
 from deis_analysis.solvers.exponential_rk import runge_kutta
 from deis_analysis.tableau import Builder, Model, Tableau
 from deis_analysis.tableau.many import as_times, run_many
-from deis_analysis.validate import choose, positive, positive_int
+from deis_analysis.validate import checked, choose, positive, positive_int, real
 
 Classifier = Callable[[Any], Any]  # x (n, …) -> (n, K) unnormalised log p(k | x)
 
 
+@checked
 def level_grid(process: Process, levels: int = 1000, t_start: float | None = None, t_end: float | None = None) -> Array:
     """(levels,) descending times, uniform in log ρ: the grid of σ of Denoising MCMC."""
     return grid(process, positive_int("levels", levels, minimum=2) - 1, "logrho", t_start, t_end)
 
 
+@checked
 def exact_classifier(mix: GaussianMixture | ProductMixture, process: Process, times: Any) -> Classifier:
     """log p(x | t_k) for the (K,) ``times``, which is log p(k | x) up to a constant where levels are equally likely.
 
@@ -61,6 +63,7 @@ class Chains:
     nfe: int
 
 
+@checked
 def langevin_gibbs(
     model: Model,
     classifier: Classifier,
@@ -97,6 +100,8 @@ def langevin_gibbs(
     positive(eta=eta)
     times = require_process(process)._check(times, "times")
     x = backend.floating("x", x)
+    if x.ndim == 0:
+        raise ValueError("x has shape (); allowed: (n, …)")
     level = _levels(level, x, times)
     rng = np.random.default_rng(positive_int("seed", seed, minimum=0))
     call = backend.guarded(model, x, None, True)
@@ -104,7 +109,7 @@ def langevin_gibbs(
     for _ in range(sweeps):
         t = times[level]
         size = eta * process.sigma(t) ** 2 if relative else np.full(level.shape, eta)
-        score = process.translate(x, call(x, as_times(t, x)), prediction, "score", t)
+        score = process._translate(x, call(x, as_times(t, x)), prediction, "score", t)
         z = backend.like(rng.standard_normal(tuple(x.shape)), x)
         x = x + backend.along(0.5 * size, x) * score + backend.along(np.sqrt(size), x) * z
         level = _next_level(classifier(x), level.size, times.size, rng if draw else None)
@@ -116,6 +121,7 @@ def langevin_gibbs(
     return Chains(x, level, lowest_x, lowest_level, call.calls)
 
 
+@checked
 def hand_over(
     model: Model,
     process: Process,
@@ -148,6 +154,8 @@ def hand_over(
     """
     x = backend.floating("x", x)
     times = require_process(process)._check(times, "times")
+    if x.ndim == 0:
+        raise ValueError("x has shape (); allowed: (n, …)")
     if times.shape != (x.shape[0],):
         raise ValueError(f"times has shape {times.shape}; allowed: ({x.shape[0]},), one per sample")
     end = process.sampling_range[1] if t_end is None else process._check_scalar(t_end, "t_end")
@@ -166,7 +174,7 @@ def hand_over(
     if not denoise:
         return x
     call, last = backend.guarded(model, x, None, True), np.minimum(times, end)
-    x0 = process.translate(x, call(x, as_times(last, x)), prediction, "x0", last)
+    x0 = process._translate(x, call(x, as_times(last, x)), prediction, "x0", last)
     call.finish()
     return x0
 
@@ -180,6 +188,7 @@ def _host(a: Any) -> Any:
 
 
 def _levels(level: Any, x: Any, times: Array) -> Array:
+    real("level", level)
     values = np.asarray(_host(level))
     if times.ndim != 1 or times.size < 2 or not np.all(np.diff(times) < 0):
         raise ValueError(f"times has shape {times.shape}; allowed: at least 2 descending times")

@@ -37,11 +37,13 @@ from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.steppers.protocol import StepperRow, register_stepper
+from deis_analysis.validate import checked
 
 _CLIP = 2.0
 _MANY_STEPS = 20  # above this many, the released rule takes another ζ
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class EVODiff:
     """EVODiff as released, on any process and grid: one model call per step and, but for the final step, one more.

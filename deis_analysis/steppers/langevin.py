@@ -30,7 +30,7 @@ from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.steppers.protocol import StepperRow, register_stepper
-from deis_analysis.validate import choose, positive, positive_int
+from deis_analysis.validate import checked, choose, positive, positive_int
 
 PREDICTORS = ("reverse_diffusion", "ancestral", "euler_maruyama", "none")
 StepSize = Callable[[Any, Any], float]  # (score, noise) -> e
@@ -66,6 +66,7 @@ def _mean_norm(v: Any) -> float:
     return float(xp.mean(xp.sqrt(xp.sum(squares, axis=1))))
 
 
+@checked
 @dataclass(frozen=True)
 class Langevin:
     r"""Unadjusted Langevin dynamics at one time: ``steps`` of x + e s + √(2e) z.
@@ -112,6 +113,7 @@ class Langevin:
         return _langevin(self, x, history, size)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PredictorCorrector:
     r"""score_sde's predictor–corrector sampler on any process and grid.

@@ -21,7 +21,7 @@ from deis_analysis.process.convention import predicting
 from deis_analysis.process.process import PREDICTIONS, Array, Process, require_process
 from deis_analysis.steppers.history import History, Traced
 from deis_analysis.tableau import Model, Tableau
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked, choose
 
 
 class Stepper(Protocol):
@@ -79,6 +79,7 @@ class StepperRow:
 STEPPERS: dict[str, StepperRow] = {}
 
 
+@checked
 def register_stepper(row: StepperRow) -> StepperRow:
     """Add a row to ``STEPPERS``; ValueError if the name is taken."""
     if row.name in STEPPERS:
@@ -128,6 +129,7 @@ class Simulation:
         return tuple(self._history.tableau(last, self._nodes, self.name, i) for i in range(self.x.shape[0]))
 
 
+@checked
 def simulate(
     stepper: Stepper, model: Model, x: Any, noise: Any = None, *, model_dtype: Any = None, check: bool = True
 ) -> Simulation:
@@ -151,8 +153,8 @@ def simulate(
     process = require_process(stepper.process)
     choose("prediction", stepper.prediction, PREDICTIONS)
     start = backend.floating("x", x)
-    if start.ndim == 0:
-        raise ValueError("x has shape (); allowed: at least one dimension, the first of which counts samples")
+    if start.ndim == 0 or 0 in start.shape:
+        raise ValueError(f"x has shape {tuple(start.shape)}; allowed: one dimension or more, the first counts samples")
     history = History(
         predicting(model, process, stepper.prediction),
         start,

@@ -15,9 +15,10 @@ from array_api_compat import array_namespace
 from deis_analysis import backend
 from deis_analysis.process.process import PREDICTIONS, Process, require_process
 from deis_analysis.tableau import Model
-from deis_analysis.validate import choose, positive, scalar
+from deis_analysis.validate import checked, choose, positive, scalar
 
 
+@checked
 def dynamic_thresholding(
     model: Model, process: Process, prediction: str = "eps", ratio: float = 0.995, max_value: float = 1.0
 ) -> Model:
@@ -52,6 +53,7 @@ def dynamic_thresholding(
     return _through_x0(model, process, prediction, threshold)
 
 
+@checked
 def static_thresholding(model: Model, process: Process, prediction: str = "eps", max_value: float = 1.0) -> Model:
     """``model`` with its x₀ clipped to [−max_value, max_value].
 
@@ -91,7 +93,7 @@ def _through_x0(model: Model, process: Process, prediction: str, change: Callabl
         if prediction == "x0":
             return change(output)
         times = np.asarray(t.detach().cpu() if backend.is_torch(t) else t, dtype=np.float64)
-        x0 = change(process.translate(x, output, prediction, "x0", times))
-        return process.translate(x, x0, "x0", prediction, times)
+        x0 = change(process._translate(x, output, prediction, "x0", times))
+        return process._translate(x, x0, "x0", prediction, times)
 
     return wrapped

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from deis_analysis.validate import Array, positive_int
+from deis_analysis.validate import Array, checked, positive_int, several
 
 
+@checked
 class BrownianPath:
     """One Brownian path W in the ρ² clock, the same for every grid that asks: W(u) depends on (seed, u) alone.
 
@@ -27,7 +28,7 @@ class BrownianPath:
     _REMEMBERED = 64  # nodes of the tree kept, latest used first
 
     def __init__(self, shape: tuple[int, ...], seed: int = 0) -> None:
-        self.shape = tuple(positive_int("shape", n, minimum=0) for n in shape)
+        self.shape = tuple(positive_int("shape", n, minimum=0) for n in several("shape", shape))
         self.seed = positive_int("seed", seed, minimum=0)
         self._node = lru_cache(self._REMEMBERED)(self._draw)
 
@@ -35,6 +36,7 @@ class BrownianPath:
         bits = np.random.Philox(key=self.seed, counter=[0, kind, index, 0])
         return np.random.Generator(bits).standard_normal(self.shape)
 
+    @checked
     def __call__(self, u: float) -> Array:
         """W(u), shape ``shape``; W(0) = 0; ValueError unless u is 0 or in [e^-80, e^40]."""
         low, high, index = self._LOW, self._HIGH, 1
@@ -58,6 +60,7 @@ class BrownianPath:
                 low, a, w_a, index = middle, m, w_m, 2 * index + 1
         return w_a if u - a <= b - u else w_b
 
+    @checked
     def normal(self, start: float, stop: float) -> Array:
         """The increment over an interval of the ρ² clock as a standard normal, (W(start) − W(stop))/√|start − stop|."""
         if start == stop:

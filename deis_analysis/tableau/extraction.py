@@ -21,7 +21,7 @@ import numpy as np
 from deis_analysis.process.convention import Convention
 from deis_analysis.process.process import Array, Process
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import positive_int
+from deis_analysis.validate import checked, choose, positive_int
 
 MOST_CALLS = 2000  # a sampler that calls the model more often is stopped
 _SIZES = np.array([5.0] * 4 + [1e6] * 3)  # of the random numbers in the superposition test: some clip large ones only
@@ -183,7 +183,7 @@ class _Laboratory:
     """Runs a sampler with prescribed model outputs and noises, components along the batch axis."""
 
     def __init__(self, sampler: Sampler, backend: str, dtype: str) -> None:
-        self.sampler, self.backend, self.dtype = sampler, backend, dtype
+        self.sampler, self.backend, self.dtype = sampler, choose("backend", backend, ("torch", "numpy")), dtype
         self.precision, self.drawn, self.exceeded = dtype, 0, False
         self.kinds: list[int] = []
         self.listens = True
@@ -427,6 +427,7 @@ def _intervals_of(noise: Array, level: Array) -> Array:
     return intervals
 
 
+@checked
 def extract(
     sampler: Sampler,
     calls: int | None = None,

@@ -17,7 +17,7 @@ import numpy as np
 from deis_analysis import backend
 from deis_analysis.process.process import Array, Process, require_process
 from deis_analysis.tableau import Tableau, run
-from deis_analysis.validate import function, instance
+from deis_analysis.validate import checked, function, instance
 
 _TOLERANCE = 1e-10
 Terms = tuple[tuple[float, int], ...]
@@ -99,6 +99,7 @@ class Inversion:
         return total
 
 
+@checked
 def invert(tableau: Tableau) -> Inversion:
     """Solve a reversible table for its earlier states, step by step from the end.
 
@@ -151,6 +152,7 @@ def _solve(tableau: Tableau, rows: Array, known: set[int]) -> Solved | None:
     return None
 
 
+@checked
 def round_trip_error(tableau: Tableau, model: Callable[[Any, float], Any], x: Any) -> float:
     """Largest |x_T − inverse(sampler(x_T))| over the entries of ``x``: rounding alone, if the table is reversible."""
     inversion = invert(tableau)

@@ -21,8 +21,10 @@ from deis_analysis.tableau import Model, Tableau
 from deis_analysis.tableau.brownian import BrownianPath, path_of
 from deis_analysis.tableau.fold import fold
 from deis_analysis.tableau.rows import Matrices, Row, make_plan, row_numbers
+from deis_analysis.validate import checked, several
 
 
+@checked
 def run_many(
     tables: Sequence[Tableau], model: Model, x: Any, noise: Any = None, *, model_dtype: Any = None, check: bool = True
 ) -> Any:
@@ -50,7 +52,9 @@ def run_many(
     Source: the "per-sample start level" of Denoising MCMC (Kim & Ye 2022, arXiv 2209.14593) and the systems
     of SDEs of GDSS (Jo et al. 2022, arXiv 2202.02514).
     """
-    tables = _alike([table.for_model(model) if isinstance(table, Tableau) else table for table in tables])
+    tables = _alike(
+        [table.for_model(model) if isinstance(table, Tableau) else table for table in several("tables", tables)]
+    )
     start = backend.floating("x", x)
     if start.ndim == 0 or start.shape[0] != len(tables):
         raise ValueError(f"x has shape {tuple(start.shape)}; allowed: ({len(tables)}, ...), one slice per table")

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from deis_analysis import backend
 from deis_analysis.process.convention import type_of
@@ -29,7 +29,7 @@ from deis_analysis.tableau.brownian import path_of
 from deis_analysis.tableau.fold import fold
 from deis_analysis.tableau.rows import Matrices, Row, compressed, make_plan, peak_memory, row_numbers
 from deis_analysis.tableau.text import as_html, butcher_html, draw, latex, parse, to_json
-from deis_analysis.validate import choose, finite, instance, positive_int, real, several
+from deis_analysis.validate import checked, choose, finite, instance, positive_int, real, several
 
 Model = Callable[[Any, float], Any]
 _NODE_SLACK = 1e-12
@@ -121,7 +121,8 @@ class Tableau:
         if self.mean is not None:
             finite("mean", self.mean)
         noise = given["noise"]
-        columns = 0 if noise is None or len(np.shape(noise)) != 2 else np.shape(noise)[1]
+        shape = (n, 0) if noise is None else noise.shape if issparse(noise) else real("noise", noise).shape
+        columns = shape[1] if len(shape) == 2 else 0
         matrices = Matrices(
             compressed("states", given["states"], (n, n)),
             compressed("outputs", given["outputs"], (n, n)),
@@ -163,6 +164,7 @@ class Tableau:
             return tuple(self.label(k) for k in range(self.times.size))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    @checked
     def label(self, k: int) -> str:
         """The name of node k."""
         if self.given_labels:
@@ -248,6 +250,7 @@ class Tableau:
         kept = {f.name: self.__dict__[f.name] for f in fields(self) if f.name in self.__dict__}
         return Tableau(**(kept | self.matrices._asdict() | {"labels": self.given_labels} | changes))
 
+    @checked
     def then(self, other: Tableau) -> Tableau:
         """This table, then ``other`` from where this one ends; associative. Nodes are labelled anew.
 
@@ -280,6 +283,7 @@ class Tableau:
             process=self.process if self.process == other.process else None,
         )
 
+    @checked
     def in_terms_of(self, process: Process, prediction: str) -> Tableau:
         """The same method as a table for a model that predicts something else, converted at the told times.
 
@@ -355,6 +359,7 @@ class Tableau:
     def _repr_html_(self) -> str:
         return as_html(self._title, self.times, self.label, self.plan)
 
+    @checked
     def latex(self, digits: int = 4, limit: int = 12) -> str:
         """The Butcher form as a LaTeX array, at most ``limit`` calls wide (the middle ones elided)."""
         return latex(self.butcher(), digits, limit)
@@ -388,6 +393,7 @@ class Trajectory:
     outputs: dict[int, Any]
 
 
+@checked
 def run(
     tableau: Tableau,
     model: Model,
@@ -459,7 +465,7 @@ def _kept(tableau: Tableau, keep: str | Iterable[int]) -> set[int]:
         return set(range(n))
     if isinstance(keep, str) or not isinstance(keep, Iterable):
         raise ValueError(f"keep={keep!r} must be 'all' or node indices between 0 and {n - 1}")
-    kept = {positive_int("keep", k, minimum=0) for k in keep}
+    kept = {positive_int("keep", k, minimum=0) for k in several("keep", keep)}
     if kept and max(kept) >= n:
         raise ValueError(f"keep={sorted(kept)} must be 'all' or node indices between 0 and {n - 1}")
     return kept
@@ -476,7 +482,7 @@ def _noise_source(tableau: Tableau, noise: Any, x: Any) -> Callable[[int], Any]:
     path = path_of(noise, tuple(x.shape))
     if path is not None:
         return lambda j: backend.like(path.normal(*tableau.intervals[j]), x)
-    if isinstance(noise, Sequence) or hasattr(noise, "shape"):
+    if isinstance(noise, Sequence) or (hasattr(noise, "shape") and not isinstance(noise, type) and len(noise.shape)):
         if len(noise) != count or any(tuple(z.shape) != tuple(x.shape) for z in noise):
             raise ValueError(f"noise must hold {count} arrays of shape {tuple(x.shape)}")
         return lambda j: backend.alike(noise[j], x)

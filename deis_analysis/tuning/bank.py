@@ -18,7 +18,7 @@ from deis_analysis.process.grids import grid as time_grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.registry import Solver, builder_of
 from deis_analysis.tableau import Builder, run
-from deis_analysis.validate import positive_int
+from deis_analysis.validate import checked, positive_int
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,7 @@ class Bank:
         return np.stack([backend.flat(e) for e in self.eps])
 
 
+@checked
 def trajectories(
     model: Any,
     x: Any,

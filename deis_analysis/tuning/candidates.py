@@ -11,8 +11,9 @@ import numpy as np
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array
 from deis_analysis.solvers import SOLVERS, Solver
+from deis_analysis.solvers.registry import named
 from deis_analysis.tableau import Tableau
-from deis_analysis.validate import choose
+from deis_analysis.validate import several
 
 CUSTOMARY = ("t1", "t1.5", "t2", "t3", "rho5", "rho7", "logrho")
 PUBLISHED = (  # what packages offer under some name, and their exact versions
@@ -41,7 +42,9 @@ class Cell:
 
 def solver_rows(solvers: Iterable[str] | None, noisy: bool) -> dict[str, Solver]:
     """The rows of these names, all if None; without those that draw noise unless ``noisy``."""
-    names = list(SOLVERS) if solvers is None else [choose("solvers", name, SOLVERS) for name in solvers]
+    names = (
+        list(SOLVERS) if solvers is None else [name for name in several("solvers", solvers) if named("solvers", name)]
+    )
     return {name: SOLVERS[name] for name in names if noisy or not SOLVERS[name].stochastic}
 
 

@@ -16,7 +16,7 @@ from deis_analysis.tuning.judged import ratio_band
 from deis_analysis.tuning.page import choice_cells
 from deis_analysis.tuning.race import Progress, Race, Ranked, planned
 from deis_analysis.tuning.target import Target, target_of
-from deis_analysis.validate import boolean, positive, positive_int
+from deis_analysis.validate import boolean, checked, positive, positive_int
 
 _PICTURES = 8
 
@@ -110,6 +110,7 @@ class Choice:
         }
 
 
+@checked
 def choose(
     model: Any,
     nfe: int | Sequence[int] = (5, 8, 10, 20),

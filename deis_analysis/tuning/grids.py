@@ -15,7 +15,7 @@ from deis_analysis.tuning.denoising import ays, entropic
 from deis_analysis.tuning.jumps import gits, oss
 from deis_analysis.tuning.score_path import score_optimal
 from deis_analysis.tuning.weight_bound import dm
-from deis_analysis.validate import choose, instance, positive_int
+from deis_analysis.validate import checked, choose, instance, positive_int
 
 GRIDS = ("entropic", "score_optimal", "gits", "oss", "ays", "dm")
 _MAKERS: dict[str, Callable[..., Array]] = {
@@ -31,6 +31,7 @@ _MOST_STEPS = 1000
 _SLACK = 1e-12  # relative distance at which a time is one of the bank's
 
 
+@checked
 def grid(
     model: Any,
     steps: int,
@@ -98,6 +99,7 @@ def grid(
     return _as_times(process, maker(bank, typed, steps, levels, **given, **options), ends)
 
 
+@checked
 def model_calls(kind: str, steps: int, points: int = 60, draws: int = 1) -> int:
     """Model calls of `grid` on a bank of ``points`` times; making the bank takes its ``calls`` more, but for "dm"."""
     steps, points = positive_int("steps", steps), positive_int("points", points)

@@ -14,6 +14,7 @@ from deis_analysis.tuning.candidates import CUSTOMARY, Times
 from deis_analysis.tuning.grids import GRIDS
 from deis_analysis.tuning.grids import grid as aware_grid
 from deis_analysis.tuning.target import Target
+from deis_analysis.validate import instance, several
 
 Progress = Callable[[str, int, int], None]
 _BANK = 64  # trajectories for the model-aware grids
@@ -28,9 +29,9 @@ def grids_for(
     All model-aware grids are made from one bank of trajectories; what cannot be made for the model is left out.
     """
     aware = [kind for kind in GRIDS if kind not in _DEAR]
-    kinds = [*CUSTOMARY, *aware] if grids is None else list(grids)
+    kinds = [*CUSTOMARY, *aware] if grids is None else list(several("grids", grids))
     for kind in kinds:
-        if kind not in GRIDS:
+        if instance("grids", kind, str) not in GRIDS:
             grid(target.process, 2, kind, target.t_start, target.t_end)
     spent, banks = [0], list[Bank]()
 

@@ -23,7 +23,7 @@ from deis_analysis.solvers.exponential_adams import adams
 from deis_analysis.storage import module_of
 from deis_analysis.tableau import run
 from deis_analysis.tuning.judged import rms
-from deis_analysis.validate import positive_int
+from deis_analysis.validate import checked, positive_int
 
 EMBEDDED = ("mixture", "digits")
 _MARGINALS = (
@@ -136,6 +136,7 @@ def _joined(parts: list[Any]) -> Any:
 
 
 # -- what a user has ------------------------------------------------------------------------------
+@checked
 def target_of(
     model: Any,
     *,

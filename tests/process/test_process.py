@@ -296,7 +296,7 @@ VP = da.VPLinear()
         (lambda: da.grid(VP, 10**10, "twostage"), "steps asks for a grid of 10000000001 points"),
         (lambda: da.grid(VP, 10, "rho"), "kind='rho' is unknown; nearest: .*rho7"),
         (lambda: da.grid(VP, 10, "t0"), "kind='t0' is unknown"),
-        (lambda: da.grid(VP, 10, None), "kind=None is unknown"),
+        (lambda: da.grid(VP, 10, None), "kind=None must be a str"),
         (lambda: da.grid(VP, 10, "rho0.001"), "kind='rho0.001' is unknown"),
         (lambda: da.grid(VP, 10, "t2", 1.5, 1e-3), r"t_start=1.5 is outside \[0, 1\]"),
         (lambda: da.grid(VP, 10, "t2", 1.0, -0.1), r"t_end=-0.1 is outside"),

@@ -298,7 +298,7 @@ TS = da.grid(VP, 4)
     ("call", "message"),
     [
         (lambda: da.build("tab33", VP, TS), "name='tab33' is unknown; nearest: tab3"),
-        (lambda: da.build(3, VP, TS), "name=3 is unknown"),
+        (lambda: da.build(3, VP, TS), "name=3 must be a str"),
         (lambda: da.build("ddim", VP, TS[::-1]), "ts must descend strictly.*at index 1"),
         (lambda: da.build("ddim", VP, [1.0, 0.5, 0.5]), "ts must descend strictly.* 0.5 at index 2"),
         (lambda: da.build("ddim", VP, [1.0, np.nan, 0.5]), "ts must be finite; it has nan at index 1"),

@@ -276,7 +276,7 @@ def test_phi_functions_match_mpmath(k):
         (lambda p: da.quadrature_weights(p, "eps", "t", [[0.5]], a=0.5, b=0.4), "nodes has shape"),
         (lambda p: da.quadrature_weights(p, "eps", "t", [1.5], a=0.5, b=0.4), "nodes=1.5 is outside"),
         (lambda p: da.quadrature_weights(p, "eps", "t", [0.5], a=0.5, b=-0.4), "b=-0.4 is outside"),
-        (lambda p: da.quadrature_weights(p, "eps", "t", [0.5], a=np.nan, b=0.4), "a=nan is outside"),
+        (lambda p: da.quadrature_weights(p, "eps", "t", [0.5], a=np.nan, b=0.4), "a=nan must be finite"),
         (lambda p: da.quadrature_weights(p, "eps", "lam", [0.5], a=0.5, b=0.0), r"t=0.0: ρ=0 there"),
         (lambda p: da.quadrature_weights(p, "x0", "t", [0.5], a=0.5, b=0.0), r"t=0.0: ρ=0 there"),
         (lambda p: da.phi(-1, 0.5), "k=-1 must be an integer >= 0"),

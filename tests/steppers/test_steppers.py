@@ -174,7 +174,7 @@ def test_simulate_refuses_bad_input():
         (lambda: simulate(stepper, model, x, 1.5), "noise=1.5 must be a seed"),
         (lambda: simulate(stepper, model, x, da.BrownianPath((2, 2))), "noise is a path of shape"),
         (lambda: simulate(stepper, lambda x, t: x[:1], x, 0), "model returned ndarray of shape"),
-        (lambda: simulate(stepper, 3, x, 0), "model=3 must be callable"),
+        (lambda: simulate(stepper, 3, x, 0), "model=3 must be a function"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -332,7 +332,7 @@ def test_adaptive_errors_name_the_place():
         ({"order": 4}, r"order=4 must be 2 \(pair 12\) or 3"),
         ({"prediction": "v"}, "prediction='v' is unknown"),
         ({"atol": 0.0}, "atol=0.0 must be a positive finite number"),
-        ({"rtol": float("nan")}, "rtol=nan must be a positive"),
+        ({"rtol": float("nan")}, "rtol=nan must be finite"),
         ({"theta": 1.5}, "theta=1.5 must be at most 1"),
         ({"h_init": -1.0}, "h_init=-1.0 must be a positive"),
         ({"max_steps": 0}, "max_steps=0 must be an integer >= 1"),
@@ -678,7 +678,7 @@ def test_thresholding_refuses():
         (lambda: dynamic_thresholding(model, VP, ratio=1.5), r"ratio=1.5 must lie in \(0, 1\]"),
         (lambda: dynamic_thresholding(model, VP, max_value=-1.0), "max_value=-1.0 must be a positive"),
         (lambda: static_thresholding(model, VP, "noise"), "prediction='noise' is unknown"),
-        (lambda: static_thresholding(1, VP), "model=1 must be callable"),
+        (lambda: static_thresholding(1, VP), "model=1 must be a function"),
         (lambda: static_thresholding(lambda x, t: x, VP, "eps")(normal(2), 0.0), "cannot be told"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ import pkgutil
 from typing import Any
 
 from deis_analysis.audit.subject import Subject
-from deis_analysis.validate import choose
+from deis_analysis.validate import checked, choose
 
 SOURCES = tuple(entry.name for entry in pkgutil.iter_modules(__path__) if entry.name != "shared")
 
@@ -27,6 +27,7 @@ def adapt(spec: str, source: str, name: str, options: dict[str, Any]) -> Subject
     return made
 
 
+@checked
 def catalogue(source: str) -> list[str]:
     """The specs of a sweep over a package: every class, and the options at which it is another method."""
     return [f"{source}:{entry}" for entry in _module(source, source).CATALOGUE]
