@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-FILES := deis_analysis experiments tests
+FILES := deis_analysis experiments docs tests
 
-.PHONY: figures reproduce test lint bench field-history tuned-samplers fuzz soak install format clean
+.PHONY: figures reproduce docs test lint bench field-history tuned-samplers fuzz soak install format clean
 
 figures: install  ## compute every figure, offline, on embedded data; files that agree with what is computed stay as they are
 	$(BIN)/python -m experiments reproduce
@@ -20,6 +20,10 @@ lint: install  ## format, lint and types
 	$(BIN)/ruff format --check $(FILES)
 	$(BIN)/ruff check $(FILES)
 	$(BIN)/mypy
+
+docs: install  ## the site, into build/site, offline; a broken link fails
+	$(BIN)/python -m docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: install  ## ratios, measured side by side in one run
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench.py
@@ -47,10 +51,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, found %s; set PYTHON=python3.x" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet --constraint constraints.txt --editable '.[dev,docs,peers]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet --constraint constraints.txt --no-deps azula k-diffusion
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # what pip would do on one core; a few files are for other Pythons
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) figures/.done figures/.quick figures/.thorough figures/.undrawn figures/.differs figures/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build figures/.done figures/.quick figures/.thorough figures/.undrawn figures/.differs figures/.cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

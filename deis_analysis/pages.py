@@ -25,17 +25,19 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """A table of text for a notebook: the first column to the left, numbers to the right."""
+    """A table for a notebook: columns that hold numbers to the right, the first one and those of text to the left."""
+    body = [list(row) for row in rows]
+    numbers = {i for row in body for i, cell in enumerate(row) if i and not isinstance(cell, str)}
 
     def line(kind: str, cells: Sequence[object]) -> str:
-        sides = ("left" if i == 0 or isinstance(cell, str) else "right" for i, cell in enumerate(cells))
         shown = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
+        sides = ("right" if i in numbers else "left" for i in range(len(cells)))
         pairs = zip(shown, sides, strict=True)
         return "".join(f'<{kind} style="text-align:{side}">{escape(text)}</{kind}>' for text, side in pairs)
 
-    body = "".join(f"<tr>{line('td', cells)}</tr>" for cells in rows)
+    lines = "".join(f"<tr>{line('td', cells)}</tr>" for cells in body)
     above = f'<caption style="text-align:left">{escape(caption)}</caption>' if caption else ""
-    return f"<table>{above}<thead><tr>{line('th', heads)}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table>{above}<thead><tr>{line('th', heads)}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def work_precision(series: Mapping[str, Mapping[int, Point]]) -> str:

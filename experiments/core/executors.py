@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -20,7 +21,6 @@ from experiments.core.runner import limited_threads, start_method
 
 UNITS = FIGURES / ".cache" / "units"
 NAMES = ("here", "local", "dask")
-_RETRIES = 3  # of a unit whose worker died, by Dask itself, before it is called the unit's fault
 _PATIENCE = 120  # seconds that a scheduler may take to come back
 
 
@@ -63,13 +63,12 @@ def _dask(jobs: int, address: str | None) -> Iterator[Executor]:
 
     with contextlib.ExitStack() as stack:
         if address is None:
-            address = stack.enter_context(
-                LocalCluster(jobs, threads_per_worker=1, processes=True, dashboard_address=None)
-            ).scheduler_address
+            own = LocalCluster(jobs, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR)
+            address = stack.enter_context(own).scheduler_address
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
         try:
             check(client.run(units.signature))
-            yield _Named(ClientExecutor(client, pure=False, retries=_RETRIES))
+            yield _Named(ClientExecutor(client, pure=False))
         finally:
             client.close(timeout=5)
 

@@ -14,6 +14,10 @@ from experiments import Config
 from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
 
+FLIPPED = {  # tolerances, by column, of what rounding can move by one sample that ends between two places
+    "flips": (0.0, 0.02),
+    **dict.fromkeys(("unflipped", "unflipped_low", "unflipped_high"), (0.05, 1e-9)),
+}
 _DRAWS = 400  # of the bootstrap of an error; ratios, on which sentences rest, have more
 
 

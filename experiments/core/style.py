@@ -24,7 +24,7 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"  # Okabe & Ito 2008
 GREY = "#8a8a8a"
 
-_UNIPC, _SDE = ("#7F3C8D", "UniPC"), (VERMILLION, "SDE multistep")
+_DPM, _UNIPC, _SDE = (ORANGE, "DPM-Solver(++)"), ("#7F3C8D", "UniPC"), (VERMILLION, "SDE multistep")
 _FAMILIES = {  # (family, variable of the interpolant): colour and the name that figures print
     ("baselines", "t"): (GREY, "baselines"),
     ("adams", "t"): (BLUE, "tAB"),
@@ -34,8 +34,8 @@ _FAMILIES = {  # (family, variable of the interpolant): colour and the name that
     ("pndm", "t"): ("#C2478F", "PNDM"),
     ("runge_kutta", "rho"): (VERMILLION, "ρRK"),
     ("edm", "rho"): ("#8C2D04", "EDM"),
-    ("dpm_singlestep", "lam"): ("#C98500", "DPM-Solver(++)S"),
-    ("dpm_multistep", "lam"): (ORANGE, "DPM-Solver(++)M"),
+    ("dpm_singlestep", "lam"): _DPM,
+    ("dpm_multistep", "lam"): _DPM,
     ("unipc", "lam"): _UNIPC,
     ("reversible", "rho"): ("#5A7F2B", "reversible"),
     ("reversible", "inv_rho"): ("#5A7F2B", "reversible"),
@@ -90,7 +90,7 @@ def look(name: str) -> dict[str, Any]:
     fills = _FILLS if order > 1 else _FILLS[::-1]
     highest = max(_order(other) for other, known in SOLVERS.items() if family(other)[0] == colour)
     return {
-        "color": tinted(colour, min(0.25 * (highest - order), 0.5)),
+        "color": tinted(colour, min(0.2 * (highest - order), 0.4)),
         "marker": _MARKERS.get(order, "o"),
         "linestyle": _LINES[row.prediction],
         **fills[alike.index(name) % len(fills) if alike else 0],

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +68,7 @@ class Unit:
     @cached_property
     def key(self) -> str:
         """The hash that is its name, equal on all machines."""
-        return fingerprint({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        return fingerprint({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
     def path(self, folder: Path) -> Path:
         """Where its result is, or will be."""
@@ -155,13 +155,14 @@ class Here(Executor):
         return future
 
 
-@dataclass(frozen=True)
+@dataclass
 class Engine:
     """How the units of sweeps are done, and where their results are kept.
 
     Attributes:
         folder: of the results; on a cluster, one that all machines see.
-        connect: a context with an executor; it is entered again when workers or the scheduler were lost.
+        connect: a context with an executor; it is left by `close`, and entered again when workers or the scheduler
+            were lost.
         block: samples of a unit. shard: (i, N), this process does every N-th unit from the i-th on and no other.
         tries, pause: how often in a row, and after how many seconds, what was lost is asked for again.
     """
@@ -173,6 +174,7 @@ class Engine:
     imports: tuple[tuple[str, str], ...] = ()
     tries: int = 5
     pause: float = 2.0
+    _open: tuple[contextlib.ExitStack, Executor] | None = field(default=None, init=False, repr=False)
 
     def ends(self, study: Study, tables: list[tuple[str, tuple[float, ...]]], progress: Progress) -> Iterator[Any]:
         """(n, d) end states of each (solver, times), in order.
@@ -219,6 +221,7 @@ class Engine:
             try:
                 self._round(missing, lambda done: progress(1 - (len(missing) - done) / len(mine)))  # noqa: B023
             except LOST as lost:
+                self.close()
                 if not tries:
                     raise
                 _say(f"{type(lost).__name__}: {len(self._missing(mine))} units are asked for again")
@@ -228,12 +231,20 @@ class Engine:
         if others := self._missing(units):
             raise Incomplete(len(units) - len(others), len(others))
 
+    def close(self) -> None:
+        """Leave the executor, if there is one."""
+        if self._open is not None:
+            (stack, _), self._open = self._open, None
+            stack.close()
+
     def _round(self, units: list[Unit], report: Callable[[int], None]) -> None:
-        with self.connect() as executor:
-            futures = [executor.submit(compute, unit, self.folder) for unit in units]
-            for done, future in enumerate(as_completed(futures), 1):
-                future.result()
-                report(done)
+        if self._open is None:
+            stack = contextlib.ExitStack()
+            self._open = stack, stack.enter_context(self.connect())
+        futures = [self._open[1].submit(compute, unit, self.folder) for unit in units]
+        for done, future in enumerate(as_completed(futures), 1):
+            future.result()
+            report(done)
 
     def _missing(self, units: list[Unit]) -> list[Unit]:
         return [unit for unit in units if not _is_there(unit, self.folder)]
@@ -255,10 +266,12 @@ def current() -> Engine | None:
 
 @contextlib.contextmanager
 def using(engine: Engine | None) -> Iterator[None]:
-    """Sweeps in the block are done by an engine."""
+    """Sweeps in the block are done by an engine, whose executor is left at its end."""
     global _current
     before, _current = _current, engine
     try:
         yield
     finally:
         _current = before
+        if engine is not None:
+            engine.close()

@@ -134,7 +134,7 @@ def winners(frame: Frame, model: str, calls: int) -> list[str]:
 
 
 def table(frame: Frame, model: str, calls: tuple[int, ...], most: int = 5) -> str:
-    """The README's table of a model: the first solvers at each number of calls, with bands."""
+    """The table of a model in docs/results: the first solvers at each number of calls, with bands."""
     lines = ["| rank | " + " | ".join(f"{n} calls" for n in calls) + " |", "|---|" + "---|" * len(calls)]
     columns = [ranking(frame, model, n).reset_index() for n in calls]
     for place in range(most):

@@ -13,7 +13,7 @@ import deis_analysis as da
 from deis_analysis.analysis.law import affine_form
 from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models import studies
 from experiments.models.problems import digits, vp_linear
 
@@ -165,50 +165,64 @@ def summary(frame: Frame, config: Config, case: str) -> dict[str, Any]:
     }
 
 
+def best(frame: Frame, case: str) -> Frame:
+    """W₂ of the best ODE and of the best SDE, λ > 0, of all families at each number of calls."""
+    rows = frame[frame.case == case]
+    least = rows.groupby(["nfe", rows.lam > 0]).w2.min().unstack()
+    return least.rename(columns={False: "ode", True: "sde"}).sort_index()
+
+
+def closer(least: Frame) -> int:
+    """At how many numbers of calls the best SDE is closer than the best ODE."""
+    return int((least.sde < least.ode).sum())
+
+
+def _most(frame: Frame) -> str:
+    told = [f"{closer(best(frame, case))} with {_short(case)}" for case in frame.case.unique()]
+    counts = frame.nfe.nunique()
+    return f"Of {counts} numbers of calls the best SDE is closer in law than the best ODE at {', '.join(told)}"
+
+
+def _short(case: str) -> str:
+    return "an exact model" if case == "exact" else case
+
+
 def verdict(frame: Frame, config: Config) -> str:
-    """How often the ODE is closer at few calls, and in how many families λ = 1 overtakes it, per model."""
+    """Where and how much the best SDE is closer; where the ODE is at few calls; who is overtaken by the largest λ."""
     most, small, parts = frame.lam.max(), config["small"], []
+    last = [best(frame, case).iloc[-1] for case in frame.case.unique()]
+    factors = ", ".join(style.as_text(float(at.ode / at.sde)) for at in last)
     for case in frame.case.unique():
         f = summary(frame, config, case)
         counts = [calls for calls in f["overtakes"].values() if calls]
         since = f" from {min(counts)} calls" if counts else ""
         parts.append(f"{_model(case)} {f['worse']} of {f['cells']}, {len(counts)} of {len(f['overtakes'])}{since}")
     return (
-        "By W2 to the law of the Gaussian with the digits' moments: cells of at most "
+        f"{_most(frame)}; at {frame.nfe.max()} calls {factors} times. By W2 to the law of the "
+        f"Gaussian with the digits' moments: cells of at most "
         f"{small} calls where the ODE is closer than the SDE, and families where λ = {most:g} overtakes it for good: "
         f"{'; '.join(parts)}."
     )
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """Rows: families; columns: models; a curve per λ, dotted the exact λ-SDE with that model."""
-    families, cases, small = list(frame.family.unique()), list(frame.case.unique()), config["small"]
-    last = int(frame.nfe.max())
-    said = []
-    for case in cases:
-        best = summary(frame, config, case)["best"]
-        ratios = [style.as_text(best[calls][1].w2 / best[calls][0].w2) for calls in (small, last)]
-        said.append(f"{_model(case)}: {' and '.join(ratios)}")
-    headline = f"W₂ of the best SDE over that of the best ODE, at {small} and {last} calls; {'; '.join(said)}"
+    """A panel per model: W₂ of the best ODE and of the best SDE, and of each family at λ = 0 and at the largest λ."""
+    cases, most = list(frame.case.unique()), float(frame.lam.max())
+    families = ", ".join(title(family) for family in frame.family.unique())
     note = (
-        "Data: the Gaussian with the digits' mean and covariance (64-D); laws by linear algebra, no sampling; x_T has "
-        f"its exact law. {style.setting(config)}, {config['grid']} grid. Dotted: the λ-SDE solved exactly with the "
-        "wrong model. Circle: from there on the SDE of the largest λ is closer than the ODE (black)."
+        "2-Wasserstein distance per pixel to the law of the Gaussian with the digits' mean and covariance (64-D), by "
+        f"linear algebra, no sampling; x_T has its exact law. {style.setting(config)}, {config['grid']} grid. Thick: "
+        f"the best of the families {families}, with λ = 0 and with the best λ > 0; thin: each family with λ = 0 and "
+        f"{most:g}. Dotted: the λ-SDE, λ = 0 and {most:g}, solved exactly with that model."
     )
-    fig = style.new_figure(13.0, 2.0 + 2.35 * len(families), headline, note)
-    margins = style.body(fig, bottom=0.9, left=1.0, right=0.2, extra_top=0.35)
-    axes = fig.subplots(len(families), len(cases), squeeze=False, sharex=True, sharey="row",
-                        gridspec_kw={**margins, "wspace": 0.07, "hspace": 0.12})  # fmt: skip
-    for i, family in enumerate(families):
-        for j, case in enumerate(cases):
-            _panel(axes[i, j], frame[(frame.family == family) & (frame.case == case)], curves(frame, family, case))
-            axes[0, j].set_title(_model(case), fontsize=11)
-        axes[i, 0].set_ylabel(f"{title(family)}\nW₂ per pixel")
-        axes[i, 0].set_ylim(max(frame[frame.family == family].w2.min() * 0.5, 3e-6), 1.5)
-    for ax in axes[-1]:
-        ax.set_xlabel("model calls (NFE)")
-        style.plain_log_ticks(ax.xaxis, [c for c in config["calls"] if c in (5, 10, 20, 40, 80, 200)])
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=9, fontsize=9.5)
+    fig = panels.sheet(_most(frame), note, 4.3)
+    axes, _ = panels.small_multiples(fig, [_model(case) for case in cases], 2, extra_top=0.5, hspace=0.25, wspace=0.08)
+    for ax, case in zip(axes, cases, strict=True):
+        _panel(ax, frame[frame.case == case], best(frame, case))
+    axes[0].set(yscale="log", ylim=(max(0.5 * frame.w2.min(), 3e-6), 1.5))
+    panels.calls_axis(axes, [c for c in (5, 10, 20, 40, 80, 200) if c <= frame.nfe.max()])
+    fig.supylabel("W₂ per pixel", fontsize=8.5, x=0.012)
+    panels.key(fig, axes[0])
     return fig
 
 
@@ -216,17 +230,16 @@ def _model(case: str) -> str:
     return "exact model" if case == "exact" else f"model with {case}"
 
 
-def _panel(ax: Any, rows: Frame, table: Frame) -> None:
-    shades = style.plt.get_cmap("viridis_r")(np.linspace(0.12, 0.95, max(len(table.columns) - 1, 1)))
-    colours = dict(zip(table.columns, [style.BLACK, *shades], strict=False))
-    for lam, colour in colours.items():
+def _panel(ax: Any, rows: Frame, least: Frame) -> None:
+    for name, lam, colour, label in (
+        ("ode", 0.0, style.BLACK, "best ODE"),
+        ("sde", float(rows.lam.max()), style.VERMILLION, "best SDE"),
+    ):
+        for _, part in rows[rows.lam == lam].groupby("family"):
+            ax.plot(part.nfe, part.w2, color=colour, lw=0.6, alpha=0.45)
+        panels.curve(ax, least.index, least[name], label=label, color=colour, marker="o", linewidth=2.0)
         limit = float(rows[rows.lam == lam].floor.iloc[0])
-        ax.plot(table.index, table[lam], color=colour, lw=2.2 if lam in (0.0, table.columns[-1]) else 1.3,
-                label=f"λ = {lam:g}" + (" (ODE)" if lam == 0 else ""), zorder=3 if lam == 0 else 2)  # fmt: skip
         if limit > 1e-12:
             ax.axhline(limit, color=colour, ls=":", lw=1.1, zorder=1)
-    since = overtakes(table, table.columns[-1])
-    if since is not None:
-        ax.plot(since, table.loc[since, table.columns[-1]], "o", color=style.VERMILLION, markersize=9,
-                markerfacecolor="none", markeredgewidth=1.8, zorder=4)  # fmt: skip
-    ax.set(xscale="log", yscale="log")
+    told = f"SDE closer at {closer(least)} of {len(least)} numbers of calls"
+    panels.words(ax, 0.03, 0.03, told, ha="left", va="bottom")

@@ -14,7 +14,7 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
-from experiments.core.judging import Judge, banded, law_terms
+from experiments.core.judging import FLIPPED, Judge, banded, law_terms
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
@@ -50,6 +50,7 @@ CONFIG: Config = {
         "adaptive_sde": "Jolicoeur-Martineau et al. 2021; the tolerances of the paper's runs are not known",
     },
 }
+TOLERANCES = FLIPPED
 QUICK: Config = {
     **studies.BASE_QUICK,
     "models": ["mixture", "digits", "network"],

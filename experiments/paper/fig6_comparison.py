@@ -15,7 +15,7 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style, units
 from experiments.core.by_model import Rows, by_model
-from experiments.core.judging import Judge
+from experiments.core.judging import FLIPPED, Judge
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, steps_for
 from experiments.models.studies import Study
@@ -53,6 +53,7 @@ CONFIG: Config = {
         "calls": "most whole steps that cost at most so many calls",
     },
 }
+TOLERANCES = FLIPPED
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [], "used": 64,
                  "calls": [5, 10], "ranked_at": [5, 10], "grids": ["t2", "rho7", "logrho"],
                  "moment_samples": 64}  # fmt: skip

@@ -138,9 +138,13 @@ def test_sde_verdict_turns(sde_found):
     noisy = frame.assign(w2=frame.w2.where(frame.lam > 0, frame.w2 + 1e3))
     said = sde.verdict(noisy, config)
     assert said.count(f" 0 of {cells}, {count} of {count} from 5 calls") == 4
+    assert "closer in law than the best ODE at 4 with an exact model, 4 with ε × 1.02," in said
+    headline = sde.draw(noisy, config).texts[0].get_text().replace("\n", " ")
+    assert said.startswith(f"{headline}; at {config['calls'][-1]} calls ")
     still = frame.assign(w2=frame.w2.where(frame.lam > 0, 1e-9))
     said = sde.verdict(still, config)
     assert said.count(f" {cells} of {cells}, 0 of {count}") == 4
+    assert "closer in law than the best ODE at 0 with an exact model, 0 with ε × 1.02," in said
     assert " from " not in said
     late = frame.assign(w2=frame.w2.where(frame.lam > 0, np.where(frame.nfe < 20, 1e-9, 1e3)))
     assert sde.verdict(late, config).count(f", {count} of {count} from 20 calls") == 4

@@ -15,6 +15,7 @@ import torch
 import deis_analysis as da
 from deis_analysis.analysis.distances import energy_distance
 from experiments.core import judging, style
+from experiments.core.agreement import differences
 from experiments.models import studies
 from experiments.models.problems import product_mixture
 from experiments.paper import fig5_ablation, fig6_comparison, table2_variants
@@ -133,6 +134,13 @@ def test_samples_that_end_at_anothers_place_are_counted_apart(mixture):
     assert everywhere["flips"] == 1
     assert math.isnan(everywhere["unflipped"])
     assert math.isnan(everywhere["unflipped_low"])
+
+
+def test_one_sample_that_ends_elsewhere_is_rounding_and_more_are_not(table2):
+    frame, _ = table2
+    for moved, said in ((1 / 64, 0), (3 / 64, 1)):
+        other = frame.assign(flips=frame.flips + moved)
+        assert len(differences(frame, other, table2_variants.TOLERANCES)) == said
 
 
 def counted(study):
