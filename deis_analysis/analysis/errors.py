@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deis_analysis import backend
 from deis_analysis.analysis.orders import Exact, walk
 from deis_analysis.process.grids import check_grid
 from deis_analysis.process.process import PREDICTIONS, VARIABLES, Array, Process
@@ -33,6 +34,7 @@ def global_error(tableau: Tableau, process: Process, mix: Exact, x: Array) -> Ar
 @checked
 def local_errors(tableau: Tableau, process: Process, mix: Exact, x: Array) -> Array:
     """(N, *x.shape) error of each step taken from exact history (exact earlier states and model outputs)."""
+    x = backend.floating("x", x)
     ts = _grid_times(tableau)
     exact = {
         k: mix.flow(process, x, ts[0], t) if i else x

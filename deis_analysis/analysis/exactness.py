@@ -7,7 +7,7 @@ import numpy as np
 from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.weights import _intervals, clock
 from deis_analysis.tableau import Tableau, fold
-from deis_analysis.validate import checked, positive_int
+from deis_analysis.validate import checked, nonnegative, positive_int
 
 
 @checked
@@ -28,7 +28,7 @@ def step_moment(
     positive_int("first", first, 0), positive_int("last", last, most=table.times.size - 1)
     if first >= last:
         raise ValueError(f"first={first} must be below last={last}")
-    positive_int("power", power, 0, 100)
+    positive_int("power", power, 0, 100), nonnegative("lam_sde", lam_sde, 100.0)
     rows = table.plan[first + 1 : last + 1]
     index = sorted({first, last} | {j for row in rows for terms in (row.states, row.outputs) for _, j in terms})
     points = np.unique(table.times[index])[::-1]

@@ -132,7 +132,7 @@ def exactness_degree(
     instance("tableau", tableau, Tableau)
     require_process(process)
     positive_int("max_degree", max_degree, minimum=0)
-    nonnegative("tolerance", tolerance), choose("variable", variable, VARIABLES)
+    nonnegative("tolerance", tolerance), nonnegative("lam_sde", lam_sde, 100.0), choose("variable", variable, VARIABLES)
     table = tableau if tableau.prediction == prediction else tableau.in_terms_of(process, prediction)
     nodes = table.grid_nodes
     degrees = np.full(len(nodes) - 1, -1)

@@ -15,7 +15,7 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.registry import Solver, builder_of, row_of
 from deis_analysis.tableau import Builder, Model, Tableau, fold
-from deis_analysis.validate import checked, choose, finite, instance, positive_int
+from deis_analysis.validate import checked, choose, finite, instance, positive_int, several
 
 Exact = GaussianMixture | ProductMixture
 _GAUSSIANS = np.array([0.5, -1.0, 0.8]), np.array([0.05, 0.3, 1.2])  # means and variances of the standard problem
@@ -128,7 +128,7 @@ def amplification(tableau: Tableau) -> float:
 def _counts(steps: Any) -> list[int]:
     if not isinstance(steps, Iterable):
         raise ValueError(f"steps={steps!r} must be a sequence of at least 3 step counts")
-    counts = sorted({positive_int("steps", n) for n in steps})
+    counts = sorted({positive_int("steps", n) for n in several("steps", steps)})
     if len(counts) < 3:
         raise ValueError(f"steps={counts} must hold at least 3 different step counts")
     return counts

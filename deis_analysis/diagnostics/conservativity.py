@@ -126,7 +126,7 @@ def samples(score: Model, x: Any, t: float, *, flat: bool = False, derivatives: 
     import torch
 
     fits = isinstance(x, torch.Tensor) and (x.ndim == 2 or (x.ndim > 2 and not flat))
-    if not fits or not x.is_floating_point() or x.numel() == 0:
+    if not fits or x.layout is not torch.strided or x.is_meta or not x.is_floating_point() or x.numel() == 0:
         kind, shape = type(x).__name__, tuple(np.shape(x)) if isinstance(x, (np.ndarray, torch.Tensor)) else ()
         raise ValueError(
             f"x of type {kind} and shape {shape} must be a floating torch tensor (n, {'d' if flat else '…'})"

@@ -249,6 +249,8 @@ def linear_score_gap(
     variance = finite("variance_start", variance_start, 0.0)
     if np.any(variance == 0) or variance.ndim > 1:
         raise ValueError(f"variance_start={variance_start!r} must be > 0, a number or (V,)")
+    if not np.all((variance >= 1e-12) & (variance <= 1e12)):
+        raise ValueError(f"variance_start={variance_start!r} must lie in [1e-12, 1e12]")
     function("gain", gain)
     shape = _common_shape(variance, finite("gain", gain(start)))
     first = np.broadcast_to(variance, shape).reshape(-1) / float(process.sigma(start)) ** 2

@@ -124,6 +124,7 @@ def _norms(a: Any) -> Array:
 
 def _checked(x: Any) -> Any:
     """``x``; ValueError if it holds no sample or empty ones."""
+    x = backend.floating("x", x)
     if np.prod(np.shape(x)) == 0:
         raise ValueError(f"x has shape {tuple(np.shape(x))}; allowed: (n, …), n >= 1, no empty axis")
     return x

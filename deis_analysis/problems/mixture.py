@@ -424,7 +424,7 @@ class ProductMixture(_Scalar):
         return f"ProductMixture({self.dimension}-D)"
 
     def _checked(self, x: Any) -> Any:
-        x = backend.of_floating_dtype("x", x if hasattr(x, "dtype") else real("x", x))
+        x = backend.floating("x", x if hasattr(x, "dtype") else real("x", x))
         if x.ndim == 0 or x.shape[-1] != self.dimension:
             raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., {self.dimension})")
         return x

@@ -155,6 +155,9 @@ def _solve(tableau: Tableau, rows: Array, known: set[int]) -> Solved | None:
 @checked
 def round_trip_error(tableau: Tableau, model: Callable[[Any, float], Any], x: Any) -> float:
     """Largest |x_T − inverse(sampler(x_T))| over the entries of ``x``: rounding alone, if the table is reversible."""
+    x = backend.floating("x", x)
+    if 0 in x.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: at least one entry")
     inversion = invert(tableau)
     _, kept = run(tableau, model, x, keep=inversion.needs)
     back = inversion.run(model, *(kept.states[k] for k in inversion.needs))

@@ -362,6 +362,7 @@ class Tableau:
     @checked
     def latex(self, digits: int = 4, limit: int = 12) -> str:
         """The Butcher form as a LaTeX array, at most ``limit`` calls wide (the middle ones elided)."""
+        positive_int("digits", digits, most=20), positive_int("limit", limit, 2)
         return latex(self.butcher(), digits, limit)
 
     def _repr_latex_(self) -> str:

@@ -16,7 +16,7 @@ from deis_analysis.tuning.judged import ratio_band
 from deis_analysis.tuning.page import choice_cells
 from deis_analysis.tuning.race import Progress, Race, Ranked, planned
 from deis_analysis.tuning.target import Target, target_of
-from deis_analysis.validate import boolean, checked, positive, positive_int
+from deis_analysis.validate import boolean, checked, positive, positive_int, several
 
 _PICTURES = 8
 
@@ -148,7 +148,7 @@ def choose(
     Source: successive halving, Jamieson & Talwalkar 2016 (arXiv 1502.07943).
     """
     begin = time.perf_counter()
-    given = nfe if isinstance(nfe, Iterable) else [nfe]
+    given = several("nfe", nfe) if isinstance(nfe, Iterable) else [nfe]
     counts = [positive_int("nfe", n, most=1000) for n in given]
     samples = positive_int("samples", samples, minimum=8)
     boolean("with_noise", with_noise)
