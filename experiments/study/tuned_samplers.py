@@ -25,9 +25,9 @@ ASKED = "DEIS_ANALYSIS_TUNE"  # environment: tune anew, an hour; without it the 
 COMMITTED = "`make tuned-samplers` tunes anew, an hour"
 CACHE = Memory(kept_in(FIGURES / ".cache" / "tuned"), verbose=0)
 CONFIG: Config = {
-    "cells": {"digits": [5, 10], "digits8": [5, 10], "digits8_flow": [5, 10], "mnist28": [5]},
+    "cells": {"digits": [5, 10], "digits8": [5, 10], "digits8_flow": [5]},
     "samples": 192,
-    "samples_of": {"mnist28": 160},
+    "samples_of": {},  # model → another number of training noises
     "choosing": 32,
     "held_out": 128,
     "rounds": 14,
@@ -194,10 +194,14 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{config['held_out']} held-out noises; bars: 95 %, paired over samples; the best were chosen on "
         f"{config['choosing']} other noises. Published FIDs are of another model, beside which ours are not to be read."
     )
-    fig = style.new_figure(7.0, 5.6, headline, note)
-    axes = fig.subplots(1, 2, width_ratios=[1.5, 1], gridspec_kw={**style.body(fig, left=1.2), "wspace": 0.45})
+    fig = style.new_figure(7.0, 5.8, headline, note)
+    axes = fig.subplots(1, 2, width_ratios=[1.7, 1], gridspec_kw={**style.body(fig, 1.25, 1.35), "wspace": 0.35})
     _draw_ratios(axes[0], frame[frame.part == "cell"])
     _draw_published(axes[1], config["published_fid"])
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        place = {"x": 0.02, "ncols": 2} if ax is axes[0] else {"x": 0.66, "ncols": 1}
+        fig.legend(handles, labels, loc="lower left", bbox_to_anchor=(place.pop("x"), 0.0), fontsize=7, **place)
     return fig
 
 
@@ -217,10 +221,10 @@ def _draw_ratios(ax: Any, cells: Frame) -> None:
             seen.add(row.what)
     ax.axvline(1.0, color=style.GREY, lw=0.8)
     ax.set_xscale("log")
-    ax.set_yticks(range(len(groups)), [f"{model}, {nfe} calls" for (model, nfe), _ in groups])
+    style.plain_log_ticks(ax.xaxis, [0.2, 0.3, 0.5, 0.7, 1, 1.5, 2])
+    ax.set_yticks(range(len(groups)), [f"{model}, {nfe} calls" for (model, nfe), _ in groups], fontsize=8)
     ax.invert_yaxis()
     ax.set_xlabel("held-out RMS / best untuned")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.35, -0.12), ncols=2, fontsize=7)
 
 
 def _draw_published(ax: Any, published: dict[str, dict[str, float]]) -> None:
@@ -228,6 +232,7 @@ def _draw_published(ax: Any, published: dict[str, dict[str, float]]) -> None:
         calls = [int(n) for n in values]
         ax.plot(calls, list(values.values()), marker="o", ms=4, color=_LINES[i % len(_LINES)], label=name)
     ax.set_yscale("log")
+    style.plain_log_ticks(ax.yaxis, [2, 3, 5, 10])
+    ax.set_xticks([5, 6, 7, 8, 9, 10])
     ax.set_xlabel("calls")
-    ax.set_ylabel("FID, as published (EDM CIFAR-10)")
-    ax.legend(fontsize=7)
+    ax.set_title("FID, as published (CIFAR-10)", fontsize=8)

@@ -122,6 +122,15 @@ def test_the_band_of_their_ratio():
     assert clouds.ratio_band(far, far)[1:] == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_band_is_around_the_ratio_where_samples_are_few_and_wide(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.standard_normal((32, 32))
+    near, far = truth + 0.1 * rng.standard_normal((32, 32)), 1.3 * truth
+    ratio, low, high = Clouds(truth).ratio_band(near, far)
+    assert low < ratio < high
+
+
 def test_the_energy_distance_is_another_optimum():
     """On the training noises, each objective is better in its own measure than the other."""
     found = {
