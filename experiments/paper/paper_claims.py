@@ -152,7 +152,7 @@ def findings(frame: Frame) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
 
 def answer(found: dict[str, dict[str, Any]]) -> str:
     """In how many cells it holds by mean and by RMS, with the mean ratio of the errors of each."""
-    return " · ".join(f"{f['holds']}/{f['cells']} {style.as_text(f['ratio'])}×" for f in found.values())
+    return ", ".join(f"{f['holds']}/{f['cells']} {style.as_text(f['ratio'])}×" for f in found.values())
 
 
 def table(frame: Frame, config: Config) -> list[str]:

@@ -150,20 +150,15 @@ def _tuned(
 
 def which(frame: Frame) -> list[str]:
     """The README's table "Which sampler?", line by line: what `choose` put first, and what `tune` made of it."""
-    lines = [
-        "| model | calls | first of `choose` | RMS error | tuned to the model | of it |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| model, calls | first of `choose` | RMS error | tuned, of it |", "|---|---|---|---|"]
     cells = frame[frame.part == "cell"]
     for (model, nfe), part in cells.groupby(["model", "nfe"], sort=False):
         rows = part.set_index("what")
         best, both = rows.loc["registry"], rows.loc["both"]
-        band = f"{style.as_text(best.low)} to {style.as_text(best.high)}"
-        ratio = f"{both.ratio:.2f} ({both.ratio_low:.2f} to {both.ratio_high:.2f})"
         name, grid = best.label.split(" on ")
-        untuned = f"{style.as_text(best.rms)} ({band})"
-        said = (model, nfe, f"`{name}` on {grid}", untuned, style.as_text(both.rms), ratio)
-        lines.append(f"| {' | '.join(map(str, said))} |")
+        error = f"{style.as_text(best.rms)} ({style.as_text(best.low)}–{style.as_text(best.high)})"
+        ratio = f"{both.ratio:.2f} ({both.ratio_low:.2f}–{both.ratio_high:.2f})"
+        lines.append(f"| {model}, {nfe} | `{name}` on {grid} | {error} | {ratio} |")
     return lines
 
 
