@@ -486,7 +486,6 @@ def _callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     add("function_subject", audit.function_subject, function=linear)
     add("subject_of", audit.subject_of, spec="registry:ddim")
     add("catalogue", audit.catalogue, source="registry")
-    add("audit_file", audit.audit_file, spec="nowhere.py:f", nfe=5, timeout=1.0)
     add("portable", interop.portable, tableau=TAB, process=VP, told=None, source="", shifted=None)
     made = interop.portable(TAB, VP)
     add(

@@ -82,7 +82,9 @@ def test_the_audit_prints_what_the_readme_shows():
     (shown,) = blocks(README, "console")
     first, *lines = shown.strip().splitlines()
     assert first == f'$ deis-analysis audit "{AUDITED}"'
-    printed = [plain(line) for line in CliRunner().invoke(main, ["audit", AUDITED]).output.splitlines()]
+    printed = [
+        plain(line) for line in CliRunner().invoke(main, ["audit", AUDITED], env={"COLUMNS": "400"}).output.splitlines()
+    ]
     assert [line for line in lines if plain(line) not in printed] == []
 
 

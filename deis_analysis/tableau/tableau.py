@@ -29,7 +29,7 @@ from deis_analysis.tableau.brownian import path_of
 from deis_analysis.tableau.fold import fold
 from deis_analysis.tableau.rows import Matrices, Row, compressed, make_plan, peak_memory, row_numbers
 from deis_analysis.tableau.text import as_html, butcher_html, draw, latex, parse, to_json
-from deis_analysis.validate import checked, choose, finite, instance, positive_int, real, several
+from deis_analysis.validate import boolean, checked, choose, finite, instance, positive_int, real, several
 
 Model = Callable[[Any, float], Any]
 _NODE_SLACK = 1e-12
@@ -394,7 +394,6 @@ class Trajectory:
     outputs: dict[int, Any]
 
 
-@checked
 def run(
     tableau: Tableau,
     model: Model,
@@ -428,7 +427,9 @@ def run(
         ValueError: integer or non-finite ``x``, missing noise, a model of another process, or a model output of another
             shape or not finite; the message names the call and its time.
     """
-    tableau = tableau.for_model(model)
+    for name, given in (("progress", progress), ("check", check)):
+        boolean(name, given)
+    tableau = instance("tableau", tableau, Tableau).for_model(model)
     start = backend.floating("x", x)
     kept = _kept(tableau, keep)
     draw_noise = _noise_source(tableau, noise, start)

@@ -25,7 +25,7 @@ ASKED = "DEIS_ANALYSIS_TUNE"  # environment: tune anew, an hour; without it the 
 COMMITTED = "`make tuned-samplers` tunes anew, an hour"
 CACHE = Memory(kept_in(FIGURES / ".cache" / "tuned"), verbose=0)
 CONFIG: Config = {
-    "cells": {"digits": [5, 10], "digits8": [5, 10], "digits8_flow": [5]},
+    "cells": {"digits": [5, 10], "digits8": [5, 10], "digits8_flow": [5, 10]},
     "samples": 192,
     "samples_of": {},  # model → another number of training noises
     "choosing": 32,

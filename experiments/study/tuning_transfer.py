@@ -21,7 +21,7 @@ QUESTION = "Does a table that was tuned for one model, guidance or number of cal
 COMMITTED = "`python -m experiments run tuning_transfer` tunes anew, ten minutes"
 CONFIG: Config = {
     "beta_min": 0.1, "beta_max": 20.0,
-    "models": {
+    "tasks": {
         "all digits": {}, "smoothed": {"std": 0.25}, "half of them": {"part": 2},
         "guided, w = 1.5": {"digit": 3, "scale": 1.5}, "guided, w = 3": {"digit": 3, "scale": 3.0},
     },
@@ -30,7 +30,7 @@ CONFIG: Config = {
     "grids": list(CUSTOMARY),
 }  # fmt: skip
 QUICK: Config = {
-    "models": {"all digits": {"part": 16}, "smoothed": {"part": 16, "std": 0.25}}, "nfe": 4, "other_nfe": [8],
+    "tasks": {"all digits": {"part": 16}, "smoothed": {"part": 16, "std": 0.25}}, "nfe": 4, "other_nfe": [8],
     "samples": 16, "held_out": 16, "choosing": 8, "rounds": 2, "grids": ["t2", "logrho"],
 }  # fmt: skip
 
@@ -54,7 +54,7 @@ def model(config: Config, part: int = 1, std: float = 0.0, digit: int | None = N
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "model" (tuned on, used on: ratio to the best untuned there) and "calls" (tuned times elsewhere)."""
-    targets = {name: target_of(model(config, **given), shape=(64,)) for name, given in config["models"].items()}
+    targets = {name: target_of(model(config, **given), shape=(64,)) for name, given in config["tasks"].items()}
     nfe, held_out = config["nfe"], {}
     untuned: dict[Any, da.Tableau] = {}
     steps, done = 2 * len(targets) + len(config["other_nfe"]), 0

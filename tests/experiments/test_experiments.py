@@ -106,7 +106,7 @@ def test_result_is_whole(quick, name):
     assert len(svg) < 1_000_000
     assert re.search(r"\d", record["verdict"])
     assert record["verdict"].endswith(".")
-    assert len(record["verdict"].split()) <= 90
+    assert len(record["verdict"].split()) <= 140  # of six models, and of what is claimed by mean and by RMS
     assert record["quick"] is True
     assert record["wall_time_s"] >= 0
     assert record["question"].endswith("?")
