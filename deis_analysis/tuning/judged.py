@@ -128,17 +128,18 @@ class Clouds:
 
         A resample pairs a sample with itself more often than the samples do; what that adds on average is taken off.
         """
+        (one, ones), (other, others) = (self.resampled(ends) for ends in (a, b))
+        low, high = np.quantile(np.maximum(ones, 1e-300) / np.maximum(others, 1e-300), (0.025, 0.975))
+        return one / max(other, 1e-300), float(low), float(high)
+
+    def resampled(self, ends: Any) -> tuple[float, Array]:
+        """D², and (draws,) those of resamples of the noise, whose mean is D²."""
         n = len(self.truth)
         counts = np.stack([np.bincount(row, minlength=n) for row in resamples(n)]) / n
-        ratio, drawn = [], []
-        for ends in (a, b):
-            across, among = self.parts(ends)
-            kernel = across + across.T - among - self.own
-            ratio.append(float(kernel.mean()))
-            bias = (float(kernel.diagonal().mean()) - ratio[-1]) / n
-            drawn.append(np.maximum(np.einsum("ri,ij,rj->r", counts, kernel, counts, optimize=True) - bias, 1e-300))
-        low, high = np.quantile(drawn[0] / drawn[1], (0.025, 0.975))
-        return ratio[0] / max(ratio[1], 1e-300), float(low), float(high)
+        across, among = self.parts(ends)
+        kernel = across + across.T - among - self.own
+        whole, bias = float(kernel.mean()), float(kernel.diagonal().mean() - kernel.mean()) / n
+        return whole, np.einsum("ri,ij,rj->r", counts, kernel, counts, optimize=True) - bias
 
 
 def rank_bands(squares: Array) -> Array:

@@ -328,7 +328,15 @@ def draw(frame: Frame, config: Config) -> Figure:
         if i < 2:
             axes[0].set_ylim(bottom=1e-4)
         if axes[0].lines:
-            axes[0].legend(fontsize=6.5, loc="lower left" if i else "upper right", labelspacing=0.2, handlelength=1.6)
+            axes[0].legend(
+                fontsize=6.5,
+                loc="lower left" if i else "upper right",
+                labelspacing=0.2,
+                handlelength=1.6,
+                frameon=True,
+                framealpha=0.85,
+                edgecolor="none",
+            )
     for ax in axes:
         ax.set_xlabel("noise level σ/α", fontsize=8.5, labelpad=1)
     return fig

@@ -130,8 +130,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     """A matrix of ratios: tuned on down, used on across; beside it the tuned times at other numbers of calls."""
     models, calls = frame[frame.part == "model"], frame[frame.part == "calls"]
     away = models[models.tuned_on != models.used_on]
-    better = int((away.ratio_high < 1).sum())
-    headline = f"A tuned table helps on another model in {better} of {len(away)} cases"
+    better, worse = int((away.ratio_high < 1).sum()), int((away.ratio_low > 1).sum())
+    headline = f"On another model a tuned table is better in {better}, worse in {worse} of {len(away)} cases"
     note = (
         f"Ideal denoisers of the digits, {config['nfe']} calls, {config['held_out']} held-out noises. RMS error over "
         "that of the best published sampler on the customary grids, chosen for the model it is used on; * beyond the "
@@ -157,6 +157,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     error = np.abs([calls.ratio - calls.ratio_low, calls.ratio_high - calls.ratio])
     right.errorbar(calls.nfe, calls.ratio, yerr=error, fmt="o-", color=style.BLUE)
     right.axhline(1.0, color=style.GREY, lw=0.8)
+    right.set_xticks(calls.nfe)
     right.set_xlabel("calls")
     right.set_ylabel("tuned times / best untuned", fontsize=9)
     return fig

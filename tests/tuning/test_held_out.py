@@ -131,6 +131,14 @@ def test_the_band_is_around_the_ratio_where_samples_are_few_and_wide(seed):
     assert low < ratio < high
 
 
+@pytest.mark.parametrize("shift", [0.1, 10.0])
+def test_resamples_are_around_the_distance(shift):
+    truth = np.random.default_rng(0).standard_normal((12, 2))
+    whole, drawn = Clouds(truth).resampled(truth + shift * np.sin(np.arange(12.0))[:, None])
+    assert np.isclose(whole, Clouds(truth).squared(truth + shift * np.sin(np.arange(12.0))[:, None]))
+    assert abs(drawn.mean() - whole) < 4 * drawn.std() / np.sqrt(drawn.size)
+
+
 def test_the_energy_distance_is_another_optimum():
     """On the training noises, each objective is better in its own measure than the other."""
     found = {
