@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from deis_analysis.process.process import Array
 from deis_analysis.tuning.judged import Judged
-from experiments import Config
+from experiments import Config, Frame
+from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
 
@@ -39,22 +39,59 @@ def banded(terms: Array) -> tuple[float, float, float]:
     return float(terms.mean()), float(terms.mean()) - margin, float(terms.mean()) + margin
 
 
+def apart(model: str) -> bool:
+    """Whether a model's samples are images that lie apart, so that one may end at another's: not of smooth laws."""
+    return model not in ("mixture", "gaussian", "network")
+
+
+def ranked(frame: Frame) -> Frame:
+    """``error, error_low, error_high``, by which samplers are ranked: RMS, of images over the unflipped samples."""
+    own = frame.model.map(lambda model: apart(str(model)))
+    columns = {"error": ("unflipped", "rms"), "error_low": ("unflipped_low", "low"),
+               "error_high": ("unflipped_high", "high")}  # fmt: skip
+    return frame.assign(**{name: frame[images].where(own, frame[rest]) for name, (images, rest) in columns.items()})
+
+
+def ratio(a: Array, b: Array, seed: int) -> tuple[float, float, float]:
+    """Root of the ratio of two mean squares, with its 95 % band, over the samples that count (no NaN) in both."""
+    both = np.isfinite(a) & np.isfinite(b)
+    if not both.any() or not a[both].any() or not b[both].any():
+        return math.nan, math.nan, math.nan
+    return float(np.sqrt(a[both].mean() / b[both].mean())), *bootstrap_ratio(a[both], b[both], seed)
+
+
+def mean_square(squares: Array) -> float:
+    """Over the samples that count; infinite if there are none."""
+    return float(np.nanmean(squares)) if np.isfinite(squares).any() else math.inf
+
+
 class Judge:
     """Path errors of results for one study, and how much further from the data their law is than the exact flow's."""
 
-    def __init__(self, study: Study, config: Config, used: int | None = None) -> None:
-        """Of the study's starts the first ``used`` count, all by default; the truth is (used, d)."""
+    def __init__(self, study: Study, config: Config) -> None:
         import torch
 
-        self.study, self.config = dataclasses.replace(study, x_T=study.x_T[:used]), config
+        self.study, self.config = study, config
         self.data = torch.tensor(study.data, device=study.x_T.device)
-        truth, self.estimate = study.reference(config["t_end"])
-        self.truth = truth[:used]
+        self.truth, self.estimate = study.reference(config["t_end"])
         self.exact = law_terms(self.truth, self.data)
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """The row of part "reference": how many samples there are, and how well their truth is known."""
+        return {"part": "reference", "title": self.study.title, "rms": self.estimate, "samples": len(self.truth)}
 
     def squares(self, x: Any) -> Array:
         """(n,) mean square over coordinates of the distance to the exact path's end."""
         return np.asarray(((x - self.truth) ** 2).mean(dim=1).cpu())
+
+    def counted(self, x: Any) -> Array:
+        """(n,) the squares by which samplers are ranked: of images NaN where a sample ends at another one's place."""
+        return np.where(self.flips(x) & apart(self.study.name), math.nan, self.squares(x))
+
+    def again(self, seed: int) -> Judge:
+        """The same with other starts."""
+        return Judge(studies.study(self.study.name, {**self.config, "seed": seed}), self.config)
 
     def row(self, x: Any, path: bool = True) -> dict[str, Any]:
         """Excess of the squared energy distance; where there is a path to compare with, errors with 95 % bands.

@@ -51,7 +51,7 @@ BASE: Config = {
     "rtol": 1e-7,
     "std": 0.0,
     "floor": 1e-4,
-    "network_samples": 32,
+    "network_samples": 64,
     "network_rtol": 1e-6,
     "network_tolerance": 3e-4,
     "network_dtype": "float32",
@@ -220,11 +220,11 @@ def title(name: str) -> str:
 
 def how_many(config: Config) -> str:
     """How many samples a study's figure is made of, in words: there are fewer of image networks."""
-    used = min(config["samples"], config.get("used", config["samples"]))
-    fewer, known = min(used, config["network_samples"]), [name in MODELS for name in config["models"]]
+    samples, known = config["samples"], [name in MODELS for name in config["models"]]
+    fewer = min(samples, config["network_samples"])
     if all(known):
-        return f"{used} samples"
-    return f"{used} samples ({fewer} of image networks)" if any(known) else f"{fewer} samples"
+        return f"{samples} samples"
+    return f"{samples} samples ({fewer} of image networks)" if any(known) else f"{fewer} samples"
 
 
 def whose_law(config: Config) -> str:

@@ -14,9 +14,8 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
-from experiments.core.judging import FLIPPED, Judge, banded, law_terms
+from experiments.core.judging import FLIPPED, Judge, banded, law_terms, mean_square, ratio
 from experiments.models import studies
-from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
 
 NAME = "fig5_ablation"
@@ -25,7 +24,7 @@ CONFIG: Config = {
     **studies.BASE,
     "models": ["mixture", "network", "digits", "digits8", "digits8_flow", "mnist28"],
     "kept": ["digits8", "digits8_flow", "mnist28"],
-    "used": 128,
+    "seeds": [0, 1, 2],
     "calls": [5, 7, 10, 14, 20, 28, 40],
     "compared_at": 10,
     "grid": "t1",
@@ -55,7 +54,6 @@ QUICK: Config = {
     **studies.BASE_QUICK,
     "models": ["mixture", "digits", "network"],
     "kept": [],
-    "used": 64,
     "calls": [5, 10],
     "grids": ["t1", "t2", "logrho"],
     "rk45": [1e-1, 1e-2],
@@ -66,7 +64,6 @@ THOROUGH: Config = {
     "models": ["mixture", "gaussian", "digits", "network"],
     "kept": [],
     "samples": 2048,
-    "used": 2048,
     "calls": [5, 7, 10, 14, 20, 28, 40, 80, 160, 320],
     "rk45": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5],
     "euler_maruyama": [10, 20, 40, 80, 160, 320, 640, 1000],
@@ -159,10 +156,11 @@ def compute(config: Config, progress: Progress) -> Frame:
 
     def rows_of(name: str, progress: Progress) -> Rows:
         study = studies.study(name, config)
-        judge = Judge(study, config, config["used"])
-        rows: Rows = [{"part": "reference", "title": study.title, "rms": judge.estimate}]
+        judge = Judge(study, config)
+        judges = [judge, *(judge.again(seed) for seed in config["seeds"] if seed != config["seed"])]
+        rows: Rows = [judge.reference]
         for i, calls in enumerate(config["calls"], 1):
-            rows += _ladder(judge, calls)
+            rows += _ladder(judges, calls)
             progress(0.6 * i / len(config["calls"]))
         return rows + [
             {"part": "run", **columns, **judge.row(x, path)} for columns, x, path in _others(judge.study, config)
@@ -171,30 +169,46 @@ def compute(config: Config, progress: Progress) -> Frame:
     return by_model(NAME, config, rows_of, progress)
 
 
-def _ladder(judge: Judge, calls: int) -> list[dict[str, Any]]:
-    """The five methods at a number of calls, the last on the grid of least RMS, and what each step gains."""
-    study, config = judge.study, judge.config
-    results = {method: study.solve(solver, _grid(study, config, config["grid"], calls))
-               for method, solver in list(LADDER.items())[:-1]}  # fmt: skip
-    last = tuple(LADDER)[-1]
-    on = {kind: results["+ polynomial"] if kind == config["grid"] else
-          study.solve(LADDER[last], _grid(study, config, kind, calls)) for kind in config["grids"]}  # fmt: skip
-    best = min(on, key=lambda kind: float(judge.squares(on[kind]).mean()))
+def _ladder(judges: list[Judge], calls: int) -> list[dict[str, Any]]:
+    """The five methods at a number of calls, the last on the grid of least error, and what each step gains.
+
+    The first judge's samples are the ones that count, those of the others give the range over seeds at ``compared_at``.
+    """
+    judge = judges[0]
+    config, (*methods, last) = judge.config, LADDER
+    results = {method: _end(judge, method, config["grid"], calls) for method in methods}
+    on = {kind: results["+ polynomial"] if kind == config["grid"] else _end(judge, last, kind, calls)
+          for kind in config["grids"]}  # fmt: skip
+    best = min(on, key=lambda kind: mean_square(judge.counted(on[kind])))
     results[last] = on[best]
-    rows: list[dict[str, Any]] = []
-    for method, x in results.items():
-        grid = best if method == last else config["grid"]
-        rows.append({"part": "run", "method": method, "solver": LADDER[method], "grid": grid, "nfe": calls,
-                     **judge.row(x)})  # fmt: skip
+    grids = {**dict.fromkeys(methods, config["grid"]), last: best}
+    rows: list[dict[str, Any]] = [
+        {"part": "run", "method": method, "solver": LADDER[method], "grid": grids[method], "nfe": calls, **judge.row(x)}
+        for method, x in results.items()
+    ]
+    factors = [_factors(judge, results)]
+    if calls == config["compared_at"]:
+        factors += [_factors(other, {m: _end(other, m, grids[m], calls) for m in LADDER}) for other in judges[1:]]
     terms = {method: law_terms(x, judge.data) for method, x in results.items()}
     for before, after in zip(list(LADDER)[:-1], STEPS, strict=True):
-        a, b = judge.squares(results[after]), judge.squares(results[before])
-        low, high = bootstrap_ratio(a, b, config["seed"]) if b.any() and a.any() else (math.nan, math.nan)
         law, law_low, law_high = banded(terms[after] - terms[before])
-        rows.append({"part": "gain", "method": after, "nfe": calls, "grid": best if after == last else config["grid"],
-                     "ratio": float(np.sqrt(a.mean() / b.mean())), "low": low, "high": high, "law": law,
-                     "law_low": law_low, "law_high": law_high})  # fmt: skip
+        found, low, high = factors[0][after]
+        over = [each[after][0] for each in factors]
+        rows.append({"part": "gain", "method": after, "nfe": calls, "grid": grids[after], "ratio": found, "low": low,
+                     "high": high, "least": min(over), "most": max(over), "law": law, "law_low": law_low,
+                     "law_high": law_high})  # fmt: skip
     return rows
+
+
+def _end(judge: Judge, method: str, kind: str, calls: int) -> Any:
+    return judge.study.solve(LADDER[method], _grid(judge.study, judge.config, kind, calls))
+
+
+def _factors(judge: Judge, results: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Step of the ladder → error over that of the step before, with its 95 % band."""
+    counted = {method: judge.counted(x) for method, x in results.items()}
+    pairs = zip(list(LADDER)[:-1], STEPS, strict=True)
+    return {after: ratio(counted[after], counted[before], judge.config["seed"]) for before, after in pairs}
 
 
 # -- what was found -------------------------------------------------------------------------------

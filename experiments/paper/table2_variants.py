@@ -14,7 +14,7 @@ from experiments import Config, Frame, Progress
 from experiments.core import cells as swept
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
-from experiments.core.judging import FLIPPED, Judge
+from experiments.core.judging import FLIPPED, Judge, mean_square
 from experiments.models import studies
 
 NAME = "table2_variants"
@@ -23,7 +23,6 @@ CONFIG: Config = {
     **studies.BASE,
     "models": ["mixture", "network", "digits", "digits8", "digits8_flow", "mnist28"],
     "kept": ["digits8", "digits8_flow", "mnist28"],
-    "used": 64,
     "calls": [5, 10, 12, 15, 20, 50],
     "grids": ["t1", "t2", "t3", "rho7", "logrho"],
     "choices": {
@@ -35,9 +34,9 @@ CONFIG: Config = {
     },
 }
 TOLERANCES = FLIPPED
-QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [], "used": 64,
+QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [],
                  "calls": [5, 10], "grids": ["t2", "rho7"]}  # fmt: skip
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "kept": [], "samples": 2048, "used": 2048}
+THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "kept": [], "samples": 2048}
 STAGES = {
     "ddim": 1, "rhork_2heun": 2, "rhork_3kutta": 3, "rhork_4rk": 4, "rhoab1": 1, "rhoab2": 1, "rhoab3": 1,
     "tab1": 1, "tab2": 1, "tab3": 1,
@@ -68,9 +67,8 @@ def compute(config: Config, progress: Progress) -> Frame:
 
     def rows_of(name: str, progress: Progress) -> Rows:
         study = studies.study(name, config)
-        judge = Judge(study, config, config["used"])
-        rows: Rows = [{"part": "reference", "title": study.title, "rms": judge.estimate}]
-        return rows + _cells(judge, progress)
+        judge = Judge(study, config)
+        return [judge.reference, *_cells(judge, progress)]
 
     ours = by_model(NAME, config, rows_of, progress)
     return pd.concat([ours, pd.DataFrame(_published(config))], ignore_index=True)
@@ -88,15 +86,17 @@ def _cells(judge: Judge, progress: Progress) -> Rows:
     """Rows of all solvers and grids, by number of calls."""
     config = judge.config
     rows = swept.sweep(
-        judge.study, STAGES, config["grids"], config["calls"], judge.row,
+        judge.study, STAGES, config["grids"], config["calls"],
+        lambda x: {**judge.row(x), "error": mean_square(judge.counted(x))},
         steps=lambda solver, calls: steps_of(solver, calls)[0], progress=progress,
     )  # fmt: skip
     best: dict[tuple[int, str], dict[str, Any]] = {}
     for row in rows:
         at = best.setdefault((row["calls"], row["solver"]), row)
-        best[row["calls"], row["solver"]] = row if row["rms"] < at["rms"] else at
-        row |= {"part": "ours", "surplus": row.pop("nfe") - row["calls"]}
+        best[row["calls"], row["solver"]] = row if row["error"] < at["error"] else at
     for row in rows:
+        row |= {"part": "ours", "surplus": row.pop("nfe") - row["calls"]}
+        del row["error"]
         row["best"] = row is best[row["calls"], row["solver"]]
     return sorted(rows, key=lambda row: config["calls"].index(row["calls"]))
 
