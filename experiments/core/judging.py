@@ -89,9 +89,11 @@ class Judge:
         """(n,) the squares by which samplers are ranked: of images NaN where a sample ends at another one's place."""
         return np.where(self.flips(x) & apart(self.study.name), math.nan, self.squares(x))
 
-    def again(self, seed: int) -> Judge:
-        """The same with other starts."""
-        return Judge(studies.study(self.study.name, {**self.config, "seed": seed}), self.config)
+    def with_seeds(self) -> list[Judge]:
+        """This one, and the same with the starts of the configuration's other seeds."""
+        name, config = self.study.name, self.config
+        others = studies.seeds(name, config)[1:]
+        return [self, *(Judge(studies.study(name, {**config, "seed": seed}), config) for seed in others)]
 
     def row(self, x: Any, path: bool = True) -> dict[str, Any]:
         """Excess of the squared energy distance; where there is a path to compare with, errors with 95 % bands.

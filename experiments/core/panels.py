@@ -98,12 +98,17 @@ def side(low: float, high: float, less_is: str = BETTER, more_is: str = WORSE) -
 
 def intervals(
     ax: Any, rows: Sequence[tuple[float, float, float]], ticks: Sequence[float], names: Sequence[str] | None,
-    less_is: str = BETTER, more_is: str = WORSE,
+    less_is: str = BETTER, more_is: str = WORSE, outer: Sequence[tuple[float, float]] = (),
 ) -> None:  # fmt: skip
-    """Ratios (value, low, high) below one another on a logarithmic axis with a line at 1, coloured by `side`."""
+    """Ratios (value, low, high) below one another on a logarithmic axis with a line at 1, coloured by `side`.
+
+    ``outer``: of each (least, most), over seeds; then the wider of the two ranges gives the colour.
+    """
     ax.axvline(1.0, color="#333333", lw=0.9, zorder=0)
     for y, (value, low, high) in enumerate(rows):
-        colour = side(low, high, less_is, more_is)
+        least, most = outer[y] if outer else (low, high)
+        colour = side(min(low, least), max(high, most), less_is, more_is)
+        ax.plot([least, most], [y, y], color=colour, lw=0.9)
         ax.plot([low, high], [y, y], color=colour, lw=2.6, solid_capstyle="butt")
         ax.plot(value, y, "o", color=colour, markeredgecolor="white", markersize=5, zorder=3)
     ax.set_xscale("log")

@@ -241,7 +241,11 @@ class Engine:
         if self._open is None:
             stack = contextlib.ExitStack()
             self._open = stack, stack.enter_context(self.connect())
-        futures = [self._open[1].submit(compute, unit, self.folder) for unit in units]
+        futures: list[Future[Any]] = []
+        for unit in units:
+            futures.append(self._open[1].submit(compute, unit, self.folder))
+            if futures[-1].done():  # here, at once
+                report(len(futures))
         for done, future in enumerate(as_completed(futures), 1):
             future.result()
             report(done)

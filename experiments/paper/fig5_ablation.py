@@ -14,7 +14,7 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
-from experiments.core.judging import FLIPPED, Judge, banded, law_terms, mean_square, ratio
+from experiments.core.judging import FLIPPED, Judge, banded, law_terms, mean_square, ranked, ratio
 from experiments.models import studies
 from experiments.models.studies import Study
 
@@ -157,7 +157,7 @@ def compute(config: Config, progress: Progress) -> Frame:
     def rows_of(name: str, progress: Progress) -> Rows:
         study = studies.study(name, config)
         judge = Judge(study, config)
-        judges = [judge, *(judge.again(seed) for seed in config["seeds"] if seed != config["seed"])]
+        judges = judge.with_seeds()
         rows: Rows = [judge.reference]
         for i, calls in enumerate(config["calls"], 1):
             rows += _ladder(judges, calls)
@@ -215,12 +215,12 @@ def _factors(judge: Judge, results: dict[str, Any]) -> dict[str, tuple[float, fl
 def findings(frame: Frame, config: Config) -> dict[str, dict[str, Any]]:
     """Per model: the ladder's gains at the compared calls, and from where the other samplers keep up with its top."""
     found = {}
-    for name, rows in frame.groupby("model", sort=False):
+    for name, rows in ranked(frame).groupby("model", sort=False):
         calls = config["compared_at"]
         runs = rows[rows.part == "run"]
         at = runs[(runs.nfe == calls) & runs.method.isin(list(LADDER))].set_index("method")
         top = at.loc[STEPS[-1]]
-        black = runs[(runs.method == RK45) & (runs.rms <= top.rms)]
+        black = runs[(runs.method == RK45) & (runs.error <= top.error)]
         near = {}
         for method in (EM, ADAPTIVE):
             noisy = runs[runs.method == method]
@@ -229,7 +229,7 @@ def findings(frame: Frame, config: Config) -> dict[str, dict[str, Any]]:
         found[str(name)] = {
             "title": rows[rows.part == "reference"].title.iloc[0],
             "gain": rows[(rows.part == "gain") & (rows.nfe == calls)].set_index("method"),
-            "whole": float(top.rms / at.loc["Euler"].rms),
+            "whole": float(top.error / at.loc["Euler"].error),
             "top": top,
             "rk45": int(black.nfe.min()) if len(black) else None,
             "near": near,
@@ -238,8 +238,8 @@ def findings(frame: Frame, config: Config) -> dict[str, dict[str, Any]]:
 
 
 def effect(gain: Any) -> str:
-    """ "less", "more" or "same": what a step of the ladder does to the path error, by its 95 % band."""
-    return "less" if gain.high < 1 else "more" if gain.low > 1 else "same"
+    """ "less", "more" or "same": what a step of the ladder does to the path error, by its 95 % band and all seeds."""
+    return "less" if max(gain.high, gain.most) < 1 else "more" if min(gain.low, gain.least) > 1 else "same"
 
 
 def gains_most(found: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
@@ -281,10 +281,10 @@ def verdict(frame: Frame, config: Config) -> str:
     near = ", ".join(str(f["near"][EM][0] or "more than tried") for f in found.values())
     apart = sum(_apart(f["gain"]) for f in found.values())
     return (
-        f"{_most(found, config)} (bands apart from the next step's on {apart}); the steps multiply the "
-        f"RMS path error on {', '.join(found)} by {', '.join(said)}, "
-        f"together {whole} (~: 95 % band holds 1); RK45 is as accurate with {black} calls; {EM} is near the exact law, "
-        f"within its band, with {near}."
+        f"{_most(found, config)} (bands apart from the next step's on {apart}); the steps multiply the path error, of "
+        f"images over samples that do not flip, on {', '.join(found)} by {', '.join(said)}, together {whole} (~: the "
+        f"95 % band or the range over seeds holds 1); RK45 is as accurate with {black} calls; {EM} is near the "
+        f"exact law, within its band, with {near}."
     )
 
 
@@ -303,10 +303,11 @@ def draw(frame: Frame, config: Config) -> Figure:
     """Above a panel per step of the ladder: its factor, model by model. Below a panel per model: errors and calls."""
     found = findings(frame, config)
     note = (
-        f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands. Above: each step's factor, "
-        f"blue where it helps, orange where it hurts. The ladder is on the {config['grid']} grid, its last step on the "
-        f"best of {', '.join(config['grids'])}; polynomial: tAB of degree 3; RK45: scipy's, on dx/dt, the batch as one "
-        "state."
+        f"RMS path error, of images over samples that do not flip, {style.setting(config)}; "
+        f"{studies.how_many(config)}, 95 % bands. Above: each step's factor, blue where it helps, orange where it "
+        f"hurts; thin: range over {studies.how_many_seeds(config)}. The ladder is on the {config['grid']} grid, its "
+        f"last step on the best of {', '.join(config['grids'])}; polynomial: tAB of degree 3; RK45: scipy's, on dx/dt, the "
+        "batch as one state."
     )
     rows, top = -(-len(found) // COLUMNS), 0.45 + 0.2 * len(found)
     height = 0.3 + top + 0.5 + 1.6 * rows
@@ -314,12 +315,13 @@ def draw(frame: Frame, config: Config) -> Figure:
     names = [panels.short(name) for name in found]
     _gains(fig, found, names, (top - 0.3) / (height - 0.6), config)
     axes, _ = panels.small_multiples(fig, names, COLUMNS, begin=(top + 0.45) / (height - 0.6))
+    runs = ranked(frame[frame.part == "run"])
     for ax, name in zip(axes, found, strict=True):
-        _paths(ax, frame[(frame.part == "run") & (frame.model == name) & frame.rms.notna()])
+        _paths(ax, runs[(runs.model == name) & runs.error.notna()])
     axes[0].set_yscale("log")
     panels.calls_axis(axes, [5, 10, 20, 50, 100])
     for ax in axes[::COLUMNS]:
-        ax.set_ylabel("RMS path error", fontsize=8)
+        ax.set_ylabel("path error", fontsize=8)
     legend = axes[0].get_legend_handles_labels()
     fig.legend(*legend, loc="center left", ncol=6, fontsize=7.5, columnspacing=1.0, handlelength=1.8,
                bbox_to_anchor=(0.0, axes[0].get_position().y1 + 0.3 / fig.get_size_inches()[1]))  # fmt: skip
@@ -330,7 +332,13 @@ def _gains(fig: Figure, found: dict[str, dict[str, Any]], names: list[str], end:
     axes, _ = panels.small_multiples(fig, STEPS, len(STEPS), end=end, left=0.9)
     for ax, method in zip(axes, STEPS, strict=True):
         gains = [f["gain"].loc[method] for f in found.values()]
-        panels.intervals(ax, [(g.ratio, g.low, g.high) for g in gains], [0.2, 0.5, 1, 2], names)
+        panels.intervals(
+            ax,
+            [(g.ratio, g.low, g.high) for g in gains],
+            [0.2, 0.5, 1, 2],
+            names,
+            outer=[(g.least, g.most) for g in gains],
+        )
         for y, g in enumerate(gains):
             text = f"{style.as_text(g.ratio)}" + (f" {g.grid}" if method == STEPS[-1] else "")
             left = method == STEPS[0]
@@ -344,4 +352,4 @@ def _gains(fig: Figure, found: dict[str, dict[str, Any]], names: list[str], end:
 def _paths(ax: Any, runs: Frame) -> None:
     for method, part in runs.groupby("method", sort=False):
         part = part.sort_values("nfe")
-        panels.curve(ax, part.nfe, part.rms, part.low, part.high, label=str(method), **_LOOK[str(method)])
+        panels.curve(ax, part.nfe, part.error, part.error_low, part.error_high, label=str(method), **_LOOK[str(method)])

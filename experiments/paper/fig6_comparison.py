@@ -15,7 +15,7 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style, units
 from experiments.core.by_model import Rows, by_model
-from experiments.core.judging import FLIPPED, Judge, mean_square, ratio
+from experiments.core.judging import FLIPPED, Judge, apart, mean_square, ranked, ratio
 from experiments.models import studies
 from experiments.models.problems import steps_for
 from experiments.models.studies import Study
@@ -102,7 +102,7 @@ def compute(config: Config, progress: Progress) -> Frame:
         swept = _swept(judge, progress)
         for solver in config["customary"]:
             rows += _analytic(judge) if solver == ANALYTIC else _solver(solver, swept[solver], config, squares)
-        judges = [judge, *(judge.again(seed) for seed in config["seeds"] if seed != config["seed"])]
+        judges = judge.with_seeds()
         return rows + [_duel(judges, *key, by) for key, by in squares.items() if len(by) > 1]
 
     ours = by_model(NAME, config, rows_of, progress)
@@ -189,11 +189,12 @@ def _end(study: Study, solver: str, calls: int, kind: str) -> Any:
 
 # -- what was found -------------------------------------------------------------------------------
 def ranking(frame: Frame, model: str, calls: int, choice: str) -> Frame:
-    """Solvers by RMS path error at a number of calls: on the customary grid, or each on its best."""
-    rows = frame[(frame.part == "error") & (frame.model == model) & (frame.calls == calls) & frame.rms.notna()]
+    """Solvers by ``error``, see `judging.ranked`, at a number of calls: on the customary grid, or each on its best."""
+    rows = ranked(frame[(frame.part == "error") & (frame.model == model) & (frame.calls == calls)])
     if choice == "customary":
         rows = rows[rows.customary.astype(bool)]
-    return rows.sort_values("rms").groupby("solver", sort=False).head(1).set_index("solver")
+    rows = rows[rows.error.notna()].sort_values("error")
+    return rows.groupby("solver", sort=False).head(1).set_index("solver")
 
 
 def nearest(frame: Frame, model: str, calls: int) -> tuple[str, int, int]:
@@ -205,7 +206,12 @@ def nearest(frame: Frame, model: str, calls: int) -> tuple[str, int, int]:
 
 def _won(duel: Any) -> str:
     """The winner and by how much the runner-up is behind; "or" where the two cannot be told apart."""
-    return f"{duel.solver} by {style.as_text(1 / duel.ratio)}x" if duel.high < 1 else f"{duel.solver} or {duel.second}"
+    return f"{duel.solver} by {style.as_text(1 / duel.ratio)}x" if distinct(duel) else f"{duel.solver} or {duel.second}"
+
+
+def distinct(duel: Any) -> Any:
+    """Whether the first is ahead of the next beyond the 95 % band, and with every seed; of one duel or of many."""
+    return (duel.high < 1) & (duel.most < 1)
 
 
 def published(frame: Frame, calls: int) -> Any:
@@ -219,7 +225,7 @@ def agreement(frame: Frame, model: str, calls: int) -> tuple[float, float, int]:
     permutations, and of how many samplers."""
     from scipy.stats import rankdata, spearmanr
 
-    fid, ours = published(frame, calls), ranking(frame, model, calls, "customary").rms
+    fid, ours = published(frame, calls), ranking(frame, model, calls, "customary").error
     common = [solver for solver in fid.index if solver in ours.index]
     a, b = rankdata(ours[common]), rankdata(fid[common])
     chance = np.array(list(itertools.permutations(a))) @ b
@@ -234,26 +240,17 @@ def titles(frame: Frame) -> dict[str, str]:
 def wins(frame: Frame, choice: str) -> Any:
     """Solver → in how many cases it is the distinct winner on grids of a choice; most first."""
     duels = frame[(frame.part == "duel") & (frame.choice == choice)]
-    return duels[duels.high < 1].solver.value_counts()
+    return duels[distinct(duels)].solver.value_counts()
 
 
 def flips(frame: Frame, model: str, calls: int, solver: str) -> float:
-    """Share of samples that a solver, on its customary grid, brings to another one's place; NaN where not measured."""
-    rows = frame[(frame.part == "error") & (frame.model == model) & (frame.calls == calls) & (frame.solver == solver)]
-    rows = rows[rows.customary.astype(bool)]
-    return float(rows.flips.iloc[0]) if "flips" in rows and len(rows) else math.nan
+    """Share of samples that a solver, on its customary grid, brings to another one's place."""
+    return float(ranking(frame, model, calls, "customary").flips[solver])
 
 
-def least(frame: Frame, model: str, calls: int, measure: str) -> str:
-    """The solver of least "unflipped" or "median" error on customary grids; "–" where it was not measured."""
-    rows = ranking(frame, model, calls, "customary")
-    if measure not in rows or rows[measure].isna().all():
-        return "–"
-    return str(rows[measure].idxmin())
-
-
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.0%}"
+def by_rms(frame: Frame, model: str, calls: int) -> str:
+    """The solver of least RMS over all samples, flipped or not, on customary grids."""
+    return str(ranking(frame, model, calls, "customary").rms.idxmin())
 
 
 def _most(frame: Frame) -> str:
@@ -271,20 +268,20 @@ def _most(frame: Frame) -> str:
 
 def verdict(frame: Frame, config: Config) -> str:
     """In how many cases a winner is distinct, who wins at a middle number of calls, and who is nearest in law."""
-    duels, ranked, names = frame[frame.part == "duel"], sorted(config["ranked_at"]), list(titles(frame))
-    few, calls = ranked[0], ranked[len(ranked) // 2]
+    duels, at_calls, names = frame[frame.part == "duel"], sorted(config["ranked_at"]), list(titles(frame))
+    few, calls = at_calls[0], at_calls[len(at_calls) // 2]
     at = duels[duels.calls == calls].set_index(["model", "choice"])
     won = "; ".join(f"{name}: {', '.join(_won(at.loc[(name, choice)]) for choice in CHOICES)}" for name in names)
     laws = [nearest(frame, name, few) for name in names]
     alike = [agreement(frame, name, calls) for name in names]
-    first = {name: str(ranking(frame, name, calls, "customary").index[0]) for name in names}
-    flipped = ", ".join(_share(flips(frame, name, calls, solver)) for name, solver in first.items())
-    apart, median = (", ".join(least(frame, name, calls, m) for name in names) for m in ("unflipped", "median"))
+    first = {name: str(ranking(frame, name, calls, "customary").index[0]) for name in names if apart(name)}
+    flipped = ", ".join(f"{flips(frame, name, calls, solver):.0%} on {name}" for name, solver in first.items())
+    others = [f"{other} on {name}" for name, solver in first.items() if (other := by_rms(frame, name, calls)) != solver]
     return (
-        f"{_most(frame)}; by RMS path error the winner is distinct in {int((duels.high < 1).sum())} of {len(duels)} "
-        f"cases; at {calls} calls ({', '.join(CHOICES)} grids) {won}; there the first on customary grids flips "
-        f"{flipped} of the samples, and among the unflipped the first is {apart}, by the median sample "
-        f"{median}; nearest in law at {few} calls "
+        f"{_most(frame)}; by path error, of images over samples that do not flip, the winner is distinct (95 %, and "
+        f"with each of {studies.how_many_seeds(config)}) in {int(distinct(duels).sum())} of {len(duels)} cases; at "
+        f"{calls} calls ({', '.join(CHOICES)} grids) {won}; there the first on customary grids flips {flipped}, and by RMS "
+        f"over all samples {', '.join(others) or 'no other sampler'} would be first; nearest in law at {few} calls "
         f"{', '.join(solver for solver, _, _ in laws)}, apart from {', '.join(str(n) for _, n, _ in laws)} of "
         f"{laws[0][2]} others; Spearman with published FIDs (another model, {alike[0][2]} samplers, {calls} calls) "
         f"{', '.join(f'{rho:.2f}' for rho, _, _ in alike)}."
@@ -297,14 +294,15 @@ def draw(frame: Frame, config: Config) -> Figure:
     names, calls = titles(frame), sorted(config["ranked_at"])[len(config["ranked_at"]) // 2]
     alike = [agreement(frame, name, calls) for name in names]
     note = (
-        f"RMS path error, {style.setting(config)}; {studies.how_many(config)}, 95 % bands; as many whole steps as the "
-        f"calls allow. Flips: share of samples that end at another one's place, at {calls} calls (–: not measured). "
-        f"Table: RMS error over the least of its column at {calls} calls, customary grid (beside the name) and best of "
-        f"{', '.join(config['grids'])}; *: distinct from the next. Last column: FID as published for another model "
-        f"(diff-sampler: CIFAR-10, EDM's network); Spearman of our customary columns with it "
-        f"{min(a[0] for a in alike):.2f} to {max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
+        "RMS path error, of images over samples that do not flip (end at another one's place), "
+        f"{style.setting(config)}; {studies.how_many(config)}, 95 % bands; as many whole steps as the calls allow. "
+        f"Flips: at {calls} calls. Table: error over the least of its column at {calls} calls, customary grid (beside "
+        f"the name) and best of {', '.join(config['grids'])}; *: ahead of the next by the 95 % band, and with each of "
+        f"{studies.how_many_seeds(config)}. Last column: FID as published for another model (diff-sampler: CIFAR-10, "
+        f"EDM's network); Spearman of our customary columns with it {min(a[0] for a in alike):.2f} to "
+        f"{max(a[0] for a in alike):.2f}, {alike[0][2]} samplers."
     )
-    order = _order(frame, names, calls)
+    order, errors = _order(frame, names, calls), ranked(frame[frame.part == "error"])
     rows, table = -(-len(names) // COLUMNS), 0.75 + 0.185 * len(order)
     height = 0.6 + 1.65 * rows + table
     fig = panels.sheet(_most(frame), note, height)
@@ -313,13 +311,15 @@ def draw(frame: Frame, config: Config) -> Figure:
         fig, [panels.short(name) for name in names], COLUMNS, extra_top=0.5, end=(inner - table) / inner
     )
     for ax, name in zip(axes, names, strict=True):
-        own = frame[(frame.part == "error") & (frame.model == name) & frame.rms.notna()]
+        own = errors[(errors.model == name) & errors.error.notna()]
         _curves(ax, own[own.customary.astype(bool)], order[:NAMED])
-        panels.words(ax, 0.03, 0.03, f"flips of {order[0]}: {_share(flips(frame, name, calls, order[0]))}", ha="left")
-    smallest = frame[frame.part == "error"].rms.min()
+        if apart(name):
+            share = flips(frame, name, calls, order[0])
+            panels.words(ax, 0.03, 0.03, f"flips of {order[0]}: {share:.0%}", ha="left")
+    smallest = errors.error.min()
     axes[0].set(yscale="log", ylim=(max(0.6 * smallest, 1e-6), 1.5))
     panels.calls_axis(axes, [c for c in (5, 10, 20, 50) if c <= max(config["calls"])])
-    fig.supylabel("RMS path error", fontsize=8.5, x=0.012, y=axes[-1].get_position().y1)
+    fig.supylabel("path error", fontsize=8.5, x=0.012, y=axes[-1].get_position().y1)
     panels.key(fig, axes[0])
     (ax,), _ = panels.small_multiples(
         fig, [""], 1, extra_top=0.5, left=1.5, bottom=0.05, begin=(inner - table + 0.95) / (inner + 0.37)
@@ -330,7 +330,7 @@ def draw(frame: Frame, config: Config) -> Figure:
 
 def _order(frame: Frame, names: dict[str, str], calls: int) -> list[str]:
     """Solvers by their mean rank over models on customary and on best grids."""
-    ranks = [ranking(frame, name, calls, choice).rms.rank() for name in names for choice in CHOICES]
+    ranks = [ranking(frame, name, calls, choice).error.rank() for name in names for choice in CHOICES]
     return [str(solver) for solver in pd.concat(ranks, axis=1).mean(axis=1).sort_values().index]
 
 
@@ -339,18 +339,20 @@ def _curves(ax: Any, own: Frame, named: list[str]) -> None:
     for solver, part in own.groupby("solver", sort=False):
         part = part.sort_values("nfe").drop_duplicates("nfe")
         if solver not in named:
-            ax.plot(part.nfe, part.rms, color="#cfcfcf", lw=0.8, zorder=1)
+            ax.plot(part.nfe, part.error, color="#cfcfcf", lw=0.8, zorder=1)
     for solver in named:
         part = own[own.solver == solver].sort_values("nfe").drop_duplicates("nfe")
-        panels.curve(ax, part.nfe, part.rms, part.low, part.high, label=solver, **style.look(solver))
+        panels.curve(ax, part.nfe, part.error, part.error_low, part.error_high, label=solver, **style.look(solver))
 
 
 def _table(ax: Any, frame: Frame, names: dict[str, str], order: list[str], calls: int, config: Config) -> None:
     columns = [(name, choice) for name in names for choice in CHOICES]
     duels = frame[(frame.part == "duel") & (frame.calls == calls)].set_index(["model", "choice"])
     fid = published(frame, calls)
-    ratios = pd.DataFrame({c: (rank := ranking(frame, c[0], calls, c[1]).rms) / rank.min() for c in columns}).loc[order]
-    texts = [[style.as_text(ratios[c][s]) + "*" * bool(ratios[c][s] == 1 and duels.high[c] < 1) for c in columns]
+    ratios = pd.DataFrame({c: (rank := ranking(frame, c[0], calls, c[1]).error) / rank.min() for c in columns}).loc[
+        order
+    ]
+    texts = [[style.as_text(ratios[c][s]) + "*" * bool(ratios[c][s] == 1 and distinct(duels.loc[c])) for c in columns]
              for s in order]  # fmt: skip
     depths = [[math.log(ratios[c][s]) / math.log(DEEPEST) for c in columns] for s in order]
     for y, solver in enumerate(order):
