@@ -306,8 +306,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"RMS path error, of images over samples that do not flip, {style.setting(config)}; "
         f"{studies.how_many(config)}, 95 % bands. Above: each step's factor, blue where it helps, orange where it "
         f"hurts; thin: range over {studies.how_many_seeds(config)}. The ladder is on the {config['grid']} grid, its "
-        f"last step on the best of {', '.join(config['grids'])}; polynomial: tAB of degree 3; RK45: scipy's, on dx/dt, the "
-        "batch as one state."
+        f"last step on the best of {', '.join(config['grids'])}; polynomial: tAB of degree 3; RK45: scipy's, on "
+        "dx/dt, the batch as one state."
     )
     rows, top = -(-len(found) // COLUMNS), 0.45 + 0.2 * len(found)
     height = 0.3 + top + 0.5 + 1.6 * rows
