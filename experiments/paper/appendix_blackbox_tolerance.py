@@ -19,7 +19,6 @@ QUESTION = "Does RK45 need fewer model calls for the same error on dy/dρ = ε t
 CONFIG: Config = {
     **studies.BASE,
     "models": ["mixture", "digits"],
-    "samples": 64,
     "forms": ["t", "rho", "lam"],
     "tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8],
     "targets": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5],

@@ -33,7 +33,7 @@ CONFIG: Config = {
     "usual_tolerance": 1e-5,
     "wanted": 0.01,
     "few": 50,
-    "samples": {"mixture": 128, "gaussian": 4},
+    "samples": {"mixture": 128, "gaussian": 32},
     "floor": 1e-4,
     "seed": 0,
     "choices": {
@@ -54,7 +54,7 @@ THOROUGH: Config = {
     "methods": ["2heun", "3kutta", "4rk"],
     "calls": [12, 24, 36, 48, 60, 72, 96, 120],
     "tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8],
-    "samples": {"mixture": 1024, "gaussian": 16},
+    "samples": {"mixture": 1024, "gaussian": 128},
 }
 PROBLEMS = {
     "mixture": "4-D mixture, turned",

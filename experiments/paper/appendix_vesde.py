@@ -20,7 +20,6 @@ QUESTION = "Do samplers on VE and EDM need more model calls than on VP for the s
 CONFIG: Config = {
     **studies.BASE,
     "models": ["mixture", "digits"],
-    "samples": 64,
     "ve": [0.01, 50.0],
     "edm": [0.002, 80.0],
     "solvers": ["ddim", "tab1", "tab2", "tab3", "rhoab1", "rhoab2", "rhoab3", "rhork_2heun", "rhork_3kutta",
@@ -227,8 +226,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"VE({config['ve'][0]:g}, {config['ve'][1]:g}), EDM up to {config['edm'][1]:g}, {style.setting(config)}; all "
         f"stop at the same noise level ρ = {float(vp_linear(config).rho(config['t_end'])):.4f} and start from the same "
         f"noise. Own grids: {own}; t1 on VE is uniform in log ρ. Right: error over VP's, same solver, each on its best "
-        "grid, with 95 % interval; hollow, and dashed on the left: VE and EDM may also use the noise levels of VP's t2 "
-        "grid."
+        f"grid, with 95 % interval over {config['samples']} samples; hollow, and dashed on the left: "
+        "VE and EDM may also use the noise levels of VP's t2 grid."
     )
     fig = style.new_figure(12.5, 2.0 + 4.1 * len(names), headline, note)
     margins = style.body(fig, bottom=0.6, left=0.85, right=0.25, extra_top=0.35)

@@ -30,7 +30,7 @@ CONFIG: Config = {
     "compared_at": [10, 15],
     "std": 0.0,
     "floor": 1e-6,
-    "samples": 128,
+    "samples": 256,
     "seed": 0,
     "rtol": 1e-6,
     "bias_rtol": 1e-5,

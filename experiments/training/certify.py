@@ -42,9 +42,10 @@ def certify_command(
     changes: Config = {"device": device, "allow_pickle": allow_pickle}
     changes |= {} if rtol is None else {"network_rtol": rtol}
     changes |= {} if tolerance is None else {"network_tolerance": tolerance}
-    changes |= {} if samples is None else {"samples": samples, "network_samples": samples}
     sure = True
     for name in names:
+        if samples is not None:
+            changes |= {"samples": samples, "network_samples": samples * studies.FEWER.get(name, 1)}
         try:
             message, found = certified(name, changes, out, batch, console.is_terminal)
         except ValueError as error:
