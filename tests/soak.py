@@ -24,10 +24,12 @@ import deis_analysis as da
 from experiments.core.paths import FIGURES
 
 MOST_MB = 5.0
-NAMES = (  # quick runs of seconds each, of exact models and networks, with certified references and without; no clocks
-    *("transfer", "weights_accuracy", "appendix_sde", "stochastic_law", "convergence", "appendix_end_time"),
-    *("rectified_flow", "teleportation", "fig2_fitting_error", "guidance", "appendix_vesde"),
+NAMES = (  # quick runs of a few seconds each, of exact models and networks, with cached references and without; no clocks
+    *("transfer", "weights_accuracy", "appendix_sde", "fig3_discretization", "stochastic_law", "rectified_flow"),
+    *("appendix_end_time", "network_samples", "teleportation", "guidance", "score_diagnostics", "appendix_vesde"),
+    *("budget_of_errors", "appendix_blackbox_tolerance", "fig4_extrapolation", "appendix_time_grids"),
 )
+LONGER = 1.5  # than in peace, as the work of the experiment that a kill hits is done again
 FEW = NAMES[:3]
 # the caches are the run's own, so that a kill can hit them as well
 _RUN = "import sys; from experiments.core import paths; paths.FIGURES = paths.Path(sys.argv.pop(1)); "
@@ -100,8 +102,8 @@ def processor_seconds(pid: int) -> float:
 def killed(names: tuple[str, ...], kills: int, seed: int, folder: Path) -> tuple[list[int], int, list[str]]:
     """One run, killed again and again and started again each time, beside one in peace.
 
-    The kills are uniform in the run's work, measured in processor time, which other processes do not stretch; each
-    start adds what it takes to find out what is finished.
+    The kills are uniform in `LONGER` times the run's work, measured in processor time, which other processes do not
+    stretch; each start adds what it takes to find out what is finished.
 
     Returns:
         how many results were finished at each kill, how many kills hit it alive, CSVs that are not as in peace.
@@ -111,7 +113,7 @@ def killed(names: tuple[str, ...], kills: int, seed: int, folder: Path) -> tuple
     start = peace.finish(names)  # all is kept
     print(f"in peace {lasts:.0f} s of processor time, of which {start:.0f} s to start", flush=True)
     rng, found, hit = random.Random(seed), [], 0
-    moments = [0.0, *sorted(rng.uniform(0.0, max(lasts - start, 0.0)) for _ in range(kills))]
+    moments = [0.0, *sorted(rng.uniform(0.0, LONGER * max(lasts - start, 0.0)) for _ in range(kills))]
     for before, after in itertools.pairwise(moments):
         child, limit = other.start(names), start + after - before
         while child.poll() is None and processor_seconds(child.pid) < limit:

@@ -590,6 +590,15 @@ def test_another_question_is_another_file(tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_another_version_of_the_method_is_another_file(tmp_path, monkeypatch):
+    model, options = Counted(), {"rtol": 1e-4, "atol": 1e-4, "certify": False, "cache": tmp_path}
+    first = da.reference_solution(model, VP, X, 0.5, **options)
+    monkeypatch.setattr(reference_cache, "_FORMAT", reference_cache._FORMAT + 1)
+    da.reference_solution(model, VP, X, 0.5, **options)
+    assert model.calls == 2 * first.nfe
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_processes_are_told_apart_by_their_parameters():
     levels = discrete_levels(50)
     others = [
