@@ -24,7 +24,7 @@ import deis_analysis as da
 from experiments.core.paths import FIGURES
 
 MOST_MB = 5.0
-NAMES = (  # quick runs of a few seconds each, of exact models and networks, with cached references and without; no clocks
+NAMES = (  # quick runs of seconds each, of exact models and networks, with cached references and without; no clocks
     *("transfer", "weights_accuracy", "appendix_sde", "fig3_discretization", "stochastic_law", "rectified_flow"),
     *("appendix_end_time", "network_samples", "teleportation", "guidance", "score_diagnostics", "appendix_vesde"),
     *("budget_of_errors", "appendix_blackbox_tolerance", "fig4_extrapolation", "appendix_time_grids"),

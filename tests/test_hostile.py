@@ -120,7 +120,7 @@ def test_the_weights_next_to_that_are_finite():
     (lambda: da.build("DPMSolverMultistep", VP, [0.9, 0.1]), "'DPMSolverMultistep' is unknown; nearest: dpmpp_2m, "),
     (lambda: da.build("EulerAncestralDiscrete", VP, [0.9, 0.1]), "nearest: euler_ancestral, "),
     (lambda: da.sample("Tab-3", lambda x, t: x, 1.0, process=VP, prediction="eps"), "nearest: tab3, "),
-    (lambda: da.grid(VP, 4, "karras"), "kind='karras' is unknown; nearest: rho7, rho5, logrho. Allowed: t1, t2, t3, rho5"),
+    (lambda: da.grid(VP, 4, "karras"), "kind='karras' is unknown; nearest: rho7, rho5, logrho. Allowed: t1, t2, t3"),
     (lambda: da.grid(VP, 4, "uniform"), "kind='uniform' is unknown; nearest: t1, t2, t3. Allowed: t1"),
 ])  # fmt: skip
 def test_the_nearest_names_are_told(call, match):

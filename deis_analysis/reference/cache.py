@@ -76,7 +76,7 @@ def _described(value: Any) -> Any:
 
 
 def load(path: Path, names: set[str], shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """The values of those ``names`` that `store` wrote, ``states`` of that shape; None where they are to be found elsewhere.
+    """The values of those ``names`` that `store` wrote, ``states`` of that shape; None where it cannot give them.
 
     That is where there is no file; where it is damaged, was edited, or answers another question than its name says, a
     warning tells so, and the next folder is looked into, or the answer computed.
