@@ -16,7 +16,7 @@ from rich.table import Column, Table
 import deis_analysis as da
 from deis_analysis import doctor, terminal
 from deis_analysis.interop.command import export_command
-from deis_analysis.options import ProcessType, import_option, solver_of
+from deis_analysis.options import ProcessType, import_option, solver_of, try_file
 from deis_analysis.options import clear_errors as _clear_errors
 from deis_analysis.options import grid_options as _grid_options
 from deis_analysis.storage import write_text
@@ -275,9 +275,8 @@ def audit(
     if (spec is None) == (source is None):
         raise click.UsageError("give either SPEC or --all PACKAGE")
     for name, file in files.items():
-        if file and file != "-" and not Path(file).parent.is_dir():
-            option = name.removesuffix("_file")
-            raise click.UsageError(f"--{option} {file}: there is no folder {str(Path(file).parent)!r}")
+        if file and (name, file) != ("json_file", "-"):
+            try_file(f"--{name.removesuffix('_file')}", Path(file), many=name == "html_file" and source is not None)
 
     def one(name: str) -> Any:
         if parse_spec(name)[0].endswith(".py"):

@@ -11,7 +11,7 @@ import click
 
 from deis_analysis.process.process import Process
 from deis_analysis.process.schedules import EDM, VE, RectifiedFlow, SubVP, VPCosine, VPLinear
-from deis_analysis.storage import module_of
+from deis_analysis.storage import module_of, writable
 from deis_analysis.validate import choose
 
 PROCESSES: dict[str, Callable[..., Process]] = {
@@ -32,6 +32,15 @@ def clear_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.ClickException(str(error)) from error
 
     return wrapped
+
+
+def try_file(option: str, file: Path | None, many: bool = False) -> None:
+    """Before the work: a ValueError where the result could not be written, to a file or (``many``) to a folder."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
+        raise ValueError(f"{option} {str(file)!r}: there is no folder {str(file.parent)!r}")
+    writable(option, file, many)
 
 
 def _imported(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> None:

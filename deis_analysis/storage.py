@@ -64,6 +64,22 @@ class _Enough(Exception):
     pass
 
 
+def writable(name: str, path: Path, many: bool = False) -> Path:
+    """``path``, a file (``many``: a folder) that can be written, tried before long computations; nothing is left of it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if path.is_dir() and not many:
+        raise ValueError(f"{name} {str(path)!r} is a folder; allowed: a file")
+    place = path if many else path.parent
+    try:
+        prepared(next(one for one in (place, *place.parents) if os.path.lexists(one)))
+    except ValueError as error:
+        raise ValueError(f"{name} {str(path)!r}: {error}") from error
+    return path
+
+
 def sweep(place: Path) -> None:
     """Remove temporary files that `atomic` left in a folder when its process was killed, more than a minute ago."""
     with contextlib.suppress(OSError):

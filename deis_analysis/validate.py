@@ -114,14 +114,14 @@ def choose(name: str, value: Any, allowed: Iterable[str], known_as: Mapping[str,
     """``value`` if it is one of ``allowed``; else a ValueError with the three nearest ones, and all if they are few.
 
     Args:
-        known_as: what a part of the value, in small letters and figures, is called here, such as karras → rho7.
+        known_as: what a part of the value, in small letters and figures, is called here: one name, or the nearest ones.
     """
     allowed = tuple(allowed)
     if isinstance(value, str) and value in allowed:
         return value
     key, plain = _letters(shown(value)), {_letters(one): one for one in reversed(allowed)}
     many = len(allowed) > _FEW
-    near = [one for part, one in (known_as or {}).items() if part in key]
+    near = [one for part, names in (known_as or {}).items() if part in key for one in names.split()]
     near += [plain[one] for one in difflib.get_close_matches(key, plain, n=3, cutoff=0.2 if many else 0.4)]
     hint = f"; nearest: {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
     listed = f"{len(allowed)} names" if many and near else ", ".join(allowed)

@@ -1,12 +1,14 @@
-"""All hostile calls of `hostile`, in one process: ``python tests/fuzz.py [--seed S] [--count N] [--show 40]``."""
+"""All hostile calls of `hostile`, in one process: ``python tests/fuzz.py [--seed S] [--count N] [--show unnamed]``."""
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import random
 import resource
 import sys
+import tempfile
 import time
 
 import hostile
@@ -18,6 +20,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the order, in which one may disturb another")
     parser.add_argument("--count", type=int, default=None, help="so many of them only")
     parser.add_argument("--only", default="", help="callables whose name begins so")
+    parser.add_argument("--show", action="append", default=[], help="print these ends, too, such as unnamed")
     asked = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))  # what asks for more is a MemoryError
     cases = [case for case in hostile.cases() if case.name.startswith(asked.only)]
@@ -25,11 +28,12 @@ def main() -> int:
     hostile.warm()
     counts: collections.Counter[str] = collections.Counter()
     begin = time.perf_counter()
-    for case in cases[: asked.count]:
-        end, said = hostile.outcome(case)
-        counts[end] += 1
-        if end in ("raw", "hang", "swallowed"):
-            print(f"{end}\t{case.where}\t{' '.join(said.split())[:200]}", flush=True)
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):  # some values are good paths
+        for case in cases[: asked.count]:
+            end, said = hostile.outcome(case)
+            counts[end] += 1
+            if end in ("raw", "hang", "swallowed", *asked.show):
+                print(f"{end}\t{case.where}\t{' '.join(said.split())[:200]}", flush=True)
     total, wrong = sum(counts.values()), sum(counts[end] for end in ("raw", "hang", "swallowed"))
     shares = ", ".join(
         f"{counts[end]:,} {end}" for end in ("refused", "unnamed", "its own", "accepted", "raw", "hang", "swallowed")

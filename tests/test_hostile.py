@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 
 import hostile
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import deis_analysis as da
-from deis_analysis import validate
+from deis_analysis import interop, tuning, validate
 from deis_analysis.audit import plugin
 
 VP = da.VPLinear()
@@ -19,9 +20,10 @@ TAB = da.build("tab2", VP, da.grid(VP, 3))
 
 
 @pytest.fixture(scope="module")
-def ends():
-    hostile.warm()
-    return [(case, *hostile.outcome(case)) for case in hostile.sample(1200, seed=0)]
+def ends(tmp_path_factory):
+    with contextlib.chdir(tmp_path_factory.mktemp("hostile")):  # some values are good paths
+        hostile.warm()
+        return [(case, *hostile.outcome(case)) for case in hostile.sample(1200, seed=0)]
 
 
 def test_no_hostile_call_ends_raw_hangs_or_is_swallowed(ends):
@@ -74,6 +76,41 @@ def test_what_was_accepted_and_silently_wrong_is_refused(call, match):
         call()
 
 
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda: da.phi(10**9, 0.5), "k=1000000000 must be at most"),
+    (lambda: da.observed_order("ddim", VP, hostile.MIX, samples=10**9), "samples=1000000000 must be at most"),
+    (lambda: tuning.trajectories(hostile.MODEL, hostile.X, points=10**9), "points=1000000000 must be at most"),
+    (lambda: da.log_likelihood(hostile.linear, VP, hostile.T2, steps=3, trace="hutchinson", probes=10**9),
+     "probes=1000000000 must be at most"),
+    (lambda: da.grid(VP, 10**9), "steps asks for a grid of 1000000001 points"),
+    (lambda: hostile.MIX.sample(10**9), "n=1000000000 must be at most"),
+])  # fmt: skip
+def test_where_work_grows_it_is_bounded(call, match):
+    with hostile.limited(hostile.LIMIT_S), pytest.raises(ValueError, match=match):
+        call()
+
+
+@pytest.mark.parametrize("wrong", [10**400, "abc", torch.zeros(3, device="meta")], ids=["10**400", "text", "meta"])
+@pytest.mark.parametrize(("argument", "call"), [
+    ("tableau", lambda wrong: da.run(wrong, hostile.MODEL, hostile.X)),
+    ("process", lambda wrong: da.grid(wrong, 4)),
+    ("mix", lambda wrong: da.global_error(TAB, VP, wrong, hostile.X)),
+    ("stepper", lambda wrong: da.simulate(wrong, hostile.MODEL, hostile.X)),
+    ("model_dtype", lambda wrong: da.run(TAB, hostile.MODEL, hostile.X, model_dtype=wrong)),
+    ("seed", lambda wrong: hostile.MIX.sample(3, wrong)),
+    ("path", lambda wrong: da.extrapolation_error(hostile.MODEL, VP, wrong, hostile.TS, 1)),
+    ("convention", lambda wrong: da.extract(lambda model, x: model(x, 1.0), convention=wrong)),
+    ("file", lambda wrong: interop.write_k_diffusion(interop.portable(TAB, VP), wrong)),
+])  # fmt: skip
+def test_a_wrong_kind_is_named(argument, call, wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if (argument, wrong) == ("file", "abc"):
+        pytest.skip("a good path")
+    with pytest.raises((ValueError, TypeError), match=rf"\b{argument}=|\b{argument} (must|has|is)") as error:
+        call(wrong)
+    assert len(str(error.value)) < 400
+
+
 def test_the_weights_next_to_that_are_finite():
     assert np.all(np.isfinite(da.quadrature_weights(VP, "eps", "t", [0.5, 0.4], 0.4, 0.0)))
 
@@ -83,8 +120,8 @@ def test_the_weights_next_to_that_are_finite():
     (lambda: da.build("DPMSolverMultistep", VP, [0.9, 0.1]), "'DPMSolverMultistep' is unknown; nearest: dpmpp_2m, "),
     (lambda: da.build("EulerAncestralDiscrete", VP, [0.9, 0.1]), "nearest: euler_ancestral, "),
     (lambda: da.sample("Tab-3", lambda x, t: x, 1.0, process=VP, prediction="eps"), "nearest: tab3, "),
-    (lambda: da.grid(VP, 4, "karras"), "kind='karras' is unknown; nearest: rho7. Allowed: t1, t2, t3, rho5"),
-    (lambda: da.grid(VP, 4, "uniform"), "kind='uniform' is unknown; nearest: t1. Allowed: t1"),
+    (lambda: da.grid(VP, 4, "karras"), "kind='karras' is unknown; nearest: rho7, rho5, logrho. Allowed: t1, t2, t3"),
+    (lambda: da.grid(VP, 4, "uniform"), "kind='uniform' is unknown; nearest: t1, t2, t3. Allowed: t1"),
 ])  # fmt: skip
 def test_the_nearest_names_are_told(call, match):
     with pytest.raises(ValueError, match=match):

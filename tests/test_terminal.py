@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from deis_analysis import doctor, terminal
 from deis_analysis.cli import main
+from experiments import discover
 
 COMMANDS = [
     ("--help",),
@@ -27,10 +28,10 @@ COMMANDS = [
 ]
 
 
-def run(*command, head=None, **environment):
+def run(*command, head=None, of="deis_analysis", **environment):
     """(status, bytes of stdout, text of stderr); with ``head`` the pipe is closed after so many bytes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "deis_analysis", *command],
+        [sys.executable, "-m", of, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")} | environment,
@@ -51,6 +52,14 @@ def test_encodings_without_greek(command, encoding):
     status, out, errors = run(*command, PYTHONIOENCODING=encoding)
     assert (status, errors) == (0, "")
     assert "?" not in out.decode(encoding).replace("CLASS?", "").replace("FUNCTION?", "").replace("function?", "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_the_list_of_experiments_without_greek(encoding, tmp_path):
+    status, out, errors = run("list", "--out", str(tmp_path), of="experiments", PYTHONIOENCODING=encoding)
+    assert (status, errors) == (0, "")
+    assert b"weights_accuracy" in out
+    assert out.decode(encoding).count("?") == sum(one.QUESTION.count("?") for one in discover().values())
 
 
 def test_plain_letters():

@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from deis_analysis.audit.findings import Finding
-from deis_analysis.audit.report import Report, audit_sampler
+from deis_analysis.audit.report import MOST_CALLS, Report, audit_sampler
 from deis_analysis.audit.specs import subject_of
-from deis_analysis.audit.subject import placed
+from deis_analysis.audit.subject import parse_spec, placed
 from deis_analysis.process.process import Process
-from deis_analysis.validate import between, checked
+from deis_analysis.validate import between, checked, positive, positive_int
 
 TIMEOUT = 120.0  # seconds
 
@@ -35,7 +35,10 @@ def audit_file(
     Raises:
         ValueError: an unknown file, function or option; in the file's code anything is in the report.
     """
+    positive(timeout=timeout)
     between("timeout", timeout, 0.0, 1e6)
+    positive_int("nfe", nfe, most=MOST_CALLS)
+    parse_spec(spec)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_audit, args=(theirs, spec, nfe, process, kind), daemon=False)

@@ -17,7 +17,7 @@ from deis_analysis.process.process import PREDICTIONS, Array, Process
 from deis_analysis.process.schedules import EDM, VPLinear
 from deis_analysis.tableau import Tableau, run
 from deis_analysis.tableau.extraction import Refusal, Sampler
-from deis_analysis.validate import boolean, checked, choose, positive_int
+from deis_analysis.validate import boolean, checked, choose, positive_int, shown
 
 _SLACK = 1e-4  # relative distance by which float32 may carry a level out of its range
 
@@ -278,6 +278,6 @@ def placed(found: Subject, process: Process | None, kind: str | None) -> Subject
     if not free:
         name, value = next(iter(changes.items()))
         raise ValueError(
-            f"{name}={value!r}: {found.spec} brings its own; allowed for registry rows and functions of times"
+            f"{name}={shown(value)}: {found.spec} brings its own; allowed for registry rows and functions of times"
         )
     return replace(found, **changes)  # type: ignore[type-var]

@@ -12,7 +12,7 @@ from deis_analysis.interop.portable_table import PortableTable, portable
 from deis_analysis.options import ProcessType, clear_errors
 from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Process
-from deis_analysis.storage import read_text, write_text
+from deis_analysis.storage import read_text, writable, write_text
 
 TARGETS = ("diffusers", "k_diffusion", "comfyui", "sigmas", "json")
 _TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -46,6 +46,7 @@ def export_command(
         raise click.UsageError(f"DEST {str(dest)!r} is a file; --to {target} writes a folder")
     if target not in ("diffusers", "comfyui") and dest.is_dir():
         raise click.UsageError(f"DEST {str(dest)!r} is a folder; --to {target} writes a file")
+    writable("DEST", dest, many=target in ("diffusers", "comfyui"))
     given = {name: value for name, value in {**options, "model": network}.items() if value is not None}
     found, kind = _read(Path(table), given) if Path(table).is_file() else _build(table, network, **options)
     try:

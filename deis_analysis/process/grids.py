@@ -55,14 +55,14 @@ def grid(
     return ts
 
 
-_ELSEWHERE = {  # names of grids in other packages
-    "karras": "rho7",
-    "uniform": "t1",
-    "linear": "t1",
-    "quad": "t2",
-    "exponential": "logrho",
-    "logsnr": "logrho",
-    "flow": "shift3",
+_ELSEWHERE = {  # names of grids in other packages, and what they are here: the three nearest
+    "karras": "rho7 rho5 logrho",
+    "uniform": "t1 t2 t3",
+    "linear": "t1 t2 t3",
+    "quad": "t2 t1 t3",
+    "exponential": "logrho rho7 rho5",
+    "logsnr": "logrho rho7 rho5",
+    "flow": "shift3 t1 t2",
 }
 
 

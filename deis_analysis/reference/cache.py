@@ -76,10 +76,10 @@ def _described(value: Any) -> Any:
 
 
 def load(path: Path, names: set[str], shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """The values of those ``names`` that `store` wrote, ``states`` of that shape; None where they are to be computed.
+    """The values of those ``names`` that `store` wrote, ``states`` of that shape; None where it cannot give them.
 
     That is where there is no file; where it is damaged, was edited, or answers another question than its name says, a
-    warning tells so.
+    warning tells so, and the next folder is looked into, or the answer computed.
     """
     try:
         if not path.exists():
@@ -99,7 +99,7 @@ def load(path: Path, names: set[str], shape: tuple[int, ...]) -> dict[str, Any] 
         return found
     except Exception as error:  # zip files and headers break in all ways
         reason = "it was written before files had a checksum" if isinstance(error, KeyError) else error
-        warnings.warn(f"the reference {str(path)!r} is computed anew: {reason}")
+        warnings.warn(f"the reference {str(path)!r} is passed over: {reason}")
         return None
 
 

@@ -18,8 +18,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deis_analysis import terminal
-from deis_analysis.options import import_option
-from deis_analysis.storage import write_text
+from deis_analysis.options import import_option, try_file
+from deis_analysis.storage import writable, write_text
 
 _EVERY = 10.0  # seconds between two lines, where there is no terminal
 _ROWS = 5  # of each number of calls, in the terminal
@@ -80,6 +80,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
                 import torch
 
                 options["dtype"] = getattr(torch, dtype)
+            if cache is not None:
+                writable("--cache", cache, many=True)
             return command(cache=cache or cache_folder(), **options)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
@@ -99,13 +101,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _writable(*places: Path | None) -> None:
-    """Before the work: whether results can be written where they are to go."""
-    for place in places:
-        if place is not None and not place.parent.is_dir():
-            raise ValueError(f"{str(place)!r}: there is no folder {str(place.parent)!r}")
 
 
 @click.command("choose")
@@ -130,7 +125,7 @@ def choose_command(
     """
     import deis_analysis as da
 
-    _writable(html)
+    try_file("--html", html)
     with shown() as show:
         found = da.choose(
             model, _numbers(nfe), solvers=_names(solvers), grids=_names(grids), progress=show, **_given(options)
@@ -191,7 +186,7 @@ def tune_command(model: str, out: Path, **options: Any) -> None:
     """
     import deis_analysis as da
 
-    _writable(out)
+    try_file("--out", out)
     with shown() as show:
         try:
             found = da.tune(model, progress=show, **_given(options))

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from deis_analysis.storage import writable
 from experiments.core import units
 from experiments.core.paths import FIGURES
 from experiments.core.runner import limited_threads, start_method
@@ -137,6 +138,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if executor or shard or address:
             files = tuple((str(f.resolve()), hashlib.sha256(f.read_bytes()).hexdigest()) for f in others["imports"])
             try:
+                writable("--units", folder, many=True)
                 how = connect(executor or ("dask" if address else "here"), others["jobs"], address)
             except ValueError as error:
                 raise click.UsageError(str(error)) from error

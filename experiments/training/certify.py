@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from deis_analysis.storage import prepared
 from experiments import Config
 from experiments.models import studies
 from experiments.networks import network_work_precision
@@ -65,7 +66,7 @@ def certified(
     folder = out or studies.reference_folders(study.network)[-1]
     config = dict(study.config)
     levels = (config["t_start"], config["t_end"])
-    folder.mkdir(parents=True, exist_ok=True)
+    prepared(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place:
         new = Path(place)
         found = studies.network_path(

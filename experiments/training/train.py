@@ -28,6 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 import deis_analysis as da
 from deis_analysis.cli import ProcessType
 from deis_analysis.process.process import Process
+from deis_analysis.storage import prepared
 from experiments.core.paths import CHECKPOINTS
 from experiments.models.problems import start_scale
 
@@ -354,7 +355,7 @@ def train(
 ) -> str:
     """Train into ``folder`` and say how it ended; `click.exceptions.Exit` with code 130 after an interruption."""
     plan, state = training.plan, folder / STATE
-    folder.mkdir(parents=True, exist_ok=True)
+    prepared(folder)
     if not resume:
         for path in (state, folder / "card.json"):
             path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from deis_analysis.process.process import Array
-from deis_analysis.storage import atomic, write_text
+from deis_analysis.storage import atomic, writable, write_text
 
 if TYPE_CHECKING:
     from experiments.models.image_data import ImageSet
@@ -162,8 +162,9 @@ def train_features_command(data: str, data_root: Path | None, out: Path | None, 
     from experiments.core.paths import CHECKPOINTS
     from experiments.models.image_data import read_images
 
-    passes = epochs or EPOCHS[data]
+    passes, folder = epochs or EPOCHS[data], out or CHECKPOINTS / FOLDERS[data]
     try:
+        writable("--out", folder, many=True)
         images, labels = read_images(data, data_root), read_labels(data, data_root)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -171,5 +172,5 @@ def train_features_command(data: str, data_root: Path | None, out: Path | None, 
     def watch(epoch: int, loss: float) -> None:
         click.echo(f"epoch {epoch} of {passes}: loss {loss:.4f}")
 
-    card = train_features(images, labels, out or CHECKPOINTS / FOLDERS[data], passes, seed, watch)
+    card = train_features(images, labels, folder, passes, seed, watch)
     click.echo(f"{card['accuracy']['test']:.2%} of {card['data']['test']} test images are classified right")

@@ -488,6 +488,17 @@ def test_checkpoints_through_a_factory(tmp_path, kind, w, b):
             learned.load(tmp_path / kind, **{"factory": Small, **facts, **wrong})
 
 
+def test_safetensors_is_needed_for_its_own_files_only(tmp_path, monkeypatch):
+    facts = {"factory": Small, "process": VP, "convention": T_EPS, "shape": (1, 8, 8)}
+    torch.save(Small().state_dict(), tmp_path / "plain.pt")
+    (tmp_path / "plain.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert learned.load(tmp_path / "plain.pt", **facts).shape == (1, 8, 8)
+    with pytest.raises(ImportError, match=r"safetensors.* is not installed: pip install 'deis-analysis\[models\]'"):
+        learned.load(tmp_path / "plain.safetensors", **facts)
+
+
 def test_damaged_checkpoints(tmp_path):
     facts = {"factory": Small, "process": VP, "convention": T_EPS, "shape": (1, 8, 8)}
     good = {"model": Small().state_dict(), "ema": {"shadow_params": [torch.tensor(2.0)]}}

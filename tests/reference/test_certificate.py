@@ -590,6 +590,15 @@ def test_another_question_is_another_file(tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_another_version_of_the_method_is_another_file(tmp_path, monkeypatch):
+    model, options = Counted(), {"rtol": 1e-4, "atol": 1e-4, "certify": False, "cache": tmp_path}
+    first = da.reference_solution(model, VP, X, 0.5, **options)
+    monkeypatch.setattr(reference_cache, "_FORMAT", reference_cache._FORMAT + 1)
+    da.reference_solution(model, VP, X, 0.5, **options)
+    assert model.calls == 2 * first.nfe
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_processes_are_told_apart_by_their_parameters():
     levels = discrete_levels(50)
     others = [
@@ -689,7 +698,7 @@ def test_a_damaged_file_is_computed_anew(tmp_path, damage):
     (file,) = tmp_path.iterdir()
     act, said = DAMAGE[damage]
     act(file, dict(np.load(file)))
-    with pytest.warns(UserWarning, match=rf"the reference '.*' is computed anew: .*{said}") as found:
+    with pytest.warns(UserWarning, match=rf"the reference '.*' is passed over: .*{said}") as found:
         again = da.reference_solution(model, VP, X, 1e-3, **options)
     (line,) = [text for text in (str(one.message) for one in found) if text.startswith("the reference")]
     assert "\n" not in line
@@ -698,6 +707,20 @@ def test_a_damaged_file_is_computed_anew(tmp_path, damage):
     da.reference_solution(model, VP, X, 1e-3, **options)
     assert model.calls == 2 * first.nfe
     assert [f.suffix for f in tmp_path.iterdir()] == [".npz"]
+
+
+@pytest.mark.parametrize("damage", ["old", "edited", "garbage"])
+def test_behind_a_damaged_file_the_next_folder_is_looked_into(tmp_path, damage):
+    first, second = tmp_path / "first", tmp_path / "second"
+    model, options = Counted(), {"rtol": 1e-6, "atol": 1e-6}
+    whole = da.reference_solution(model, VP, X, 1e-3, **options, cache=second)
+    (file,) = second.iterdir()
+    first.mkdir()
+    DAMAGE[damage][0](first / file.name, dict(np.load(file)))
+    with pytest.warns(UserWarning, match="first.*is passed over"):
+        found = da.reference_solution(model, VP, X, 1e-3, **options, cache=[first, second])
+    assert model.calls == whole.nfe
+    assert np.array_equal(found.x, whole.x)
 
 
 def test_a_cache_is_a_folder(tmp_path):
