@@ -10,7 +10,8 @@ An experiment is a module of one of its `ROOMS` with
   `experiments.models.studies`, which ``--model`` replaces, and a ``device``, which ``--device`` replaces;
 * if its numbers are not computed by ``reproduce``, ``COMMITTED``: how they are; its figure is redrawn from the CSV;
 * if its numbers agree less closely between machines than others, ``TOLERANCES``: column → (relative, absolute);
-* if its models cannot be image networks, ``IMAGE_NETWORKS = False``.
+* if its models cannot be image networks, ``IMAGE_NETWORKS = False``;
+* if what it measures is a GPU, ``NEEDS_CUDA = True``: where there is none it is run only by its name.
 
 Adding one is adding a file. The rest is ``core``, ``models``, what is sampled from, and ``training``.
   ``python -m experiments list`` shows them, ``run`` runs them.
@@ -70,3 +71,11 @@ def discover() -> dict[str, Experiment]:
         except (Exception, SystemExit) as error:  # one broken file does not stop the others
             warnings.warn(f"no experiment: {room}/{name}.py ({type(error).__name__}: {error})")
     return experiments
+
+
+def of_this_machine() -> dict[str, Experiment]:
+    """All experiments but those that measure what is not here, see ``NEEDS_CUDA``."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {name: one for name, one in discover().items() if cuda or not getattr(one, "NEEDS_CUDA", False)}

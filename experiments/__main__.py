@@ -17,7 +17,7 @@ from rich.table import Table
 
 from deis_analysis import terminal
 from deis_analysis.storage import prepared, sweep
-from experiments import Experiment, discover
+from experiments import Experiment, discover, of_this_machine
 from experiments.core import units
 from experiments.core.executors import engine_options
 from experiments.core.runner import (
@@ -178,7 +178,7 @@ def run(
         bring(imports)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    chosen = discover() if everything else _known(names)
+    chosen = of_this_machine() if everything else _known(names)
     for allows, what in (
         (lambda one: takes(one, models), f"--model {', '.join(models)}" * bool(models)),
         (lambda one: "network_dtype" in one.CONFIG, "--dtype" * bool(dtype)),
@@ -235,7 +235,7 @@ def reproduce(
     Files that agree stay as they are, bytes and all; what differs is named, and takes their place but for --strict;
     what is missing is written.
     """
-    chosen = _known(names) if names else discover()
+    chosen = _known(names) if names else of_this_machine()
     console = Console(highlight=False, soft_wrap=True)
     folder, asked = _folder(out, quick), tuple(dict.fromkeys(models))
     if asked:

@@ -14,7 +14,12 @@ from experiments import Config, Frame
 # where a network takes part, whose float32 sums depend on the machine. An experiment's TOLERANCES, by column, go first.
 EXACT, LEARNED = (1e-6, 1e-12), (1e-3, 1e-6)
 EXACT_MODELS = ("mixture", "gaussian", "digits")  # whose rows are float64 arithmetic
-TIMINGS = ("seconds", "images_per_second", "overhead")  # columns that are of the machine and are not compared
+TIMINGS = (
+    "seconds",
+    "images_per_second",
+    "overhead",
+    "ms_per_call",
+)  # columns that are of the machine and are not compared
 _NAMED = 5  # labels that say which row it is
 
 

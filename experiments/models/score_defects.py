@@ -1,4 +1,4 @@
-"""How far is a network's score from any score? Asymmetry of its Jacobian, residual of its Fokker–Planck equation.
+"""How far is a learned score from any score? Asymmetry of its Jacobian, residual of its Fokker–Planck equation.
 
 Both relative to the size of what is compared, root mean squares over points, with bootstrap intervals (2.5 to 97.5 %).
 The configuration is that of `experiments.networks.network_errors`.
@@ -16,6 +16,7 @@ import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config
 from experiments.models.problems import bootstrap_ratio
+from experiments.models.studies import Study
 
 Model = Callable[[Any, float], Any]
 
@@ -103,3 +104,57 @@ def _relative(means: Array) -> Array:
     """(3, …) mean squares of residual, left and right side → (…)."""
     own, left, right = np.sqrt(np.maximum(means, 0.0))
     return np.asarray(own / (left + right))
+
+
+# -- of a model of the study, about which more is known -------------------------------------------
+def rows_of(problem: Study, config: Config) -> list[dict[str, Any]]:
+    """Rows (t, rho, measure, samples, value) at ``config["times"]``: see `measures`."""
+    rows = []
+    for t in config["times"]:
+        x = points(problem, t, config)
+        key = {"t": t, "rho": float(problem.process.rho(t)), "samples": len(x)}
+        rows += [{**key, "measure": name, "value": value} for name, value in measures(problem, x, t, config).items()]
+    return rows
+
+
+def points(problem: Study, t: float, config: Config) -> Any:
+    """Samples of p_t: of the exact mixture, or α_t times a draw of the smoothed data and noise of σ_t."""
+    import torch
+
+    if problem.exact is not None:
+        x = problem.exact.sample(config["points"], config["seed"], problem.process, t)
+    else:
+        rng, n = np.random.default_rng(config["seed"]), config["data_points"]
+        alpha, sigma = float(problem.process.alpha(t)), float(problem.process.sigma(t))
+        drawn = problem.data[rng.choice(len(problem.data), n)]
+        x = alpha * drawn + np.hypot(sigma, alpha * config["std"]) * rng.standard_normal(drawn.shape)
+    return torch.tensor(x, device=problem.x_T.device)
+
+
+def measures(problem: Study, x: Any, t: float, config: Config) -> dict[str, float]:
+    """Root mean squares over points, relative: ``fitting`` ‖s − ∇log p‖/‖∇log p‖, left out where the model is exact;
+    ``asymmetry`` and ``residual`` as above; ``loop`` |∮ s·dl| / (length × ‖s‖), in the first two coordinates' plane.
+    """
+    from torch.func import jacrev, vmap
+
+    from deis_analysis.diagnostics import as_score, jacobian_asymmetry, loop_integral, time_derivative
+
+    def rms(value: Any) -> float:
+        return float((value**2).mean() ** 0.5)
+
+    score = as_score(problem.model, problem.process)
+    truth = None if problem.exact is None else problem.exact.score(problem.process)
+    jacobian = vmap(jacrev(lambda point: score(point[None], t)[0]))(x)
+    rate, _ = time_derivative(score, problem.process, x, t)
+    wrong = da.fokker_planck_residual(score, problem.process, x, t)  # ∂s/∂t minus what it ought to be
+    radius = config["radius"] * float(problem.process.sigma(t))
+    loops = [loop_integral(score, c, radius, (0, 1), t) for c in np.asarray(x[: config["loops"]].cpu())]
+    size = rms(score(x, t)) * x.shape[1] ** 0.5
+    fitting = {} if truth is None else {"fitting": rms(score(x, t) - truth(x, t)) / rms(truth(x, t))}
+    apart = jacobian_asymmetry(score, x, t).squared.mean() / (jacobian**2).sum(dim=(1, 2)).mean()
+    return {
+        **fitting,
+        "asymmetry": float(apart**0.5),
+        "loop": float(np.sqrt(np.mean(np.square(loops)))) / (2 * np.pi * radius * size),
+        "residual": rms(wrong) / (rms(rate) + rms(rate - wrong)),
+    }

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "gpu_validation"
 QUESTION = "Certificate, path errors, images per second, and the overhead of `run`: what does this device give?"
-COMMITTED = "times and rates are of a device: `python -m experiments run gpu_validation --device …` measures them"
+NEEDS_CUDA = True  # times and rates are of a device; on a CPU it is run by its name
 CONFIG: Config = {
     **studies.BASE,
     "models": ["digits8"],

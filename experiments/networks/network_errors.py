@@ -20,15 +20,16 @@ from experiments.core.by_model import Rows, by_model
 from experiments.models import score_defects, studies
 from experiments.models.image_data import ImageSet, read_images
 from experiments.models.problems import bootstrap_ratio, noise, start_scale, step_points
+from experiments.models.toy_network import QUICK_TRAINING
 
 if TYPE_CHECKING:
     from deis_analysis.networks import Network
 
 NAME = "network_errors"
-QUESTION = "How far is a trained image network from the ideal denoiser of its training images, and from any score?"
+QUESTION = "How far is a trained network from the ideal denoiser of its training images, and from any score?"
 DATA = "DEIS_ANALYSIS_DATA"
 CONFIG: Config = {
-    "models": ["digits8", "digits8_flow", "mnist28"],
+    "models": ["digits8", "digits8_flow", "mnist28", "network"],
     "kept": ["mnist28"],
     "data_root": f"${DATA}",
     "levels": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 8.0, 20.0, 80.0],
@@ -45,6 +46,13 @@ CONFIG: Config = {
     "full_jacobian": 100,
     "jacobian_probes": 32,
     "divergence_probes": 4,
+    "score": {
+        "times": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95],
+        "points": 200,
+        "loops": 20,
+        "radius": 1.0,
+        "data_points": 40,
+    },
     "seed": 0,
     "allow_pickle": False,
     "device": "cpu",
@@ -56,25 +64,40 @@ CONFIG: Config = {
         "derivatives": "float64 network at noised training images, or its own samples where the former are missing",
         "derivatives in x": "exact up to full_jacobian dimensions; above, the Jacobian by jacobian_probes random "
         "directions, the residual squared as the product of two estimates by divergence_probes directions each",
+        "score": "of models whose data are known otherwise, as the 2-D network: samples of p_t, circles of radius σ_t "
+        "times radius around some; data_points: samples for a model without closed form",
         "intervals": "bootstrap over the samples, 2.5 to 97.5 %; of so few derivative samples it is too narrow",
     },
 }
-QUICK: Config = {"models": ["digits8"], "kept": [], "levels": [0.05, 0.4, 2.0], "samples": 64, "steps": 5, "points": 1,
-                 "path_samples": 4, "rtol": 1e-3, "derivative_levels": [0.4], "derivative_samples": 1}  # fmt: skip
+QUICK: Config = {"models": ["digits8", "network"], "kept": [], "levels": [0.05, 0.4, 2.0], "samples": 64,
+                 "steps": 5, "points": 1, "path_samples": 4, "rtol": 1e-3, "derivative_levels": [0.4],
+                 "derivative_samples": 1,
+                 "score": {"times": [0.05, 0.3, 0.9], "points": 40, "loops": 4, "radius": 1.0, "data_points": 8,
+                           **QUICK_TRAINING}}  # fmt: skip
 THOROUGH: Config = {"kept": [], "samples": 10_000, "path_samples": 64, "rtol": 1e-6, "points": 6,
                     "derivative_samples": 32,
                     "derivative_levels": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 8.0, 20.0],
                     "divergence_probes": 16}  # fmt: skip
 PARTS = {"train": "training images", "held_out": "held-out images"}
+MEASURES = {  # of part "derivative": colour and printed name; the last two of models of the study only
+    "asymmetry": (style.GREEN, "Jacobian asymmetry"),
+    "residual": (style.PURPLE, "Fokker–Planck residual"),
+    "fitting": (style.VERMILLION, "error of the score"),
+    "loop": (style.SKY, "loop integral"),
+}
 Model = Callable[[Any, float], Any]
 
 
 # -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
-    """Rows of part "fitting" (images, rho), "path" (field, quantity, degree, t), "derivative" (measure, rho)."""
+    """Rows of part "fitting" (images, rho), "path" (field, quantity, degree, t), "derivative" (measure, rho); of models
+    of the study, whose data are no images, the last alone."""
     import torch
 
     def rows_of(name: str, progress: Progress) -> Rows:
+        if name in studies.MODELS:
+            given = {**studies.BASE, "seed": config["seed"], "device": config["device"], **config["score"]}
+            return [{"part": "derivative", **row} for row in score_defects.rows_of(studies.study(name, given), given)]
         net = studies.image_network(name, config["device"], config["allow_pickle"])
         images, ideal = training_images(net, config), None
         rows: Rows = []
@@ -253,7 +276,7 @@ def findings(frame: Frame, config: Config) -> dict[str, dict[str, Any]]:
             for (field, q, degree), part in path.groupby(["field", "quantity", "degree"])
         }
         measures = rows[rows.part == "derivative"]
-        for measure in ("asymmetry", "residual"):
+        for measure in MEASURES:
             found[name][measure] = _extremes(measures[measures.measure == measure], "value")
     return found
 
@@ -281,6 +304,8 @@ def _told(name: str, f: dict[str, Any], config: Config) -> str:
             told += (f", {text(f['held_out']['most'])} on {PARTS['held_out']}, where its loss is below the ideal "
                      f"denoiser's at {held['better']} and above at {held['worse']} of {held['levels']} levels "
                      f"(least {text(held['least'])} times)")  # fmt: skip
+    elif f["fitting"]:
+        told = f"{name}: error of the score up to {text(f['fitting']['most'])}, loop up to {text(f['loop']['most'])}"
     else:
         told = f"{name}: no training images at hand"
     moved = {key: f["path"].get(("network", "eps", r)) for key, r in (("frozen", 0), ("high", high))}
@@ -291,52 +316,52 @@ def _told(name: str, f: dict[str, Any], config: Config) -> str:
 
 def _most(found: dict[str, dict[str, Any]]) -> str:
     known = [f["held"] for f in found.values() if "held" in f]
+    if not known:
+        return f"Jacobians asymmetric by up to {style.as_text(max(f['asymmetry']['most'] for f in found.values()))}"
     better, levels = (sum(held[key] for held in known) for key in ("better", "levels"))
-    asymmetry = style.as_text(max(f["asymmetry"]["most"] for f in found.values()))
-    told = f"Jacobians asymmetric by up to {asymmetry}"
-    if known:
-        told = (
-            f"On held-out images the networks beat the ideal denoiser of their training images at {better} of "
-            f"{levels} noise levels; {told}"
-        )
-    return told
+    return (
+        f"On held-out images the networks beat the ideal denoiser of their training images at {better} of {levels} "
+        "noise levels"
+    )
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """Columns: models. Rows: losses; change of ε along the flow; asymmetry and residual. Noise levels below."""
+    """Columns: models. Rows: losses; change of ε along the flow; how far from a score. Noise levels below."""
     found = findings(frame, config)
     note = (
         f"Top: mean square of predicted minus drawn ε, of the network and of ε*, the ideal denoiser of its training "
         f"images; {config['samples']} images at most. Middle: root mean square of ε extrapolated over a step minus ε, "
         f"{config['steps']} steps, {config['grid']} grid, {config['path_samples']} flows of the network (solid) and of "
         f"ε* (dotted). Bottom: ‖J − Jᵀ‖/‖J‖ and the Fokker–Planck residual over its two sides, at "
-        f"{config['derivative_samples']} samples, whose bootstrap the bands are; both are 0 for a true score."
+        f"{config['derivative_samples']} samples, whose bootstrap the bands are; 0 for a true score. Of models "
+        f"whose score is known, at {config['score']['points']} points: ‖s − ∇log p‖/‖∇log p‖, |∮ s·dl|/(length × ‖s‖)."
     )
-    height, names = 6.6, [panels.short(name) for name in found]
-    fig = panels.sheet(_most(found), note, height)
-    parts = (
-        ("loss", _draw_loss, "fitting"),
-        ("change of ε", _draw_path, "path"),
-        ("not a score by", _draw_derivatives, "derivative"),
+    fig = panels.sheet(_most(found), note, 6.4)
+    whole = [name for name, f in found.items() if f["path"]]
+    rows = (
+        ("loss", _draw_loss, "fitting", whole),
+        ("change of ε", _draw_path, "path", whole),
+        ("not a score by", _draw_derivatives, "derivative", list(found)),
     )
-    for i, (label, panel, part) in enumerate(parts):
-        axes, _ = panels.small_multiples(fig, names if i == 0 else [""] * len(names), len(names), extra_top=0.25,
-                                         begin=0.345 * i, end=0.345 * i + 0.3)  # fmt: skip
-        for ax, name in zip(axes, found, strict=True):
+    columns = len(found) if len(found) > len(whole) else len(found) + 1  # one is left for the keys
+    for i, (label, panel, part, names) in enumerate(rows):
+        titles = [panels.short(name) if name not in whole or i == 0 else "" for name in names]
+        axes, _ = panels.small_multiples(fig, titles, columns, extra_top=0.25, begin=0.345 * i, end=0.345 * i + 0.3,
+                                         wspace=0.16)  # fmt: skip
+        for ax, name in zip(axes, names, strict=True):
             panel(ax, frame[(frame.model == name) & (frame.part == part)], config)
-        axes[0].set(xscale="log", yscale="log", ylabel=label)
+            ax.tick_params(labelbottom=True)
+        if not axes:
+            continue
+        axes[0].set(xscale="log", yscale="log")
+        axes[0].set_ylabel(label, fontsize=8.5)
         if i < 2:
             axes[0].set_ylim(bottom=1e-4)
-        if axes[0].lines:
-            axes[0].legend(
-                fontsize=6.5,
-                loc="lower left" if i else "upper right",
-                labelspacing=0.2,
-                handlelength=1.6,
-                frameon=True,
-                framealpha=0.85,
-                edgecolor="none",
-            )
+        lines = dict(zip(*reversed(axes[-1].get_legend_handles_labels()), strict=True))
+        place, above = axes[0].get_position(), len(names) == columns  # the key, in the last column or above its panel
+        fig.legend(lines.values(), lines.keys(), fontsize=7.5, handlelength=1.6,
+                   loc="lower left" if above else "upper left",
+                   bbox_to_anchor=(1 - 0.98 / columns, place.y1 + 0.02 * above))  # fmt: skip
     for ax in axes:
         ax.set_xlabel("noise level σ/α", fontsize=8.5, labelpad=1)
     return fig
@@ -346,8 +371,8 @@ def _draw_loss(ax: Any, rows: Frame, config: Config) -> None:
     for part, colour in zip(PARTS, (style.BLUE, style.VERMILLION), strict=True):
         mine = rows[rows.images == part].sort_values("rho") if len(rows) else rows
         if len(mine):
-            panels.curve(ax, mine.rho, mine.loss, label=f"network, {PARTS[part]}", color=colour, marker="o")
-            ax.plot(mine.rho, mine.ideal_loss, ":", color=colour, lw=1.8, label=f"ε*, {PARTS[part]}")
+            panels.curve(ax, mine.rho, mine.loss, label=f"network, {part.replace('_', '-')}", color=colour, marker="o")
+            ax.plot(mine.rho, mine.ideal_loss, ":", color=colour, lw=1.8, label=f"ε*, {part.replace('_', '-')}")
     if not len(rows):
         ax.text(0.5, 0.5, "training images\nnot at hand", ha="center", transform=ax.transAxes, color="#777777")
 
@@ -364,7 +389,8 @@ def _draw_path(ax: Any, rows: Frame, config: Config) -> None:
 
 
 def _draw_derivatives(ax: Any, rows: Frame, config: Config) -> None:
-    looks = (("asymmetry", style.GREEN, "Jacobian asymmetry"), ("residual", style.PURPLE, "Fokker–Planck residual"))
-    for measure, colour, label in looks:
+    for measure, (colour, label) in MEASURES.items():
         part = rows[rows.measure == measure].sort_values("rho")
-        panels.curve(ax, part.rho, part.value, part.low, part.high, label=label, color=colour, marker="o")
+        if len(part):
+            panels.curve(ax, part.rho, part.value, part.get("low"), part.get("high"), label=label, color=colour,
+                         marker="o")  # fmt: skip

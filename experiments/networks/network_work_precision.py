@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from matplotlib.figure import Figure
 
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import cells, style
+from experiments.core import cells, panels, style
+from experiments.core.by_model import Rows, by_model
+from experiments.core.judging import FLIPPED
+from experiments.core.paths import FIGURES
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
@@ -19,7 +23,10 @@ NAME = "network_work_precision"
 QUESTION = "Which sampler is most accurate on the shipped networks at 5, 10 and 20 model calls?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["digits8", "digits8_flow", "mnist28"],
+    "models": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
+    "kept": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
+    "network_samples": 64,
+    "seeds": [0, 1, 2],
     "customary": {
         "ddim": "rho7",
         "ipndm4": "rho7",
@@ -47,48 +54,95 @@ CONFIG: Config = {
         "grids": "each sampler's customary one and those of also; the best of them, by all samples, is ranked",
         "bands": "95 %, bootstrap over the samples, paired; of a rank its 2.5 and 97.5 % quantiles, the best "
         "grid chosen anew in each draw",
+        "seeds": "of the starts; the first is what sentences and tables state, the others say how far that moves",
+        "digits8:seed1": "a further training of digits8, by its own command with --seed 1; on the first starts only",
     },
 }
-QUICK: Config = {**studies.BASE_QUICK, "models": ["digits8", "digits8_flow"], "samples": 8, "calls": [5, 10],
-                 "ranked_at": [5, 10], "draws": 200}  # fmt: skip
+QUICK: Config = {**studies.BASE_QUICK, "models": ["digits8", "digits8_flow"], "kept": [], "samples": 8,
+                 "seeds": [0, 1], "calls": [5, 10], "ranked_at": [5, 10], "draws": 200}  # fmt: skip
 THOROUGH: Config = {"also": ["t1", "t2", "t3", "rho7", "logrho"], "calls": [5, 6, 7, 8, 10, 12, 14, 17, 20, 30, 40],
-                    "network_samples": 256}  # fmt: skip
-
-
-_TICKS = tuple(m * 10.0**e for e in range(-5, 2) for m in (1, 3))
+                    "models": ["digits8", "digits8_flow", "mnist28"], "kept": [], "network_samples": 256}  # fmt: skip
+TOLERANCES = FLIPPED
+TRAININGS = FIGURES / ".cache" / "trainings"  # of further trainings, which do not ship: digits8_seed1, …
+_TIMED, _REPEATS = 64, 7  # images in a call that is timed, and how often: the least time counts
+_NAMED = ("ddim", "edm_heun", "dpmpp_2m", "unipc3_bh2_x0", "ipndm4", "tab3")  # lines with a name, one a family
 
 
 # -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
-    """Rows of part "error" (model, solver, grid, calls), "rank" (on the best grid, ranked) and "reference"."""
-    rows: list[dict[str, Any]] = []
-    for done, name in enumerate(config["models"]):
-        study = studies.on_its_own_process(name, config)
-        reference = study.certified()
-        rows.append({"part": "reference", "model": name, "title": study.title, "samples": len(study.x_T),
-                     "rms": reference.error_estimate, "agreement": reference.agreement, "nfe": reference.nfe,
-                     "certified": reference.certified, "process": repr(study.process)})  # fmt: skip
-        part = cells.part_of(progress, done, len(config["models"]))
-        found, tried = _errors(study, reference.states[-1], config, part)
-        rows += [{"model": name, **row} for row in found]
-        for calls in config["ranked_at"]:
-            rows += [{"model": name, "calls": calls, **row} for row in ranked(tried[calls], config)]
-    return pd.DataFrame(rows)
+    """Rows of part "error" (model, seed, solver, grid, calls), "rank" (on the best grid, ranked) and "reference"."""
+
+    def rows_of(name: str, progress: Progress) -> Rows:
+        seeds = config["seeds"][:1] if ":seed" in name else config["seeds"]
+        rows: Rows = []
+        for done, seed in enumerate(seeds):
+            study = studies.on_its_own_process(weights(name), {**config, "seed": seed})
+            reference = study.certified()
+            part = cells.part_of(progress, done, len(seeds))
+            found, tried = _errors(study, reference.states[-1], config, part)
+            for calls in config["ranked_at"]:
+                found += [{"calls": calls, **row} for row in ranked(tried[calls], config)]
+            rows += [{"seed": seed, **row} for row in (_reference(study, reference), *found)]
+        return rows
+
+    return by_model(NAME, config, rows_of, progress)
 
 
-def _errors(study: Study, truth: Any, config: Config, progress: Progress) -> tuple[cells.Rows, dict[int, Any]]:
+def weights(name: str) -> str:
+    """What `studies` loads for a model of this experiment.
+
+    Raises:
+        ValueError: a further training that is not there.
+    """
+    base, _, seed = name.partition(":seed")
+    folder = TRAININGS / f"{base}_seed{seed}"
+    if not seed:
+        return name
+    if not (folder / "card.json").exists():
+        command = f"python -m experiments train --data digits --seed {seed} --out {folder}"
+        raise ValueError(f"model={name!r} is a training that does not ship; make it by: {command}")
+    return str(folder)
+
+
+def _reference(study: Study, found: Any) -> dict[str, Any]:
+    return {"part": "reference", "title": study.title, "samples": len(study.x_T), "rms": found.error_estimate,
+            "agreement": found.agreement, "nfe": found.nfe, "certified": found.certified,
+            "process": repr(study.process), "ms_per_call": milliseconds(study)}  # fmt: skip
+
+
+def milliseconds(study: Study) -> float:
+    """Time of one model call for one image, of a batch of `_TIMED`: the least of `_REPEATS`."""
+    x, t = study.x_T[:1].repeat(_TIMED, 1), 0.5 * (study.process.t_min + study.process.t_max)
+    study.model(x, t)
+    found = []
+    for _ in range(_REPEATS):
+        begin = time.perf_counter()
+        study.model(x, t)
+        found.append(time.perf_counter() - begin)
+    return 1e3 * min(found) / _TIMED
+
+
+def _errors(study: Study, truth: Any, config: Config, progress: Progress) -> tuple[Rows, dict[int, Any]]:
     """(rows, calls → solver → grid → (n,) mean square errors where ranked)."""
+    import torch
+
     customary, tried = config["customary"], dict[int, Any]()
 
     def grids(solver: str, calls: int) -> list[str]:
         return [customary[solver], *(config["also"] if calls in config["ranked_at"] else ())]
 
-    rows = cells.sweep(study, customary, grids, config["calls"], cells.squares_to(truth), progress=progress)
+    def judge(x: Any) -> dict[str, Any]:
+        squares = np.asarray(((x - truth) ** 2).mean(dim=1).cpu())
+        flips = np.asarray(torch.cdist(x, truth).argmin(dim=1).cpu()) != np.arange(len(x))
+        low, high = bootstrap_ratio(squares, np.ones_like(squares), config["seed"], config["draws"])
+        kept = squares[~flips]
+        return {"rms": float(np.sqrt(squares.mean())), "low": low, "high": high, "flips": float(flips.mean()),
+                "unflipped": float(np.sqrt(kept.mean())) if kept.size else np.nan, "squares": squares}  # fmt: skip
+
+    rows = cells.sweep(study, customary, grids, config["calls"], judge, progress=progress)
     for row in rows:
         squares, solver, kind = row.pop("squares"), row["solver"], row["grid"]
-        low, high = bootstrap_ratio(squares, np.ones_like(squares), config["seed"], config["draws"])
-        row |= {"part": "error", "customary": kind == customary[solver], "rms": float(np.sqrt(squares.mean())),
-                "low": low, "high": high}  # fmt: skip
+        row |= {"part": "error", "customary": kind == customary[solver]}
         del row["steps"]
         if row["calls"] in config["ranked_at"]:
             tried.setdefault(row["calls"], {}).setdefault(solver, {})[kind] = squares
@@ -121,10 +175,16 @@ def ranked(tried: dict[str, dict[str, Array]], config: Config) -> list[dict[str,
 
 
 # -- what was found -------------------------------------------------------------------------------
-def ranking(frame: Frame, model: str, calls: int) -> Frame:
-    """Rows of part "rank", the most accurate solver first."""
+def ranking(frame: Frame, model: str, calls: int, seed: int | None = None) -> Frame:
+    """Rows of part "rank" of one seed, by default the first, the most accurate solver first."""
     rows = frame[(frame.part == "rank") & (frame.model == model) & (frame.calls == calls)]
-    return rows.sort_values("rank").set_index("solver")
+    return rows[rows.seed == (rows.seed.min() if seed is None else seed)].sort_values("rank").set_index("solver")
+
+
+def over_seeds(frame: Frame, model: str, calls: int) -> Frame:
+    """Columns ``min`` and ``max``: of a solver's ranks on the seeds."""
+    rows = frame[(frame.part == "rank") & (frame.model == model) & (frame.calls == calls)]
+    return rows.groupby("solver")["rank"].agg(["min", "max"])
 
 
 def winners(frame: Frame, model: str, calls: int) -> list[str]:
@@ -153,77 +213,155 @@ def first(frame: Frame, model: str, calls: int) -> str:
     return " or ".join(names[:2]) + (f" or {len(names) - 2} more" if len(names) > 2 else "")
 
 
+def shipped(config: Config) -> list[str]:
+    """The models that are not further trainings of another one."""
+    return [name for name in config["models"] if ":seed" not in name]
+
+
+def trainings(config: Config) -> list[str]:
+    """A network and its further trainings; empty where there are none."""
+    further = [name for name in config["models"] if ":seed" in name]
+    return [further[0].partition(":")[0], *further] if further else []
+
+
+def moved(frame: Frame, config: Config, calls: int) -> tuple[float, float]:
+    """(how far training moves a rank at most, least Spearman correlation of two trainings' ranks)."""
+    ranks = pd.DataFrame({name: ranking(frame, name, calls)["rank"] for name in trainings(config)})
+    return float((ranks.max(axis=1) - ranks.min(axis=1)).max()), float(ranks.corr().min().min())
+
+
+def _middle(config: Config) -> int:
+    return int(sorted(config["ranked_at"])[len(config["ranked_at"]) // 2])
+
+
 def verdict(frame: Frame, config: Config) -> str:
-    """Who is first at each number of calls on each network, and how certain the truth is."""
-    reference = frame[frame.part == "reference"].set_index("model")
-    won = []
-    for name in config["models"]:
+    """Who is first at each number of calls on each network, how certain the truth is, and what training moves."""
+    reference = frame[frame.part == "reference"].groupby("model")
+    won, names = [], shipped(config)
+    for name in names:
         firsts = [first(frame, name, calls) for calls in config["ranked_at"]]
         won.append(f"{name}: {', '.join(firsts)}")
-    sure = [name for name in config["models"] if bool(reference.certified[name])]
-    return (
+    sure, apart = reference.certified.all(), reference.agreement.max()
+    said = (
         f"Least RMS path error at {', '.join(map(str, config['ranked_at']))} calls, of the best of customary and "
         f"{', '.join(config['also'])} grids ('or': not distinct at 95 %): {'; '.join(won)}. The truth is certified for "
-        f"{len(sure)} of {len(config['models'])} networks: two methods differ by at most "
-        f"{', '.join(style.as_text(reference.agreement[name], 1) for name in config['models'])} in any pixel."
+        f"{sum(bool(sure[name]) for name in names)} of {len(names)} networks: two methods differ by at most "
+        f"{', '.join(style.as_text(apart[name], 1) for name in names)} in any pixel."
+    )
+    if trainings(config):
+        places, least = moved(frame, config, _middle(config))
+        said += (
+            f" Over {len(trainings(config))} trainings of {trainings(config)[0]} a rank moves by up to {places:.0f} "
+            f"places, Spearman at least {least:.2f}."
+        )
+    return said
+
+
+def headline(frame: Frame, config: Config) -> str:
+    """Who is first on the last of the shipped networks, and how far from its flow."""
+    name, calls = shipped(config)[-1], _middle(config)
+    at = ranking(frame, name, calls).iloc[0]
+    return (
+        f"On {name} at {calls} calls {first(frame, name, calls)} is most accurate: {style.as_text(at.rms)} RMS from "
+        "the network's own flow"
     )
 
 
 # -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
-    """Rows: networks. Left: error against calls on customary grids; right: the ranking with its bands."""
-    reference = frame[frame.part == "reference"].set_index("model")
-    middle = sorted(config["ranked_at"])[len(config["ranked_at"]) // 2]
-    firsts = [f"{first(frame, name, middle)} on {name}" for name in config["models"]]
-    headline = f"Most accurate at {middle} calls: {', '.join(firsts)}"
+    """Ranks of one network at each number of calls; of the others, and of trainings, at one; error against calls."""
+    reference = frame[frame.part == "reference"]
+    names, calls = shipped(config), _middle(config)
+    seeds = int(frame.seed.nunique())
     note = (
-        f"Each network on its own process, {int(reference.samples.max())} samples; RMS error per pixel (images in "
-        "[-1, 1]) against the certified flow of the same network; 95 % bands. Left: customary grids. Right: the best "
-        f"of customary and {', '.join(config['also'])} grid; thick: band of the error; number: rank and its 95 % band."
+        f"Each network on its own process, {int(reference['samples'].max())} samples"
+        f"{f' of each of {seeds} seeds' if seeds > 1 else ''}; RMS error per pixel (images in [-1, 1]) against the "
+        f"certified flow of the same network. Ranks: on the best of customary, {' and '.join(config['also'])} grid, "
+        f"by all samples; thick: 95 % band of the first seed{'; thin: range over seeds' if seeds > 1 else ''}. At the "
+        "right: RMS error and grid. Lowest: customary grids; upper axis: time for one image in a batch of "
+        f"{_TIMED} on one core; grey: the other samplers."
+    )  # fmt: skip
+    order = list(ranking(frame, names[-1], calls).index)
+    shown = [(names[-1], n) for n in config["ranked_at"]]
+    shown += [(name, calls) for name in names[:-1]]
+    more = trainings(config)
+    titles = [f"rank on {name}, {n} calls" for name, n in shown]
+    titles += [f"rank on {len(more)} trainings of {more[0]}"] if more else []
+    rows = -(-len(titles) // 3)
+    ranks, between, curves = rows * (0.155 * len(order) + 0.42), 0.8, 2.3  # inches
+    height = ranks + between + curves
+    fig = panels.sheet(headline(frame, config), note, height)
+    axes, _ = panels.small_multiples(
+        fig, titles, 3, left=1.15, right=0.08, end=(ranks - 0.15) / height, hspace=0.22, wspace=0.06, bottom=0.32
     )
-    count = len(config["models"])
-    fig = style.new_figure(17.5, 1.5 + 4.0 * count, headline, note)
-    columns = 1 + len(config["ranked_at"])
-    margins = style.body(fig, bottom=0.55, left=0.75, right=0.2, extra_top=0.35)
-    axes = fig.subplots(count, columns, squeeze=False, gridspec_kw={
-        **margins, "wspace": 0.8, "hspace": 0.28, "width_ratios": [1.15] + [1.0] * (columns - 1)})  # fmt: skip
-    for ax in axes[:, 0]:  # room for the names of its curves
-        place = ax.get_position()
-        ax.set_position((place.x0, place.y0, 0.8 * place.width, place.height))
-    for row, name in zip(axes, config["models"], strict=True):
-        rows = frame[(frame.part == "error") & (frame.model == name) & (frame.customary == True)]  # noqa: E712
-        _curves(row[0], rows, config)
-        row[0].set_title(str(reference.title[name]))
-        for ax, calls in zip(row[1:], config["ranked_at"], strict=True):
-            _ranks(ax, ranking(frame, name, calls), calls)
-    axes[-1, 0].set_xlabel("model calls (NFE)")
+    for ax, (name, n) in zip(axes, shown, strict=False):
+        _ranks(ax, ranking(frame, name, n), over_seeds(frame, name, n), order)
+    if more:
+        _trained(axes[-1], {name: ranking(frame, name, calls) for name in more}, order)
+    below, _ = panels.small_multiples(
+        fig,
+        [f"{name}, error" for name in names],
+        3,
+        left=0.6,
+        right=0.08,
+        begin=(ranks + between) / height,
+        bottom=0.4,
+        wspace=0.08,
+    )
+    errors = frame[(frame.part == "error") & (frame.customary == True) & (frame.seed == frame.seed.min())]  # noqa: E712
+    for ax, name in zip(below, names, strict=True):
+        milliseconds = float(reference[reference.model == name].ms_per_call.min())
+        _curves(ax, errors[errors.model == name], milliseconds, config)
+    below[0].set_ylabel("RMS error per pixel", fontsize=8.5)
+    panels.calls_axis(below, config["calls"])
+    place = below[0].get_position().y1 + 0.32 / fig.get_size_inches()[1]
+    fig.legend(*below[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, place), ncol=6,
+               fontsize=7.5, handlelength=2.2, columnspacing=1.2)  # fmt: skip
     return fig
 
 
-def _curves(ax: Any, rows: Frame, config: Config) -> None:
-    ends = []
-    for solver, part in rows.groupby("solver", sort=False):
-        look = {**style.look(str(solver)), "linewidth": 1.5, "markersize": 4.5}
-        ax.fill_between(part.nfe, part.low, part.high, color=look["color"], alpha=0.08, lw=0)
-        ax.plot(part.nfe, part.rms, **look)
-        ends.append((part.nfe.iloc[-1], part.rms.iloc[-1], str(solver), look["color"]))
-    ax.set(xscale="log", yscale="log", ylabel="RMS error per pixel")
-    style.plain_log_ticks(ax.xaxis, config["calls"])
-    ax.set_xlim(rows.nfe.min() * 0.93, rows.nfe.max() * 1.04)
-    style.end_labels(ax, ends, 8)
+def _ranks(ax: Any, rows: Frame, over: Frame, order: list[str]) -> None:
+    for y, solver in enumerate(order):
+        at, colour = rows.loc[solver], style.look(solver)["color"]
+        ax.plot(over.loc[solver], [y, y], color=colour, lw=1.0)
+        ax.plot([at.rank_low, at.rank_high], [y, y], color=colour, lw=4, alpha=0.45, solid_capstyle="butt")
+        ax.plot(at["rank"], y, **_marker(solver))
+        ax.text(len(order) + 6.8, y, f"{style.as_text(at.rms)} {at.grid}", fontsize=panels.SMALL, ha="right",
+                va="center", color="#555555")  # fmt: skip
+    _places(ax, order)
 
 
-def _ranks(ax: Any, rows: Frame, calls: int) -> None:
-    for y, (solver, at) in enumerate(rows.iterrows()):
-        colour = style.look(str(solver))["color"]
-        ax.plot([at.low, at.high], [y, y], color=colour, lw=4, alpha=0.45, solid_capstyle="butt")
-        ax.plot(at.rms, y, "o", color=colour, markersize=5)
-        ax.annotate(f"{at['rank']:.0f} ({at.rank_low:.0f}-{at.rank_high:.0f})", (1.0, y), xytext=(-2, 0), fontsize=8,
-                    xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="center",
-                    color="#555555")  # fmt: skip
-    ax.set(xscale="log", title=f"{calls} calls", ylim=(len(rows) - 0.5, -0.5))
-    low, high = float(rows.low.min()), float(rows.high.max())
-    ax.set_xlim(low * 0.8, high * (high / low) ** 0.35)  # room for the ranks
-    style.plain_log_ticks(ax.xaxis, [v for v in _TICKS if low * 0.8 <= v <= high])
-    ax.set_yticks(range(len(rows)), [f"{solver} ({at.grid})" for solver, at in rows.iterrows()], fontsize=8.5)
+def _trained(ax: Any, tables: dict[str, Frame], order: list[str]) -> None:
+    for y, solver in enumerate(order):
+        places = [float(rows["rank"][solver]) for rows in tables.values()]
+        ax.plot([min(places), max(places)], [y, y], color=style.look(solver)["color"], lw=1.0)
+        for place in places:
+            ax.plot(place, y, **_marker(solver))
+    _places(ax, order)
+
+
+def _marker(solver: str) -> dict[str, Any]:
+    return {**style.look(solver), "linestyle": "", "markersize": 4}
+
+
+def _places(ax: Any, order: list[str]) -> None:
+    ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(0.2, len(order) + 6.9))
+    ax.set_xticks([1, 5, 10, len(order)])
+    ax.set_yticks(range(len(order)), order)
+    ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
+
+
+def _curves(ax: Any, rows: Frame, milliseconds: float, config: Config) -> None:
+    for solver, part in rows.groupby("solver", sort=False):
+        if solver not in _NAMED:
+            ax.plot(part.nfe, part.rms, color="#d0d0d0", lw=0.8, zorder=1)
+    for solver in _NAMED:
+        part = rows[rows.solver == solver]
+        if len(part):
+            panels.curve(ax, part.nfe, part.rms, part.low, part.high, label=solver, **style.look(solver))
+    ax.set_yscale("log")
+    for calls in config["calls"]:
+        ax.text(calls, 1.02, f"{style.as_text(calls * milliseconds)} ms", transform=ax.get_xaxis_transform(),
+                fontsize=panels.SMALL, ha="center", va="bottom", color="#555555")  # fmt: skip
+    ax.set_title(ax.get_title(loc="left"), fontsize=8.5, pad=13)

@@ -64,12 +64,12 @@ def test_starts_have_the_size_of_the_noise():
 
 
 def test_a_chosen_model_gets_its_own_files(tmp_path):
-    result = call("run", "score_diagnostics", "--quick", "--model", "mixture", "--out", tmp_path)
+    result = call("run", "appendix_end_time", "--quick", "--model", "mixture", "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    record = json.loads((tmp_path / "score_diagnostics-mixture.json").read_text())
+    record = json.loads((tmp_path / "appendix_end_time-mixture.json").read_text())
     assert record["config"]["models"] == ["mixture"]
-    assert not (tmp_path / "score_diagnostics.json").exists()
-    again = call("run", "score_diagnostics", "--quick", "--model", "mixture", "--out", tmp_path)
+    assert not (tmp_path / "appendix_end_time.json").exists()
+    again = call("run", "appendix_end_time", "--quick", "--model", "mixture", "--out", tmp_path)
     assert again.output.startswith("kept")
 
 
@@ -78,7 +78,7 @@ def test_a_chosen_model_gets_its_own_files(tmp_path):
     [
         (("transfer", "--model", "digits"), "--model digits is not for transfer (allowed: no --model)"),
         (("guidance", "--model", "digits8"), "is not for guidance (allowed: mixture, gaussian, digits, network)"),
-        (("score_diagnostics", "--model", "cat"), "'cat' is not one of mixture, gaussian, digits, network, digits8"),
+        (("fig5_ablation", "--model", "cat"), "'cat' is not one of mixture, gaussian, digits, network, digits8"),
         (("transfer", "--quick", "--thorough"), "not both"),
     ],
 )

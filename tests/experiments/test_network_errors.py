@@ -288,7 +288,7 @@ def test_errors_verdict_turns_with_the_data(errors_found):
 
 def test_errors_figure_is_drawn(errors_found):
     figure = errors.draw(*errors_found)
-    assert len(figure.axes) == 3
+    assert len(figure.axes) == 4
     headline = figure.texts[0].get_text().replace("\n", " ")
     assert errors.verdict(*errors_found).startswith(f"{headline}. ")
     assert all(ax.lines for ax in figure.axes)

@@ -57,10 +57,7 @@ def test_code_changes_what_runs_it(copied):
     audits = {"field_audit", "field_history"}
     assert stale(copied, "deis_analysis/audit/report.py", *NEW) == audits
     assert stale(copied, "deis_analysis/audit/packages/diffusers/ladder.py", *NEW) == audits
-    assert stale(copied, "deis_analysis/tuning/choice.py", *NEW) == {
-        "tuned_samplers",
-        "tuning_transfer",
-    }
+    assert stale(copied, "deis_analysis/tuning/choice.py", *NEW) == {"tuned_samplers"}
     assert stale(copied, "deis_analysis/process/process.py", *NEW) == set(MODULES)
     assert stale(copied, "experiments/core/style.mplstyle", "\n", "\n# look\n") == set(MODULES)
     assert stale(copied, "experiments/study/transfer.py", "QUESTION", "ANSWER") == {"transfer"}
@@ -78,7 +75,7 @@ def test_a_new_file_of_a_folder_that_is_loaded_whole_counts(copied):
     new.unlink()
 
 
-@pytest.mark.parametrize("name", ["transfer", "score_diagnostics"])
+@pytest.mark.parametrize("name", ["transfer", "convergence"])
 def test_all_that_is_loaded_by_a_run_is_reached(name):
     """The authority is the interpreter: what a quick run loads."""
     code = f"""

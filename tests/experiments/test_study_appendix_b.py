@@ -115,7 +115,7 @@ def test_floor_is_the_moment_equation_solved_by_scipy(delta, factor, lam):
 
 def test_many_steps_come_down_to_the_floor():
     config = {**sde.CONFIG, "families": ["eps_2", "x0_1"], "lams": [0.0, 0.5], "calls": [200]}
-    frame = sde.compute(config, lambda share: None)
+    frame = pd.DataFrame(sde.families(config, lambda share: None))
     wrong = frame[frame.case != "exact"]
     assert np.allclose(wrong.w2, wrong.floor, rtol=0.02)
     assert (frame[frame.case == "exact"].floor < 1e-12).all()
@@ -133,22 +133,27 @@ def test_noise_mends_a_scaled_score_but_not_wrong_data():
 
 def test_sde_verdict_turns(sde_found):
     frame, config = sde_found
-    count = len(config["families"])
-    cells = 2 * 2 * count
-    noisy = frame.assign(w2=frame.w2.where(frame.lam > 0, frame.w2 + 1e3))
+    count, most = len(config["families"]), config["calls"][-1]
+    ours = frame.part == "model"
+
+    def turned(w2):
+        return frame.assign(w2=frame.w2.where(~ours, w2))
+
+    noisy = turned(frame.w2.where(frame.lam > 0, frame.w2 + 1e3))
     said = sde.verdict(noisy, config)
-    assert said.count(f" 0 of {cells}, {count} of {count} from 5 calls") == 4
     assert "closer in law than the best ODE at 4 with an exact model, 4 with ε × 1.02," in said
+    assert f"its own ODE for good in {count}, {count}, {count}, {count} of {count} families" in said
+    assert sde.summary(noisy[ours], config, "exact")["worse"] == 0
     headline = sde.draw(noisy, config).texts[0].get_text().replace("\n", " ")
-    assert said.startswith(f"{headline}; at {config['calls'][-1]} calls ")
-    still = frame.assign(w2=frame.w2.where(frame.lam > 0, 1e-9))
+    assert " at 4 of 4 numbers of calls with an exact model, at 4 with " in headline
+    still = turned(frame.w2.where(frame.lam > 0, 1e-9))
     said = sde.verdict(still, config)
-    assert said.count(f" {cells} of {cells}, 0 of {count}") == 4
     assert "closer in law than the best ODE at 0 with an exact model, 0 with ε × 1.02," in said
-    assert " from " not in said
-    late = frame.assign(w2=frame.w2.where(frame.lam > 0, np.where(frame.nfe < 20, 1e-9, 1e3)))
-    assert sde.verdict(late, config).count(f", {count} of {count} from 20 calls") == 4
-    assert set(sde.summary(late, config, "exact")["overtakes"].values()) == {20}
+    assert f"; at {most} calls " in said
+    assert f"for good in 0, 0, 0, 0 of {count} families" in said
+    assert sde.summary(still[ours], config, "exact")["worse"] == 2 * 2 * count
+    late = turned(frame.w2.where(frame.lam > 0, np.where(frame.nfe < 20, 1e-9, 1e3)))
+    assert set(sde.summary(late[ours], config, "exact")["overtakes"].values()) == {20}
 
 
 # -- rectified flow -------------------------------------------------------------------------------

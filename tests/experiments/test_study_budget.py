@@ -1,4 +1,4 @@
-"""The figures of the budget and of the score diagnostics say what their data say."""
+"""The figure of the budget and the measures of a score say what their data say."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from quick_runs import quick
 
 import deis_analysis as da
 from deis_analysis.networks import MLP
-from experiments.models import studies
+from experiments.models import score_defects, studies
 from experiments.models.problems import noise, product_mixture
-from experiments.study import budget_of_errors, score_diagnostics
+from experiments.networks import network_errors
+from experiments.study import budget_of_errors
 
 BUDGET = {**budget_of_errors.CONFIG, **budget_of_errors.QUICK}
-SCORE = {**score_diagnostics.CONFIG, **score_diagnostics.QUICK, "models": ["mixture"]}
+SCORE = {**studies.BASE, **studies.BASE_QUICK, **network_errors.QUICK["score"]}
+
+
+def defects(model: str, **changes) -> pd.DataFrame:
+    config = SCORE | changes
+    return pd.DataFrame(score_defects.rows_of(studies.study(model, config), config))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def budget() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def score() -> pd.DataFrame:
-    return score_diagnostics.compute(SCORE, lambda share: None)
+    return defects("mixture")
 
 
 def test_the_total_is_the_measured_error(budget):
@@ -67,7 +73,7 @@ def test_an_exact_score_is_a_score(score):
     assert 0 < largest["residual"] < 1e-4
 
 
-def test_measures_of_a_wrong_score_are_those_worked_out(monkeypatch):
+def test_measures_of_a_wrong_score_are_those_worked_out():
     """s = −x/v − κKx on N(0, 1) data in the plane: every measure in closed form."""
     kappa, gauss = 0.3, da.GaussianMixture([1.0], np.zeros((1, 2)), np.ones((1, 2)))
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
@@ -77,9 +83,7 @@ def test_measures_of_a_wrong_score_are_those_worked_out(monkeypatch):
         return gauss.eps(plain.process)(x, t) + kappa * float(plain.process.sigma(t)) * x @ turn.T
 
     wrong = studies.Study("gaussian", "", plain.process, eps, plain.x_T[:, :2], plain.data, gauss, True, plain.config)
-    monkeypatch.setattr(studies, "study", lambda name, config: wrong)
-    frame = score_diagnostics.compute({**SCORE, "models": ["gaussian"], "times": [0.3]}, lambda share: None)
-    found = frame.set_index("measure").value
+    found = pd.DataFrame(score_defects.rows_of(wrong, {**SCORE, "times": [0.3]})).set_index("measure").value
     assert np.isclose(found["fitting"], kappa)  # |κKx| over |x|
     assert np.isclose(found["asymmetry"], np.sqrt(8) * kappa / np.sqrt(2 + 2 * kappa**2))
     sigma = float(plain.process.sigma(0.3))
@@ -95,24 +99,21 @@ def _points(problem, t):
 
 
 def test_the_diagnostics_verdict_turns_with_the_data(score):
-    said = score_diagnostics.verdict(score, SCORE)
-    assert "Jacobian asymmetry 0;" in said
-    forged = score.copy()
-    forged.loc[(forged.measure == "asymmetry") & (forged.t == 0.3), "value"] = 0.25
-    assert "Jacobian asymmetry 0.2 (t = 0.3);" in score_diagnostics.verdict(forged, SCORE)
-    assert score_diagnostics.findings(forged)["mixture", "asymmetry"] == (0.0, 0.25, 0.3)
+    frame, config = score.assign(part="derivative", model="mixture"), {**network_errors.CONFIG, "models": ["mixture"]}
+    assert "asymmetry up to 0," in network_errors.verdict(frame, config)
+    frame.loc[(frame.measure == "asymmetry") & (frame.t == 0.3), "value"] = 0.25
+    frame.loc[(frame.measure == "fitting") & (frame.t == 0.9), "value"] = 0.125
+    said = network_errors.verdict(frame, config)
+    assert said.startswith("Jacobians asymmetric by up to 0.25. mixture: error of the score up to 0.12,")
+    assert "asymmetry up to 0.25," in said
 
 
 def test_the_ideal_denoiser_is_a_score_without_fitting_error():
-    config = {**SCORE, "models": ["digits"], "times": [0.3], "data_points": 4, "loops": 2}
-    frame = score_diagnostics.compute(config, lambda share: None)
+    frame = defects("digits", times=[0.3], data_points=4, loops=2)
     largest = frame.groupby("measure").value.max()
     assert set(largest.index) == {"asymmetry", "loop", "residual"}
     assert (largest[["asymmetry", "loop"]] < 1e-12).all()
     assert 0 < largest["residual"] < 1e-4
-    assert "fitting error 0 by construction; " in score_diagnostics.verdict(frame, config)
-    notes = [text.get_text() for text in score_diagnostics.draw(frame, config).axes[0].texts]
-    assert notes == ["0 by construction"]
 
 
 def test_points_of_data_follow_the_noised_smoothed_data():
@@ -120,7 +121,7 @@ def test_points_of_data_follow_the_noised_smoothed_data():
     config = {**SCORE, "std": 0.3, "data_points": 20_000, "samples": 2}
     problem, t = studies.study("digits", config), 0.2
     alpha, sigma = float(problem.process.alpha(t)), float(problem.process.sigma(t))
-    x = np.asarray(score_diagnostics._points(problem, t, config))
+    x = np.asarray(score_defects.points(problem, t, config))
     covariance = alpha**2 * (np.cov(problem.data.T) + 0.09 * np.eye(64)) + sigma**2 * np.eye(64)
     assert np.allclose(x.mean(axis=0), alpha * problem.data.mean(axis=0), rtol=0, atol=0.05)
     assert np.allclose(np.diag(np.cov(x.T)), np.diag(covariance), rtol=0.05, atol=0)
