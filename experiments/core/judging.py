@@ -52,12 +52,12 @@ def ranked(frame: Frame) -> Frame:
     return frame.assign(**{name: frame[images].where(own, frame[rest]) for name, (images, rest) in columns.items()})
 
 
-def ratio(a: Array, b: Array, seed: int) -> tuple[float, float, float]:
+def ratio(a: Array, b: Array, seed: int, draws: int = 2000) -> tuple[float, float, float]:
     """Root of the ratio of two mean squares, with its 95 % band, over the samples that count (no NaN) in both."""
     both = np.isfinite(a) & np.isfinite(b)
     if not both.any() or not a[both].any() or not b[both].any():
         return math.nan, math.nan, math.nan
-    return float(np.sqrt(a[both].mean() / b[both].mean())), *bootstrap_ratio(a[both], b[both], seed)
+    return float(np.sqrt(a[both].mean() / b[both].mean())), *bootstrap_ratio(a[both], b[both], seed, draws)
 
 
 def mean_square(squares: Array) -> float:

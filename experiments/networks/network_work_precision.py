@@ -13,7 +13,7 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style
 from experiments.core.by_model import Rows, by_model
-from experiments.core.judging import FLIPPED
+from experiments.core.judging import FLIPPED, mean_square, ratio
 from experiments.core.paths import FIGURES
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio
@@ -25,7 +25,6 @@ CONFIG: Config = {
     **studies.BASE,
     "models": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
     "kept": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
-    "network_samples": 64,
     "seeds": [0, 1, 2],
     "customary": {
         "ddim": "rho7",
@@ -51,7 +50,8 @@ CONFIG: Config = {
         "truth": "end of the flow of the same network in float64, the same x_T, certified; the network that is "
         "sampled computes in float32",
         "process": "the network's own, over its sampling range",
-        "grids": "each sampler's customary one and those of also; the best of them, by all samples, is ranked",
+        "grids": "each sampler's customary one and those of also; the best of them is ranked, by the samples that do "
+        "not flip",
         "bands": "95 %, bootstrap over the samples, paired; of a rank its 2.5 and 97.5 % quantiles, the best "
         "grid chosen anew in each draw",
         "seeds": "of the starts; the first is what sentences and tables state, the others say how far that moves",
@@ -73,7 +73,7 @@ def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, seed, solver, grid, calls), "rank" (on the best grid, ranked) and "reference"."""
 
     def rows_of(name: str, progress: Progress) -> Rows:
-        seeds = config["seeds"][:1] if ":seed" in name else config["seeds"]
+        seeds = config["seeds"][:1] if ":seed" in name else studies.seeds(name, config)
         rows: Rows = []
         for done, seed in enumerate(seeds):
             study = studies.on_its_own_process(weights(name), {**config, "seed": seed})
@@ -123,7 +123,7 @@ def milliseconds(study: Study) -> float:
 
 
 def _errors(study: Study, truth: Any, config: Config, progress: Progress) -> tuple[Rows, dict[int, Any]]:
-    """(rows, calls → solver → grid → (n,) mean square errors where ranked)."""
+    """(rows, calls → solver → grid → (n,) mean square errors where ranked, NaN where a sample flips)."""
     import torch
 
     customary, tried = config["customary"], dict[int, Any]()
@@ -137,7 +137,8 @@ def _errors(study: Study, truth: Any, config: Config, progress: Progress) -> tup
         low, high = bootstrap_ratio(squares, np.ones_like(squares), config["seed"], config["draws"])
         kept = squares[~flips]
         return {"rms": float(np.sqrt(squares.mean())), "low": low, "high": high, "flips": float(flips.mean()),
-                "unflipped": float(np.sqrt(kept.mean())) if kept.size else np.nan, "squares": squares}  # fmt: skip
+                "unflipped": float(np.sqrt(kept.mean())) if kept.size else np.nan,
+                "squares": np.where(flips, np.nan, squares)}  # fmt: skip
 
     rows = cells.sweep(study, customary, grids, config["calls"], judge, progress=progress)
     for row in rows:
@@ -153,25 +154,31 @@ def ranked(tried: dict[str, dict[str, Array]], config: Config) -> list[dict[str,
     """Solvers by error on the best grid: RMS, rank with its band, and the ratio to the first with its band.
 
     Args:
-        tried: solver → grid → (n,) mean square errors of the same starts.
+        tried: solver → grid → (n,) mean square errors of the same starts, NaN of samples that do not count.
     """
-    best = {solver: min((float(v.mean()), kind) for kind, v in grids.items())[1] for solver, grids in tried.items()}
+    best = {solver: min((mean_square(v), kind) for kind, v in grids.items())[1] for solver, grids in tried.items()}
     squares = {solver: tried[solver][kind] for solver, kind in best.items()}
-    order = sorted(squares, key=lambda solver: float(squares[solver].mean()))
+    order = sorted(squares, key=lambda solver: mean_square(squares[solver]))
     table = np.array([squares[solver] for solver in order])
     index = np.random.default_rng(config["seed"]).integers(0, table.shape[1], (config["draws"], table.shape[1]))
-    again = np.array([np.min([v[index].mean(axis=-1) for v in tried[solver].values()], axis=0) for solver in order])
+    again = np.array([np.min([means(v[index]) for v in tried[solver].values()], axis=0) for solver in order])
     ranks = 1 + (again[:, None, :] > again[None, :, :]).sum(axis=1)
     rows = []
     for place, solver in enumerate(order):
         first, last = np.quantile(ranks[place], [0.025, 0.975])
-        low, high = bootstrap_ratio(table[place], table[0], config["seed"], config["draws"])
-        rms_low, rms_high = bootstrap_ratio(table[place], np.ones(table.shape[1]), config["seed"], config["draws"])
+        found, low, high = ratio(table[place], table[0], config["seed"], config["draws"])
+        rms, rms_low, rms_high = ratio(table[place], np.ones(table.shape[1]), config["seed"], config["draws"])
         rows.append({"part": "rank", "solver": solver, "grid": best[solver], "rank": place + 1, "rank_low": first,
-                     "rank_high": last, "rms": float(np.sqrt(table[place].mean())), "low": rms_low, "high": rms_high,
-                     "ratio": float(np.sqrt(table[place].mean() / table[0].mean())), "ratio_low": low,
-                     "ratio_high": high})  # fmt: skip
+                     "rank_high": last, "rms": rms, "low": rms_low, "high": rms_high, "ratio": found,
+                     "ratio_low": low, "ratio_high": high})  # fmt: skip
     return rows
+
+
+def means(draws: Array) -> Array:
+    """Mean over the last axis of what counts, infinite where nothing does."""
+    counts = np.isfinite(draws)
+    with np.errstate(invalid="ignore"):
+        return np.where(counts.any(axis=-1), np.nansum(draws, axis=-1) / counts.sum(axis=-1), np.inf)
 
 
 # -- what was found -------------------------------------------------------------------------------
