@@ -25,7 +25,7 @@ CONFIG: Config = {
     "steps": [5, 7, 10, 14, 20, 30, 50, 100, 200],
     "path_steps": 10,
     "path_points": 8,
-    "path_samples": 64,
+    "path_samples": 32,
     "choices": {
         "source": "Zhang & Chen 2023, fig. 3, on CIFAR10; here on other models",
         "Δp": "mean of |x - x*| over samples and dimensions, in data units; the paper's scale is not known",
@@ -181,7 +181,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         "Mean pixel difference to the exact answer from the same noise, over Euler's, with its 95 % interval "
         f"(dashed: of root mean squares). Uniform t, {style.setting(config)}; {studies.how_many(config)}; reference "
         f"accurate to {style.as_text(estimate, 1)}. Last panel: largest distance from the true score while a step of "
-        f"N = {config['path_steps']} lasts on the exact path, of a frozen score over that of a frozen ε."
+        f"N = {config['path_steps']} lasts on {config['path_samples']} exact paths, of a frozen score over that "
+        "of a frozen ε."
     )
     rows = -(-(len(found) + 1) // COLUMNS)
     fig = panels.sheet(headline, note, 0.75 + 1.75 * rows)

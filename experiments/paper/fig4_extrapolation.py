@@ -27,7 +27,7 @@ CONFIG: Config = {
     "change_above": 0.15,
     "path_steps": [10, 20],
     "path_points": 3,
-    "path_samples": 48,
+    "path_samples": 32,
     "path_batches": 16,
     "degrees": [0, 1, 2, 3],
     "steps": [5, 7, 10, 14, 20, 50],
