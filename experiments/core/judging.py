@@ -75,6 +75,8 @@ class Judge:
         self.data = torch.tensor(study.data, device=study.x_T.device)
         self.truth, self.estimate = study.reference(config["t_end"])
         self.exact = law_terms(self.truth, self.data)
+        self._places = self.data if study.name == "digits" else self.truth
+        self._own = self._nearest(self.truth)
 
     @property
     def reference(self) -> dict[str, Any]:
@@ -113,14 +115,17 @@ class Judge:
         return found
 
     def flips(self, x: Any) -> Array:
-        """(n,) whether a sample ends nearer to another one's truth than to its own.
+        """(n,) whether a sample ends nearer to another place than the exact one does: to another truth.
 
-        Where the data are points, or a few well separated images, that is a sample that ends at another one; where
-        they are dense, it happens as soon as errors are as large as the gaps between the truths.
+        Of the digits, whose flow ends at data points, the places are all of these: an image that none of the truths is
+        would go unseen.  Where data are dense, it happens as soon as errors are as large as the gaps between truths.
         """
+        return self._nearest(x) != self._own
+
+    def _nearest(self, x: Any) -> Array:
         import torch
 
-        return np.asarray(torch.cdist(x, self.truth).argmin(dim=1).cpu() != torch.arange(len(x)))
+        return np.asarray(torch.cdist(x, self._places).argmin(dim=1).cpu())
 
     def _band(self, squares: Array) -> tuple[float, float]:
         """95 % band of the root mean square, NaN of no sample."""

@@ -243,9 +243,12 @@ def wins(frame: Frame, choice: str) -> Any:
     return duels[distinct(duels)].solver.value_counts()
 
 
-def flips(frame: Frame, model: str, calls: int, solver: str) -> float:
-    """Share of samples that a solver, on its customary grid, brings to another one's place."""
-    return float(ranking(frame, model, calls, "customary").flips[solver])
+def told_flips(frame: Frame, model: str, calls: int) -> str:
+    """The share of flips of the most accurate solver, and the least share where another one has it."""
+    rows = ranking(frame, model, calls, "customary").flips
+    first, fewest = str(rows.index[0]), str(rows.idxmin())
+    least = f", {fewest} {rows[fewest]:.0%}" if rows[fewest] < rows[first] else ""
+    return f"{first} {rows[first]:.0%}{least}"
 
 
 def by_rms(frame: Frame, model: str, calls: int) -> str:
@@ -275,13 +278,13 @@ def verdict(frame: Frame, config: Config) -> str:
     laws = [nearest(frame, name, few) for name in names]
     alike = [agreement(frame, name, calls) for name in names]
     first = {name: str(ranking(frame, name, calls, "customary").index[0]) for name in names if apart(name)}
-    flipped = ", ".join(f"{flips(frame, name, calls, solver):.0%} on {name}" for name, solver in first.items())
+    flipped = "; ".join(f"{told_flips(frame, name, calls)} on {name}" for name in first)
     others = [f"{other} on {name}" for name, solver in first.items() if (other := by_rms(frame, name, calls)) != solver]
     return (
         f"{_most(frame)}; by path error, of images over samples that do not flip, the winner is distinct (95 %, and "
         f"with each of {studies.how_many_seeds(config)}) in {int(distinct(duels).sum())} of {len(duels)} cases; at "
-        f"{calls} calls ({', '.join(CHOICES)} grids) {won}; there the first on customary grids flips {flipped}, and by "
-        f"RMS over all samples {', '.join(others) or 'no other sampler'} would be first; nearest in law at {few} calls "
+        f"{calls} calls ({', '.join(CHOICES)} grids) {won}; there flips of the first, and of the one with fewest, are "
+        f"{flipped}; by RMS over all samples {', '.join(others) or 'no other sampler'} would be first; nearest in law at {few} calls "
         f"{', '.join(solver for solver, _, _ in laws)}, apart from {', '.join(str(n) for _, n, _ in laws)} of "
         f"{laws[0][2]} others; Spearman with published FIDs (another model, {alike[0][2]} samplers, {calls} calls) "
         f"{', '.join(f'{rho:.2f}' for rho, _, _ in alike)}."
@@ -314,8 +317,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         own = errors[(errors.model == name) & errors.error.notna()]
         _curves(ax, own[own.customary.astype(bool)], order[:NAMED])
         if apart(name):
-            share = flips(frame, name, calls, order[0])
-            panels.words(ax, 0.03, 0.03, f"flips of {order[0]}: {share:.0%}", ha="left")
+            panels.words(ax, 0.03, 0.03, f"flips: {told_flips(frame, name, calls)}", ha="left")
     smallest = errors.error.min()
     axes[0].set(yscale="log", ylim=(max(0.6 * smallest, 1e-6), 1.5))
     panels.calls_axis(axes, [c for c in (5, 10, 20, 50) if c <= max(config["calls"])])

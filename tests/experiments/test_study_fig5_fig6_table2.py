@@ -144,7 +144,7 @@ def test_samples_that_end_at_anothers_place_are_counted_apart(mixture):
 def test_images_that_flip_do_not_count_where_samplers_are_ranked(mixture):
     small = mixture.first(32)
     judge = judging.Judge(small, fig5_ablation.CONFIG)
-    images = judging.Judge(dataclasses.replace(small, name="digits"), fig5_ablation.CONFIG)
+    images = judging.Judge(dataclasses.replace(small, name="digits8"), fig5_ablation.CONFIG)
     x = judge.truth + 1e-4
     x[0], x[1] = judge.truth[1], judge.truth[0]
     assert np.array_equal(judge.counted(x), judge.squares(x))
@@ -156,6 +156,20 @@ def test_images_that_flip_do_not_count_where_samplers_are_ranked(mixture):
     assert judging.mean_square(a) == pytest.approx(1e-8)
     assert judging.mean_square(images.counted(judge.truth.roll(1, 0))) == math.inf
     assert np.isnan(judging.ratio(a, np.full(32, math.nan), 0)).all()
+
+
+def test_a_digit_that_ends_at_an_image_which_no_other_sample_has_is_flipped():
+    study = studies.study("digits", {**configured(fig5_ablation, ["digits"]), "samples": 8})
+    judge = judging.Judge(study, fig5_ablation.CONFIG)
+    gaps = torch.cdist(judge.truth, judge.data)
+    assert float(gaps.min(dim=1).values.max()) < 0.1  # the flow ends at data points
+    neighbours = judge.data[gaps.argsort(dim=1)[:, 1]]
+    nearest_truth = torch.cdist(neighbours, judge.truth).argmin(dim=1)
+    seen = (nearest_truth == torch.arange(8)).nonzero().ravel()
+    assert len(seen)  # an image that is nearer to the sample's own truth than to any other
+    x = judge.truth.clone()
+    x[seen[0]] = neighbours[seen[0]]
+    assert np.array_equal(judge.flips(x), np.arange(8) == int(seen[0]))
 
 
 def test_how_many_samples_and_seeds_is_said():
@@ -423,9 +437,10 @@ def test_flips_are_told_and_who_would_be_first_with_them(fig6):
     told.loc[at, ["flips", "unflipped", "rms"]] = [0.0, 0.5, 0.5]
     told.loc[at & (told.solver == "dpm_2"), ["flips", "unflipped"]] = [0.25, 0.1]
     told.loc[at & (told.solver == "ddim"), "rms"] = 0.4
-    assert fig6_comparison.flips(told, "digits", 10, "dpm_2") == 0.25
+    assert fig6_comparison.told_flips(told, "digits", 10) == "dpm_2 25%, ddim 0%"
     said = fig6_comparison.verdict(told, config)
-    assert "the first on customary grids flips 25% on digits, and by RMS over all samples ddim on digits would" in said
+    assert "there flips of the first, and of the one with fewest, are dpm_2 25%, ddim 0% on digits; by RMS over" in said
+    assert "by RMS over all samples ddim on digits would be first;" in said
     told.loc[at & (told.solver == "dpm_2"), "rms"] = 0.3
     assert "by RMS over all samples no other sampler would be first;" in fig6_comparison.verdict(told, config)
     assert fig6_comparison.ranking(told, "digits", 10, "customary").index[0] == "dpm_2"
