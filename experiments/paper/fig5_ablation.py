@@ -332,21 +332,17 @@ def _gains(fig: Figure, found: dict[str, dict[str, Any]], names: list[str], end:
     axes, _ = panels.small_multiples(fig, STEPS, len(STEPS), end=end, left=0.9)
     for ax, method in zip(axes, STEPS, strict=True):
         gains = [f["gain"].loc[method] for f in found.values()]
-        panels.intervals(
-            ax,
-            [(g.ratio, g.low, g.high) for g in gains],
-            [0.2, 0.5, 1, 2],
-            names,
-            outer=[(g.least, g.most) for g in gains],
-        )
+        bands, seeds = [(g.ratio, g.low, g.high) for g in gains], [(g.least, g.most) for g in gains]
+        panels.intervals(ax, bands, [0.01, 0.1, 1], names, outer=seeds)
         for y, g in enumerate(gains):
             text = f"{style.as_text(g.ratio)}" + (f" {g.grid}" if method == STEPS[-1] else "")
-            left = method == STEPS[0]
-            ax.annotate(text, (g.low if left else g.high, y), xytext=(-3 if left else 3, 0), fontsize=6.5,
+            left = g.ratio > 1
+            ax.annotate(text, (g.low if left else g.high, y), xytext=(-3 if left else 3, 0), fontsize=7,
                         textcoords="offset points", ha="right" if left else "left", va="center")  # fmt: skip
         ax.tick_params(axis="y", labelleft=ax is axes[0])
         ax.set_xlabel(f"factor at {config['compared_at']} calls", fontsize=8, labelpad=1)
-    axes[0].set_xlim(0.1, 4.0)
+    ends = np.array([[f["gain"].low.min(), f["gain"].high.max()] for f in found.values()])
+    axes[0].set_xlim(0.5 * ends[:, 0].min(), 3.0 * ends[:, 1].max())  # room for the numbers
 
 
 def _paths(ax: Any, runs: Frame) -> None:

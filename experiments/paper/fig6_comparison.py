@@ -284,8 +284,9 @@ def verdict(frame: Frame, config: Config) -> str:
         f"{_most(frame)}; by path error, of images over samples that do not flip, the winner is distinct (95 %, and "
         f"with each of {studies.how_many_seeds(config)}) in {int(distinct(duels).sum())} of {len(duels)} cases; at "
         f"{calls} calls ({', '.join(CHOICES)} grids) {won}; there flips of the first, and of the one with fewest, are "
-        f"{flipped}; by RMS over all samples {', '.join(others) or 'no other sampler'} would be first; nearest in law at {few} calls "
-        f"{', '.join(solver for solver, _, _ in laws)}, apart from {', '.join(str(n) for _, n, _ in laws)} of "
+        f"{flipped}; by RMS over all samples {', '.join(others) or 'no other sampler'} would be first; nearest in law "
+        f"at {few} calls {', '.join(solver for solver, _, _ in laws)}, apart from "
+        f"{', '.join(str(n) for _, n, _ in laws)} of "
         f"{laws[0][2]} others; Spearman with published FIDs (another model, {alike[0][2]} samplers, {calls} calls) "
         f"{', '.join(f'{rho:.2f}' for rho, _, _ in alike)}."
     )
