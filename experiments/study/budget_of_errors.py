@@ -185,8 +185,9 @@ def draw(frame: Frame, config: Config) -> Figure:
     height = rows + between + lowest
     fig = panels.sheet(headline, note, height)
     titles = [f"{solver}, {panels.short(m)}" for m in config["models"] for solver in config["solvers"]]
-    axes, _ = panels.small_multiples(fig, titles, len(config["solvers"]), left=1.05, right=0.18, end=(rows - 0.1) / height,
-                                     hspace=0.22, wspace=0.06)  # fmt: skip
+    axes, _ = panels.small_multiples(
+        fig, titles, len(config["solvers"]), left=1.05, right=0.18, end=(rows - 0.1) / height, hspace=0.22, wspace=0.06
+    )
     cases = [(m, solver) for m in config["models"] for solver in config["solvers"]]
     for ax, (m, solver) in zip(axes, cases, strict=True):
         _causes(ax, terms[(terms.model == m) & (terms.solver == solver)], causes, config)

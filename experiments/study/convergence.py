@@ -98,8 +98,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     note = (
         f"1-D Gaussian mixtures with exact flow, {style.setting(config)}, {config['grid']} grids of "
         f"{min(config['steps'])} to {max(config['steps'])} steps, {config['samples']} samples. Left: slopes of log "
-        "error against log 1/N, fitted to the finest steps; run from noise to data, samplers can look steeper than they "
-        "are. Right: RMS error against the exact flow; grey: the other samplers."
+        "error against log 1/N, fitted to the finest steps; from noise to data samplers can look steeper. "
+        "Right: RMS error against the exact flow; grey: the other samplers."
     )
     fig = panels.sheet(headline, note, 5.2)
     grid = fig.add_gridspec(2, 2, width_ratios=[1, 0.95], hspace=0.32, wspace=0.3,
@@ -113,8 +113,9 @@ def draw(frame: Frame, config: Config) -> Figure:
         _errors(axes[i], frame[frame.problem == problem])
     axes[0].set(xscale="log", yscale="log", ylim=(0.3 * frame.rms.min(), 2.5 * frame.rms.max()))
     panels.calls_axis(axes, [10, 30, 100, 300, 1000])
+    top = fig.subplotpars.top - 0.02 / fig.get_size_inches()[1]
     fig.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=3, fontsize=7.5, handlelength=2.0,
-               columnspacing=1.0, bbox_to_anchor=(0.99, fig.subplotpars.top - 0.02 / fig.get_size_inches()[1]))  # fmt: skip
+               columnspacing=1.0, bbox_to_anchor=(0.99, top))  # fmt: skip
     return fig
 
 
