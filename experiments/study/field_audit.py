@@ -305,7 +305,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     span = (-0.5, len(counts) + len(_NUMBERS) + 0.1)
     above = fig.add_axes((left / width, (top - names - bars) / height, wide, bars / height))
     below = fig.add_axes((left / width, (top - names - bars - table - 0.05) / height, wide, table / height))
-    for x, (code, n) in enumerate(counts.items()):
+    for x, n in enumerate(counts.values()):
         above.bar(x, n, color=style.VERMILLION, width=0.7)
         above.text(x, n, f" {n}", ha="center", va="bottom", fontsize=panels.TICKS)
     place = above.get_xaxis_transform()
