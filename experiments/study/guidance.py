@@ -274,7 +274,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     }
     note = (
         "ε_u + w (ε_c − ε_u) with exact ε of all data and of one class per sample; RMS error against the guided ODE "
-        f"(DOPRI5), {style.setting(config)}; each sampler on its best grid of {', '.join(config['grids'])}; bands: 95 %. "
+        f"(DOPRI5), {style.setting(config)}; each on its best grid of {', '.join(config['grids'])}; bands 95 %. "
         f"{'; '.join(text for name, text in said_of.items() if name in names)}. Circle: the best; grey: "
         "the others. Lowest: the best of x₀ over the best of ε."
     )
