@@ -18,7 +18,7 @@ def draw(place: Path) -> None:
     frame = pd.read_csv(FIGURES / "network_samples.csv", dtype={"pixels": str})
     config = json.loads((FIGURES / "network_samples.json").read_text(encoding="utf-8"))["config"]
     shown = frame[frame.model == "mnist28"]
-    network_samples.draw(shown, config).savefig(place, dpi=75, metadata={"Software": None})
+    network_samples.draw(shown, config).savefig(place, dpi=130, metadata={"Software": None})
 
 
 if __name__ == "__main__":

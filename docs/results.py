@@ -161,6 +161,10 @@ it. Codes are explained by `deis-analysis audit`, and on the page of
 {chr(10).join(rows)}
 </tbody></table>
 
+## Known defects of the field
+
+{known_defects()}
+
 ## diffusers, release by release
 
 Errors of each configuration; *clean* has none, *absent* is not in that release.
@@ -169,6 +173,17 @@ Errors of each configuration; *clean* has none, *absent* is not in that release.
 {chr(10).join(grid)}
 </tbody></table></div>
 """
+
+
+def known_defects() -> str:
+    """What became of defects that were known before the audit, a line each."""
+    import pandas as pd
+
+    from experiments.study import field_audit
+
+    config = json.loads((FIGURES / "field_audit.json").read_text(encoding="utf-8"))["config"]
+    found = field_audit.known(pd.read_csv(FIGURES / "field_audit.csv"), config)
+    return "\n".join(f"* {what}: **{state}**{f'; {text}' if text else ''}" for what, state, text in found)
 
 
 def _number(text: str) -> str:

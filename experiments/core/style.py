@@ -24,7 +24,7 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"  # Okabe & Ito 2008
 GREY = "#8a8a8a"
 
-_DPM, _UNIPC, _SDE = (ORANGE, "DPM-Solver(++)"), ("#7F3C8D", "UniPC"), (VERMILLION, "SDE multistep")
+_UNIPC, _SDE = ("#7F3C8D", "UniPC"), (VERMILLION, "SDE multistep")
 _FAMILIES = {  # (family, variable of the interpolant): colour and the name that figures print
     ("baselines", "t"): (GREY, "baselines"),
     ("adams", "t"): (BLUE, "tAB"),
@@ -34,8 +34,8 @@ _FAMILIES = {  # (family, variable of the interpolant): colour and the name that
     ("pndm", "t"): ("#C2478F", "PNDM"),
     ("runge_kutta", "rho"): (VERMILLION, "ρRK"),
     ("edm", "rho"): ("#8C2D04", "EDM"),
-    ("dpm_singlestep", "lam"): _DPM,
-    ("dpm_multistep", "lam"): _DPM,
+    ("dpm_singlestep", "lam"): ("#5B5BD6", "DPM-Solver(++) singlestep"),
+    ("dpm_multistep", "lam"): (ORANGE, "DPM-Solver(++) multistep"),
     ("unipc", "lam"): _UNIPC,
     ("reversible", "rho"): ("#5A7F2B", "reversible"),
     ("reversible", "inv_rho"): ("#5A7F2B", "reversible"),
@@ -77,9 +77,9 @@ def family(name: str) -> tuple[str, str]:
 def look(name: str) -> dict[str, Any]:
     """Line properties of a registry solver, for ``ax.plot``, no two alike but for the forms of DDIM.
 
-    The colour is the family's, lighter the further the order is below its highest; the marker is the order, and its
-    filling tells apart what agrees in all that. The order is that with an exact start or, of a method that draws noise,
-    the weak one.
+    The colour is the family's, the paler the lower the order among its samplers of the same prediction, and then the
+    earlier in the registry; the marker is the order, and its filling tells apart what agrees in that. The order is that
+    with an exact start or, of a method that draws noise, the weak one.
     """
     row, colour = SOLVERS[name], family(name)[0]
     order = _order(name)
@@ -88,9 +88,9 @@ def look(name: str) -> dict[str, Any]:
     ]
     alike = [other for other in kin if _order(other) == order and colour != DDIM[0]]
     fills = _FILLS if order > 1 else _FILLS[::-1]
-    highest = max(_order(other) for other, known in SOLVERS.items() if family(other)[0] == colour)
+    place = sorted(kin, key=_order).index(name) + 1  # of as many; stable: as in the registry
     return {
-        "color": tinted(colour, min(0.2 * (highest - order), 0.4)),
+        "color": colour if colour == DDIM[0] else tinted(colour, 0.6 * (1 - place / len(kin))),
         "marker": _MARKERS.get(order, "o"),
         "linestyle": _LINES[row.prediction],
         **fills[alike.index(name) % len(fills) if alike else 0],

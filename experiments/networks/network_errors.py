@@ -271,9 +271,10 @@ def findings(frame: Frame, config: Config) -> dict[str, dict[str, Any]]:
             found[name]["held"] = {"better": better, "worse": worse, "levels": len(held),
                                    "least": float(least.ratio), "at": float(least.rho)}  # fmt: skip
         path = rows[rows.part == "path"]
+        groups = path.groupby(["field", "quantity", "degree"]) if len(path) else ()
         found[name]["path"] = {
             (str(field), str(q), int(degree)): float(np.sqrt((part.delta**2).mean()))
-            for (field, q, degree), part in path.groupby(["field", "quantity", "degree"])
+            for (field, q, degree), part in groups
         }
         measures = rows[rows.part == "derivative"]
         for measure in MEASURES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 import deis_analysis as da
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models.features import Features, Floor, Frechet, difference, floor, frechet, precision_recall
 from experiments.models.problems import start_scale, steps_for
 
@@ -55,7 +54,7 @@ THOROUGH: Config = {"models": ["digits8", "digits8_flow", "mnist28"],
 FLOW = "reference"  # the solver column of the network's own flow
 METRICS = ("frechet", "precision", "recall")
 BANDS = {"frechet": ("low", "high"), "excess": ("excess_low", "excess_high")}
-TITLES = ("squared Fréchet distance", "above that of the flow", "precision", "recall")
+TITLES = ("Fréchet distance²", "above the flow's", "precision", "recall")
 
 
 # -- all numbers ----------------------------------------------------------------------------------
@@ -209,10 +208,7 @@ def headline(frame: Frame, config: Config) -> str:
             )
         else:
             parts.append(f"on {printed(model)} not within {max(config['calls'])} calls")
-    return (
-        "In Fréchet distance the best sampler's images are, within the bands, no further from the data than those of "
-        f"the network's own flow: {', '.join(parts)}"
-    )
+    return f"The best sampler's images are as near to the data as the flow's, as far as bands tell: {', '.join(parts)}"
 
 
 def draw(frame: Frame, config: Config) -> Figure:
@@ -228,47 +224,41 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{config['floor_draws']} draws. "
         f"Dashed: the network's own flow, {by['calls']} calls of {by['solver']}."
     )
-    fig = style.new_figure(15.6, 1.7 + 3.0 * len(names), headline(frame, config), note)
-    axes = fig.subplots(len(names), 4, squeeze=False,
-                        gridspec_kw={**style.body(fig, right=1.3), "wspace": 0.3, "hspace": 0.42})  # fmt: skip
-    for row, name in zip(axes, names, strict=True):
-        own = flow(frame, name)
-        for ax, what, title in zip(row, ("frechet", "excess", "precision", "recall"), TITLES, strict=True):
-            ends = _panel(ax, frame[frame.model == name], own, what, config)
-            ax.set_title(f"{printed(name)}: {title}")
-        style.end_labels(row[-1], ends, 9)
+    fig = panels.sheet(headline(frame, config), note, 0.75 + 1.6 * len(names))
+    axes, _ = panels.small_multiples(
+        fig, [title for _ in names for title in TITLES], len(TITLES), share_y=False, extra_top=0.5, wspace=0.36,
+        hspace=0.3, left=0.75,
+    )  # fmt: skip
+    for row, name in enumerate(names):
+        mine = axes[len(TITLES) * row : len(TITLES) * (row + 1)]
+        mine[0].set_ylabel(printed(name), fontsize=8.5)
+        for ax, what in zip(mine, ("frechet", "excess", "precision", "recall"), strict=True):
+            _panel(ax, frame[frame.model == name], flow(frame, name), what, config)
+    panels.calls_axis(axes, config["calls"])
+    panels.key(fig, axes[0])
     return fig
 
 
-def _panel(ax: Any, frame: Frame, own: Any, what: str, config: Config) -> list[tuple[float, float, str, str]]:
-    """Draw one quantity and return its labels."""
+def _panel(ax: Any, frame: Frame, own: Any, what: str, config: Config) -> None:
     rows = frame[frame.solver != FLOW]
     groups = list(rows.groupby("solver", sort=False))
-    calls = config["calls"]
-    margin = math.exp(0.12 * math.log(max(calls) / min(calls)) + 0.06)
-    ax.set(xscale="log", xlabel="model calls (NFE)", xlim=(min(calls) / margin, max(calls) * margin))
-    style.plain_log_ticks(ax.xaxis, calls)
-    ax.axhline(0.0 if what == "excess" else own[what], color="#222222", lw=1.1, ls="--", zorder=1)
+    ax.axhline(0.0 if what == "excess" else own[what], color="#222222", lw=1.1, ls="--", zorder=1, label="own flow")
     bottom = 0.4 * min(rows.frechet.min(), own.floor_frechet)
-    ends = [(ax.get_xlim()[1], 0.0 if what == "excess" else float(own[what]), "own flow", "#222222")]
     if what in METRICS:
         middle, reach = float(own[f"floor_{what}"]), 2 * float(own[f"floor_{what}_sd"])
         low, high = (max(middle - reach, bottom), middle + reach) if what == "frechet" else (
             middle - reach, min(1.0, middle + reach))  # fmt: skip
-        ax.axhspan(low, high, color="#e6e6e6", zorder=0)
-        ends.append((ax.get_xlim()[1], middle, "real images", "#777777"))
+        ax.axhspan(low, high, color="#e6e6e6", zorder=0, label="real images")
     for i, (name, part) in enumerate(groups):
         look = {k: v for k, v in style.look(str(name)).items() if k != "linestyle"}
-        x = part.nfe * 1.04 ** (i - (len(groups) - 1) / 2)  # keeps the bars apart
+        x = part.nfe * 1.06 ** (i - (len(groups) - 1) / 2)  # keeps the bars apart
         bars = None
         if what in BANDS:
             low, high = (part[column] for column in BANDS[what])
             bars = [part[what] - (low.clip(lower=bottom) if what == "frechet" else low), high - part[what]]
-        ax.errorbar(x, part[what], yerr=bars, **look, linewidth=1.4, elinewidth=1.0, markersize=6)
-        ends.append((float(x.iloc[-1]), float(part[what].iloc[-1]), str(name), look["color"]))
+        ax.errorbar(x, part[what], yerr=bars, **look, linewidth=1.2, elinewidth=0.9, markersize=4, label=str(name))
     if what == "frechet":
         ax.set(yscale="log", ylim=(bottom, None))
         top = ax.get_ylim()[1]
         ticks = [m * 10.0**e for e in range(-5, 2) for m in (1, 2, 5)]
         style.plain_log_ticks(ax.yaxis, [tick for tick in ticks if bottom <= tick <= top])
-    return ends

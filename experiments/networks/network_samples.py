@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models import studies
 from experiments.models.problems import steps_for
 from experiments.models.studies import Study
@@ -104,53 +104,64 @@ def verdict(frame: Frame, config: Config) -> str:
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """A block per network: the certified samples on top, then a row per sampler, a group of columns per calls."""
+    """The last network at each number of calls, with what each sample lacks; the others at the fewest calls."""
     names = list(dict.fromkeys(frame.model))
-    few = min(config["calls"])
-    found = means(frame)
-    worst = max(names, key=lambda name: float(found[name, few].max()))
+    last, few, found = names[-1], min(config["calls"]), means(frame)
+    best = found[last, few]
     headline = (
-        f"At {few} calls samples differ from the certified ones by up to {style.as_text(found[worst, few].max())} per "
-        f"pixel ({found[worst, few].idxmax()}, {worst}), at {max(config['calls'])} by at most "
-        f"{style.as_text(max(found[name, max(config['calls'])].max() for name in names))}"
+        f"At {few} calls the nearest samples of {last}, {best.idxmin()}'s, are {style.as_text(best.min())} per pixel "
+        "from the certified ones"
     )
     note = (
         f"The same {config['shown']} noises in every row; images in [-1, 1]; numbers: mean |x - x*| per pixel over the "
-        "samples shown. Each sampler on its customary grid; top rows: certified flow of the same network."
+        "samples shown. Each sampler on its customary grid; top rows: certified flow of the same network. Below each "
+        "row of samples the difference from the certified ones, red where there is more ink, blue where less."
     )
-    count = 1 + len(config["solvers"])
-    block = 0.62 * count + 0.9
-    fig = style.new_figure(13.5, 1.1 + block * len(names), headline, note)
-    top = style.body(fig, extra_top=0.1)["top"] * fig.get_size_inches()[1]
-    for i, name in enumerate(names):
-        high = fig.get_size_inches()[1]
-        ax = fig.add_axes((0.09, (top - (i + 1) * block + 0.2) / high, 0.9, (block - 0.25) / high))
-        _block(ax, frame[frame.model == name], found[name], config)
+    rows = [CERTIFIED, *config["solvers"]]
+    upper, lower = 0.275 * (2 * len(rows) - 1) + 0.3, 0.3 * len(rows) + 0.5
+    fig = panels.sheet(headline, note, upper + (lower if len(names) > 1 else 0.0))
+    width, height = fig.get_size_inches()
+    top = fig.subplotpars.top * height
+
+    def place(left: float, down: float, wide: float, tall: float) -> Any:
+        return fig.add_axes((left / width, (top - down - tall) / height, wide / width, tall / height))
+
+    wide = (width - 1.05) / len(config["calls"])
+    for c, calls in enumerate(config["calls"]):
+        ax = place(0.98 + c * wide, 0.0, wide - 0.08, upper - 0.05)
+        part = frame[(frame.model == last) & frame.calls.isin((0, calls))]
+        _block(ax, part, found[last, calls], f"{last}, {calls} calls", rows, True, c == 0)
+    wide = (width - 1.05) / max(len(names) - 1, 2)
+    for i, name in enumerate(names[:-1]):
+        ax = place(0.98 + i * wide, upper, wide - 0.08, lower - 0.05)
+        part = frame[(frame.model == name) & frame.calls.isin((0, few))]
+        _block(ax, part, found[name, few], f"{name}, {few} calls", rows, False, i == 0)
     return fig
 
 
-def _block(ax: Any, frame: Frame, found: Any, config: Config) -> None:
-    size, shown = int(frame.height.iloc[0]), config["shown"]
-    gap, apart = max(1, size // 8), int(1.6 * size)
-    rows = [CERTIFIED, *config["solvers"]]
-    width = shown * (size + gap)
-    grey = frame.channels.iloc[0] == 1
-    for c, calls in enumerate(config["calls"]):
-        left = c * (width + apart)
-        ax.text(left + width / 2, -0.35 * size, f"{calls} calls", ha="center", va="bottom", fontsize=10)
-        for r, solver in enumerate(rows):
-            part = frame[(frame.solver == solver) & frame.calls.isin((0, calls))]
-            for _, row in part.iterrows():
-                x, y = left + row["sample"] * (size + gap), r * (size + gap)
-                ax.imshow(image_of(row), extent=(x, x + size, y + size, y), interpolation="nearest",
-                          **({"cmap": "gray_r", "vmin": 0, "vmax": 255} if grey else {}))  # fmt: skip
-            if solver != CERTIFIED and (calls, solver) in found.index:
-                ax.text(left + width + 0.05 * size, (r + 0.5) * (size + gap), style.as_text(found[calls, solver]),
-                        va="center", fontsize=8.5, color="#555555")  # fmt: skip
-    for r, solver in enumerate(rows):
-        colour = style.BLACK if solver == CERTIFIED else style.family(solver)[0]
-        ax.text(-0.3 * size, (r + 0.5) * (size + gap), solver, ha="right", va="center", fontsize=9.5, color=colour)
-    ax.text(-gap, -1.1 * size, str(frame.title.iloc[0]), va="bottom", fontsize=10.5)
-    ax.set(xlim=(-gap, len(config["calls"]) * (width + apart)), ylim=(len(rows) * (size + gap), -1.9 * size))
-    ax.set_aspect("equal")
+def _block(ax: Any, frame: Frame, found: Any, title: str, rows: list[str], apart: bool, named: bool) -> None:
+    """Samples at one number of calls, a row per sampler; ``apart``: and a row of differences below each."""
+    size, shown = int(frame.height.iloc[0]), int(frame["sample"].max()) + 1
+    step = size + max(1, size // 8)
+    truth = {row["sample"]: image_of(row) for _, row in frame[frame.solver == CERTIFIED].iterrows()}
+    grey = {"cmap": "gray_r", "vmin": 0, "vmax": 255} if frame.channels.iloc[0] == 1 else {}
+    y = 0
+    for solver in rows:
+        for _, row in frame[frame.solver == solver].iterrows():
+            x, image = row["sample"] * step, image_of(row)
+            ax.imshow(image, extent=(x, x + size, y + size, y), interpolation="nearest", **grey)
+            if apart and solver != CERTIFIED:
+                gap = image.astype(float) - truth[row["sample"]]
+                ax.imshow(gap if grey else gap.mean(axis=2), extent=(x, x + size, y + step + size, y + step),
+                          interpolation="nearest", cmap="RdBu_r", vmin=-255, vmax=255)  # fmt: skip
+        if solver in found.index:
+            ax.text(shown * step, y + step / 2, style.as_text(found[solver]), va="center", fontsize=panels.SMALL,
+                    color="#555555")  # fmt: skip
+        if named:
+            colour = style.BLACK if solver == CERTIFIED else style.family(solver)[0]
+            ax.text(-0.2 * size, y + step / 2, solver, ha="right", va="center", fontsize=panels.TICKS, color=colour)
+        y += step if solver == CERTIFIED or not apart else 2 * step
+    ax.text(0, -0.2 * size, title, va="bottom", fontsize=8.5)
+    ax.set(xlim=(0, (shown + 1.1) * step), ylim=(y, -0.8 * size))
+    ax.set_aspect("equal", anchor="NW")
     ax.set_axis_off()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, steps_for, vp_linear
 
@@ -210,74 +210,68 @@ def _needs(ratio: float) -> str:
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """A row per model: least error of all solvers per process and kind of grid; each solver's ratio to VP."""
-    names = list(frame.model.unique())
-    calls = config["compared_at"]
-    every = {model: findings(frame, config, model) for model in names}
-    headline = f"Calls for the least error that VP has at {calls}: " + "; ".join(
-        f"{model}: " + ", ".join(f"{p} {_count(f['calls'], f['most'])} ({_count(f['calls_any'], f['most'])} on VP's "
-                                 "noise levels)" for p, f in found.items())
-        for model, found in every.items()
-    )  # fmt: skip
+    """A column per model: least error of all solvers per process and kind of grid; each solver's ratio to VP."""
+    names, calls = list(frame.model.unique()), config["compared_at"]
+    found = findings(frame, config, names[-1])["VE"]
+    headline = (
+        f"On the {names[-1]} VE takes {_count(found['calls'], found['most'])} calls for the least error that VP has at "
+        f"{calls}"
+    )
     own = "; ".join(
         f"{name}: {', '.join(k for k in kinds if k != BORROWED)}" for name, kinds in config["grids"].items()
     )
     note = (
         f"VE({config['ve'][0]:g}, {config['ve'][1]:g}), EDM up to {config['edm'][1]:g}, {style.setting(config)}; all "
         f"stop at the same noise level ρ = {float(vp_linear(config).rho(config['t_end'])):.4f} and start from the same "
-        f"noise. Own grids: {own}; t1 on VE is uniform in log ρ. Right: error over VP's, same solver, each on its best "
-        f"grid, with 95 % interval over {config['samples']} samples; hollow, and dashed on the left: "
-        "VE and EDM may also use the noise levels of VP's t2 grid."
+        f"noise. Own grids: {own}; t1 on VE is uniform in log ρ. Upper: least error of all solvers. Lower: error over "
+        f"VP's at {calls} calls, same solver, each on its best grid, with 95 % interval over {config['samples']} samples. Hollow and dashed: VE and "
+        "EDM may also use the noise levels of VP's t2 grid."
     )
-    fig = style.new_figure(12.5, 2.0 + 4.1 * len(names), headline, note)
-    margins = style.body(fig, bottom=0.6, left=0.85, right=0.25, extra_top=0.35)
-    axes = fig.subplots(len(names), 2, squeeze=False,
-                        gridspec_kw={**margins, "wspace": 0.62, "hspace": 0.2, "width_ratios": [1, 1.1]})  # fmt: skip
-    labels = []
-    for row, model in zip(axes, names, strict=True):
-        labels.append((row[0], _envelopes(row[0], frame, config, model, every[model])))
-        _ratio_panel(row[1], frame, config, model)
-        title = studies.title(model)
-        row[0].set_title(title[0].upper() + title[1:])
-    axes[-1, 0].set_xlabel("model calls (NFE)")
-    axes[-1, 1].set_xlabel("RMS error over that on VP")
-    for ax, ends in labels:
-        style.end_labels(ax, ends)
+    upper, between, lower = 2.0, 0.75, 0.2 * len(config["solvers"]) + 0.5
+    height, columns = upper + between + lower, max(len(names), 2)
+    fig = panels.sheet(headline, note, height)
+    titles = [panels.short(model) for model in names]
+    axes, _ = panels.small_multiples(fig, titles, columns, extra_top=0.45, wspace=0.06, left=1.0, end=upper / height)
+    for ax, model in zip(axes, names, strict=True):
+        _envelopes(ax, frame, config, model, findings(frame, config, model))
+    axes[0].set(yscale="log")
+    axes[0].set_ylabel("RMS error", fontsize=8.5)
+    panels.calls_axis(axes, config["calls"])
+    panels.key(fig, axes[0])
+    below, _ = panels.small_multiples(fig, [""] * len(names), columns, wspace=0.06, left=1.0,
+                                      begin=(upper + between) / height)  # fmt: skip
+    for ax, model in zip(below, names, strict=True):
+        _ratio_panel(ax, frame, config, model)
+        ax.set_xlabel(f"RMS error over that on VP, {calls} calls", fontsize=8.5, labelpad=2)
     return fig
 
 
-def _envelopes(ax: Any, frame: Frame, config: Config, model: str, found: dict[str, Any]) -> list[Any]:
-    ends = []
+def _envelopes(ax: Any, frame: Frame, config: Config, model: str, found: dict[str, Any]) -> None:
     for name in config["grids"]:
         colour, line, marker = LINES[name]
         for borrowed in (False, True) if name != "VP" else (False,):
             least = envelope(frame, model, name, borrowed=borrowed)
-            ax.plot(least.index, least, color=colour, ls="--" if borrowed else line, marker=marker,
-                    markerfacecolor="white" if borrowed else colour, lw=1.8)  # fmt: skip
-            ends.append((least.index[-1], least.iloc[-1], f"{name}, VP's levels" if borrowed else name, colour))
+            panels.curve(ax, least.index, least, label=f"{name}, VP's levels" if borrowed else name, color=colour,
+                         ls="--" if borrowed else line, marker=marker,
+                         markerfacecolor="white" if borrowed else colour)  # fmt: skip
     ax.axhline(next(iter(found.values()))["target"], color="#999999", lw=0.8, zorder=0)
-    ax.set(xscale="log", yscale="log", ylabel="least RMS error of all solvers")
-    style.plain_log_ticks(ax.xaxis, config["calls"])
-    return ends
 
 
 def _ratio_panel(ax: Any, frame: Frame, config: Config, model: str) -> None:
-    at = frame[(frame.part == "ratio") & (frame.model == model) & (frame.calls == config["compared_at"])]
+    at = frame[(frame.part == "ratio") & (frame.calls == config["compared_at"])]
     others = [name for name in config["grids"] if name != "VP"]
     for name, shift in zip(others, np.linspace(-0.2, 0.2, len(others)) if len(others) > 1 else [0.0], strict=True):
         colour, _, marker = LINES[name]
-        for row in at[at.process == name].itertuples():
+        for row in at[(at.process == name) & (at.model == model)].itertuples():
             y = config["solvers"].index(row.solver) + shift
             if row.choice == "own":
-                ax.plot([row.low, row.high], [y, y], color=colour, lw=2.5, alpha=0.45)
-            ax.plot(row.ratio, y, marker, color=colour, markersize=6, zorder=3 if row.choice == "own" else 2,
+                ax.plot([row.low, row.high], [y, y], color=colour, lw=2.2, alpha=0.45)
+            ax.plot(row.ratio, y, marker, color=colour, markersize=4.5, zorder=3 if row.choice == "own" else 2,
                     markerfacecolor=colour if row.choice == "own" else "white")  # fmt: skip
-    ax.axvline(1.0, color="#333333", lw=1.0, zorder=0)
+    ax.axvline(1.0, color="#333333", lw=0.9, zorder=0)
     low, high = min(at.ratio.min(), 1.0) / 1.6, max(at.ratio.max(), 1.0) * 1.6  # long intervals run out of the panel
     ax.set(xscale="log", xlim=(low, high), ylim=(len(config["solvers"]) - 0.5, -0.5))
     style.plain_log_ticks(ax.xaxis, [v for v in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= v <= high])
-    ax.set_yticks(range(len(config["solvers"])), config["solvers"], fontsize=9)
+    ax.set_yticks(range(len(config["solvers"])), config["solvers"])
     ax.tick_params(axis="y", length=0)
-    shapes = {"s": "square", "^": "triangle", "o": "circle"}
-    said = ", ".join(f"{name} {shapes[LINES[name][2]]}" for name in others)
-    ax.set_title(f"At {config['compared_at']} calls: {said}")
+    ax.grid(axis="y", visible=False)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import deis_analysis as da
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models import studies
 from experiments.models.studies import Study
 
@@ -163,60 +163,71 @@ def laws(frame: Frame) -> tuple[Any, Any]:
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """Rows: models. Columns: the causes of each solver against calls; last, the triangle of laws."""
-    count, found = len(config["models"]), findings(frame, config)
-    most, chosen = max(config["nfe"]), config["law_of"]
-    causes = " and ".join(f"{found[(m, chosen)][most][0]} on the {studies.title(m)}" for m in config["models"])
-    headline = f"With {chosen} at {most} calls the largest cause of error is {causes}"
-    note = (
-        f"Root mean square of each cause's part of the error; the parts add up to the error as vectors. "
-        f"{style.setting(config)}, {config['grid']} grid, {config['samples']} samples; prior N(0, 1); truncation to "
-        f"t = 0; times rounded to {config['levels']} levels; precision: models in float32, the network with its "
-        "weights; none is guided, hence no guidance term. Right: 2-Wasserstein distances, with 95 % bands over samples "
-        "(empirical laws: two samples of one law are not at 0)."
+    """A panel per model and solver: each cause's part at each number of calls; last, the triangle of laws."""
+    found = findings(frame, config)
+    most, chosen, name = max(config["nfe"]), config["law_of"], config["models"][0]
+    cause, share = found[(name, chosen)][most]
+    headline = (
+        f"With {chosen} at {most} calls on the {studies.title(name)} {cause} is the largest cause of error, "
+        f"{share:.2f} of the total"
     )
-    fig = style.new_figure(13.5, 1.7 + 3.5 * count, headline, note)
-    margins = style.body(fig, bottom=0.55, left=0.95, right=1.35, extra_top=0.4)
-    columns = len(config["solvers"]) + 1
-    axes = fig.subplots(count, columns, squeeze=False, gridspec_kw={**margins, "wspace": 0.72, "hspace": 0.3})
-    terms = frame[frame.part == "term"]
+    note = (
+        f"Root mean square of each cause's part of the error; the parts add up to the error as vectors; the paler the "
+        f"fewer calls, {style.in_words([str(n) for n in config['nfe']])}. {style.setting(config)}, {config['grid']} "
+        f"grid, {config['samples']} samples; prior N(0, 1); truncation to t = 0; times rounded to {config['levels']} "
+        "levels; precision: models in float32, the network with its weights; none is guided, hence no guidance term. "
+        "Lowest: 2-Wasserstein distances, with 95 % bands over samples (empirical laws: two samples of one law are not "
+        "at 0)."
+    )
+    terms, names = frame[frame.part == "term"], [*TERMS, "total"]
+    causes = [what for what in names if (terms[terms.what == what].value > 0).any()]
+    rows, lowest, between = (0.155 * len(causes) + 0.3) * len(config["models"]), 1.9, 0.75
+    height = rows + between + lowest
+    fig = panels.sheet(headline, note, height)
+    titles = [f"{solver}, {panels.short(m)}" for m in config["models"] for solver in config["solvers"]]
+    axes, _ = panels.small_multiples(
+        fig, titles, len(config["solvers"]), left=1.05, right=0.18, end=(rows - 0.1) / height, hspace=0.22, wspace=0.06
+    )
+    cases = [(m, solver) for m in config["models"] for solver in config["solvers"]]
+    for ax, (m, solver) in zip(axes, cases, strict=True):
+        _causes(ax, terms[(terms.model == m) & (terms.solver == solver)], causes, config)
     largest = float(terms.value.max())
-    span = max(0.4 * float(terms.value[terms.value > 0].min()), 1e-8 * largest), 1.6 * largest
-    for row, name in zip(axes, config["models"], strict=True):
-        for ax, solver in zip(row, config["solvers"], strict=False):
-            ax.set(title=solver, xscale="log", yscale="log", ylim=span)
-            _causes(ax, terms[(terms.model == name) & (terms.solver == solver)], config)
-        _triangle(row[-1], frame[(frame.part == "law") & (frame.model == name)], config)
-        row[0].set_ylabel(f"{studies.title(name)}\nRMS of the cause's part")
-    for ax in axes[-1]:
-        ax.set_xlabel("model calls (NFE)")
+    least = max(0.4 * float(terms.value[terms.value > 0].min()), 1e-8 * largest)
+    axes[0].set(xscale="log", xlim=(least, 1.6 * largest), ylim=(len(causes) - 0.4, -0.6))
+    axes[-2].set_xlabel("root mean square of the cause's part", fontsize=8.5, labelpad=2)
+    below, _ = panels.small_multiples(
+        fig, [f"laws, {chosen}, {panels.short(m)}" for m in config["models"]], max(len(config["models"]), 2),
+        begin=(rows + between) / height, share_y=True, bottom=0.42,
+    )  # fmt: skip
+    for ax, m in zip(below, config["models"], strict=True):
+        _triangle(ax, frame[(frame.part == "law") & (frame.model == m)])
+    panels.calls_axis(below, config["nfe"])
+    below[0].set_ylabel("W₂", fontsize=8.5)
+    place = below[0].get_position().y1 + 0.17 / fig.get_size_inches()[1]
+    fig.legend(*below[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=7.5, handlelength=2.0,
+               bbox_to_anchor=(0.5, place))  # fmt: skip
     return fig
 
 
-def _causes(ax: Any, rows: Frame, config: Config) -> None:
-    ends = []
-    for what, colour in {**TERMS, "total": style.BLACK}.items():
-        part = rows[(rows.what == what) & (rows.value > ax.get_ylim()[0])]
-        if len(part):
-            ax.plot(part.nfe, part.value, "o-", color=colour, linewidth=3.0 if what == "total" else 1.6, markersize=4)
-            ends.append((float(part.nfe.iloc[-1]), float(part.value.iloc[-1]), what, colour))
-    style.plain_log_ticks(ax.xaxis, config["nfe"])
-    style.end_labels(ax, ends, 8)
+def _causes(ax: Any, rows: Frame, causes: list[str], config: Config) -> None:
+    for y, what in enumerate(causes):
+        part, colour = rows[rows.what == what].sort_values("nfe"), {**TERMS, "total": style.BLACK}[what]
+        part = part[part.value > 0]
+        ax.plot(part.value, [y] * len(part), color=colour, lw=0.8, alpha=0.6)
+        for n, value in zip(part.nfe, part.value, strict=True):
+            pale = 0.75 * (1 - config["nfe"].index(n) / max(len(config["nfe"]) - 1, 1))
+            ax.plot(value, y, "o", color=colour, markerfacecolor=style.tinted(colour, pale), markersize=4.5)
+    ax.set_yticks(range(len(causes)), causes)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
 
 
-def _triangle(ax: Any, rows: Frame, config: Config) -> None:
-    ends = []
+def _triangle(ax: Any, rows: Frame) -> None:
     for what, (printed, colour) in PAIRS.items():
         part = rows[rows.what == what]
-        ax.plot(part.nfe, part.value, "o-", color=colour, linewidth=2.0, markersize=4)
-        ax.fill_between(
-            part.nfe, part.low.clip(lower=part.value.min() * 0.2), part.high, color=colour, alpha=0.15, lw=0
-        )
-        ends.append((float(part.nfe.iloc[-1]), float(part.value.iloc[-1]), printed, colour))
+        low = part.low.clip(lower=part.value.min() * 0.2)
+        panels.curve(ax, part.nfe, part.value, low, part.high, label=printed, color=colour, marker="o")
     table = rows.pivot(index="nfe", columns="what", values="value")
     bound = table.sampler_flow + table.flow_data
-    ax.plot(bound.index, bound, ":", color=style.GREY, linewidth=2.0)
-    ends.append((float(bound.index[-1]), float(bound.iloc[-1]), "sum of the two", style.GREY))
-    ax.set(xscale="log", yscale="log", title=f"W₂ between laws, {config['law_of']}")
-    style.plain_log_ticks(ax.xaxis, config["nfe"])
-    style.end_labels(ax, ends, 8)
+    ax.plot(bound.index, bound, ":", color=style.GREY, linewidth=2.0, label="sum of the two")
+    ax.set_yscale("log")

@@ -7,17 +7,15 @@ from collections import Counter
 from importlib import metadata
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from deis_analysis.audit.report import Report, audit_sampler
 from deis_analysis.audit.specs import catalogue, subject_of
 from deis_analysis.tableau.extraction import Refusal
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 
 NAME = "field_audit"
 QUESTION = "What do the samplers of released packages compute, and which of them have errors?"
@@ -275,17 +273,8 @@ def _who(frame: Frame, config: Config) -> str:
 
 
 # -- the figure --------------------------------------------------------------------------------------
-_CELL = 0.172  # height of a row in inches
-_ORDER, _BAD = "Blues", "YlOrBr"  # told apart by the colour-blind: dark means much in both
-_COLUMNS: tuple[tuple[str, str, str, Any], ...] = (  # column, heading, colours, norm
-    ("errors", "errors", _BAD, Normalize(0, 6)),
-    ("warnings", "warnings", _BAD, Normalize(0, 6)),
-    ("declared_order", "order declared", _ORDER, Normalize(0, 6)),
-    ("observed_order", "own start", _ORDER, Normalize(0, 6)),
-    ("order_without_startup", "exact start", _ORDER, Normalize(0, 6)),
-    ("time_mismatch", "level told ≠ used", _BAD, LogNorm(1e-5, 10)),
-    ("error_20", "error, 20 calls", _BAD, LogNorm(1e-2, 10)),
-)
+_ROW, _SLANT = 0.175, 50  # inches of a row; degrees of the names of codes
+_NUMBERS = (("declared_order", "order declared"), ("observed_order", "own start"), ("error_20", "error, 20 calls"))
 
 
 def _short(spec: str, options: bool = True) -> str:
@@ -305,18 +294,33 @@ def _short(spec: str, options: bool = True) -> str:
 
 
 def draw(frame: Frame, config: Config) -> Figure:
-    """How often each code, the worst rows with their numbers, and what became of the known defects."""
-    read, wrong = int(frame.linear.astype(bool).sum()), int((frame.errors.fillna(0) > 0).sum())
+    """How often each code of severity error, and below it which of them the worst rows have, with their numbers."""
+    wrong, rows, counts = int((frame.errors.fillna(0) > 0).sum()), worst(frame), codes_of(frame)
     headline = f"{wrong} of {len(frame)} released samplers have a finding of severity error"
-    rows, lines = worst(frame), known_lines(frame, config)
-    height = 2.2 + max(_CELL * 1.35 * len(rows), 2.6) + 0.165 * len(lines)
-    fig = style.new_figure(14.5, height, headline, _note(frame, config, read))
-    top = fig.subplotpars.top * height - 0.15
-    _bars(fig, frame, (2.15, top))
-    _panel(fig, rows, (7.75, top - 0.62))
-    low = top - 0.75 - max(_CELL * 1.35 * len(rows), 2.6)
-    fig.text(0.2 / 14.5, low / height, "Known defects of the field", fontsize=9.5, fontweight="bold", va="top")
-    fig.text(0.2 / 14.5, (low - 0.22) / height, "\n".join(lines), va="top", fontsize=7.8, linespacing=1.35)
+    names, bars, table = 1.5, 0.75, _ROW * max(len(rows), 1)  # inches
+    fig = panels.sheet(headline, _note(frame, config, rows), names + bars + table + 0.35)
+    width, height = fig.get_size_inches()
+    top, left, right = fig.subplotpars.top * height, 2.75, 0.5
+    wide = (width - left - right) / width
+    span = (-0.5, len(counts) + len(_NUMBERS) + 0.1)
+    above = fig.add_axes((left / width, (top - names - bars) / height, wide, bars / height))
+    below = fig.add_axes((left / width, (top - names - bars - table - 0.05) / height, wide, table / height))
+    for x, n in enumerate(counts.values()):
+        above.bar(x, n, color=style.VERMILLION, width=0.7)
+        above.text(x, n, f" {n}", ha="center", va="bottom", fontsize=panels.TICKS)
+    place = above.get_xaxis_transform()
+    heads = [*enumerate(counts), *((len(counts) + 0.6 + i, text) for i, (_, text) in enumerate(_NUMBERS))]
+    for x, text in heads:
+        above.text(x, 1.28, text, rotation=_SLANT, ha="left", va="bottom", fontsize=panels.SMALL, transform=place,
+                   rotation_mode="anchor")  # fmt: skip
+    above.text(-0.8, 0.4, f"samplers of {len(frame)} with the code", ha="right", va="center", fontsize=panels.TICKS,
+               transform=place)  # fmt: skip
+    above.set(xlim=span, xticks=[], yticks=[])
+    _worst(below, rows, list(counts))
+    below.set(xlim=span, ylim=(max(len(rows), 1) - 0.5, -0.5))
+    for ax in (above, below):
+        ax.spines[:].set_visible(False)
+        ax.grid(visible=False)
     return fig
 
 
@@ -326,95 +330,40 @@ def worst(frame: Frame, rows: int = 12) -> Frame:
     return wrong.sort_values(["errors", "warnings", "error_20"], ascending=False, kind="stable").head(rows)
 
 
-def known_lines(frame: Frame, config: Config) -> list[str]:
-    """What became of the known defects, wrapped for the figure."""
-    lines = list[str]()
-    for what, state, text in known(frame, config):
-        lines += textwrap.wrap(f"• {what}: {state.upper()}{f' – {text}' if text else ''}", 190, subsequent_indent="   ")
-    return lines
-
-
-def _note(frame: Frame, config: Config, read: int) -> str:
+def _note(frame: Frame, config: Config, rows: Frame) -> str:
+    read = int(frame.linear.astype(bool).sum())
     return (
         f"{_who(frame, config)}: {len(frame)} configurations, of which {read} can be read off their own run at "
-        f"{config['nfe']} model calls. Orders are slopes on the order problem, of the law where there is noise (~). "
-        "Level told ≠ used: largest relative difference of σ/α; error: RMS against the exact flow, of the law with "
-        "noise. “–”: not measured. Every sampler is a row of the CSV, and a page of `deis-analysis audit --all`."
+        f"{config['nfe']} model calls. Below the counts the {len(rows)} with most findings. Own start: slope on the "
+        "order problem, of the law where there is noise (~); error: RMS against the exact flow, of the law with noise. "
+        "“–”: not measured. Every sampler is a row of the CSV, and a page of `deis-analysis audit --all`."
     )
 
 
-def _bars(fig: Figure, frame: Frame, place: tuple[float, float]) -> None:
-    """How many samplers have each code, errors above warnings."""
-    left, top = place
-    width, height = fig.get_size_inches()
-    errors, warnings = codes_of(frame), codes_of(frame, "warning")
-    bars = [*((c, n, style.VERMILLION) for c, n in errors.items()), *((c, n, "#C9A15A") for c, n in warnings.items())]
-    tall = 0.155 * len(bars)
-    ax = fig.add_axes((left / width, (top - 0.25 - tall) / height, 2.1 / width, tall / height))
-    for i, (code, n, colour) in enumerate(bars):
-        ax.barh(i, n, color=colour, height=0.72)
-        ax.annotate(f"{n}", (n, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
-        ax.text(-0.4, i, code, ha="right", va="center", fontsize=6.8)
-    ax.set(ylim=(len(bars) - 0.4, -0.6), yticks=[], xticks=[])
-    ax.spines[:].set_visible(False)
-    ax.grid(visible=False)
-    ax.set_title("Samplers with each code: errors, warnings", fontsize=9.5, fontweight="bold", loc="right")
-
-
-def _panel(fig: Figure, rows: Frame, place: tuple[float, float]) -> None:
-    """The worst rows from (left, top) in inches on, the codes of their errors beside them."""
-    left, top = place
-    width, height = fig.get_size_inches()
-    n, wide, cell = max(len(rows), 1), 0.4, _CELL * 1.35
-    ax = fig.add_axes((left / width, (top - n * cell) / height, wide * len(_COLUMNS) / width, n * cell / height))
-    colours, labels = np.ones((n, len(_COLUMNS), 4)), []
-    for j, column in enumerate(_COLUMNS):
-        for i, value in enumerate(pd.to_numeric(rows[column[0]], errors="coerce")):
-            colours[i, j], text, ink = _cell(value, column)
-            labels.append((j, i, text, ink))
-    ax.imshow(colours, aspect="auto", interpolation="nearest")
-    for j, i, text, ink in labels:
-        ax.text(j, i, text, ha="center", va="center", fontsize=6.8, color=ink)
-    ax.set(yticks=np.arange(-0.5, n), xticks=[])
-    ax.grid(axis="y", color="white", lw=0.8)
-    ax.tick_params(length=0, labelleft=False)
-    ax.spines[:].set_visible(False)
+def _worst(ax: Any, rows: Frame, codes: list[str]) -> None:
     noisy = rows.linear.astype(bool) & rows.order_without_startup.isna() & rows.observed_order.notna()
-    for i, (spec, mark) in enumerate(zip(rows.spec, noisy, strict=True)):
-        ax.text(-0.65, i, _short(spec) + (" ~" if mark else ""), ha="right", va="center", fontsize=7)
-        _remarks(ax, rows.iloc[i], i)
-    ax.text(
-        -0.65, -0.75, f"The {len(rows)} with most findings", ha="right", va="bottom", fontsize=9.5, fontweight="bold"
-    )
-    for j, column in enumerate(_COLUMNS):
-        ax.text(j, -0.7, column[1], rotation=40, ha="left", va="bottom", fontsize=7, rotation_mode="anchor")
-
-
-def _cell(value: float, column: tuple[str, str, str, Any]) -> tuple[Any, str, str]:
-    """(colour, text, colour of the text) of one number."""
-    name, _, colours, norm = column
-    if not np.isfinite(value):
-        return (0.87, 0.87, 0.87, 1.0), "–", "#777777"
-    share = float(np.clip(norm(max(value, norm.vmin)), 0.0, 1.0)) * 0.9
-    colour = matplotlib.colormaps[colours](share) if share > 0.01 else (1.0, 1.0, 1.0, 1.0)
-    dark = np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.5
-    return colour, _number(value, name), "white" if dark else "#222222"
+    names = [_short(spec) + (" ~" if mark else "") for spec, mark in zip(rows.spec, noisy, strict=True)]
+    for y, (_, row) in enumerate(rows.iterrows()):
+        if y % 2 == 0:
+            ax.axhspan(y - 0.5, y + 0.5, color="#f3f3f3", lw=0)
+        mine = str(row.error_codes).split("; ")
+        ax.plot([x for x, code in enumerate(codes) if code in mine], [y] * sum(code in mine for code in codes), "s",
+                color=style.VERMILLION, markersize=6.5)  # fmt: skip
+        for i, (column, _) in enumerate(_NUMBERS):
+            value = pd.to_numeric(row[column], errors="coerce")
+            ax.text(len(codes) + 0.6 + i, y, _number(value, column), ha="center", va="center", fontsize=panels.SMALL)
+    ax.set_xticks([])
+    ax.set_yticks(range(len(names)), [textwrap.shorten(name, 50, placeholder=" …") for name in names])
+    ax.tick_params(length=0, labelsize=panels.SMALL)
 
 
 def _number(value: float, name: str) -> str:
-    if name in ("declared_order", "errors", "warnings"):
-        return f"{value:.0f}" if value else ""
+    if not np.isfinite(value):
+        return "–"
+    if name == "declared_order":
+        return f"{value:.0f}"
     if "order" in name:
         return f"{value + 0.0:.1f}".replace("-0.0", "0.0")
     if 0.01 <= value < 1000:
         return f"{value:.2g}" if value < 100 else f"{value:.0f}"
     return "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-
-
-def _remarks(ax: Any, row: Any, y: int) -> None:
-    """Codes of errors; of unread samplers the reason."""
-    unread = row.unread if isinstance(row.unread, str) else ""
-    text = unread or (str(row.error_codes).replace("; ", " ") if isinstance(row.error_codes, str) else "")
-    text = textwrap.shorten(text.removeprefix("not linear: ").partition(", superposition")[0], 62, placeholder=" …")
-    look: dict[str, Any] = {"color": "#555555", "style": "italic"} if unread else {"color": "#B02000"}
-    ax.text(len(_COLUMNS) - 0.35, y, text, fontsize=6.2, va="center", **look)

@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, digits, noise, steps_for, vp_linear
 
@@ -50,6 +50,9 @@ QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture"], "std": 0.2, "rtol"
 THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2048,
                     "scales": [1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0],
                     "calls": [5, 7, 10, 14, 20, 30]}  # fmt: skip
+
+
+_NAMED = ("ddim", "tab3", "rhoab2", "dpm_2m", "unipc2_bh2_eps", "unipc2_bh2_x0")  # lines with a name
 
 
 # -- guided models --------------------------------------------------------------------------------
@@ -256,15 +259,11 @@ def verdict(frame: Frame, config: Config) -> str:
 
 # -- figure ---------------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
-    """Rows: models; columns: error against scale at each number of calls, and best x₀ over best ε."""
-    names, counts = list(frame.model.unique()), sorted(frame.calls.unique())
-    calls = config["ranked_at"]
-    said = []
-    for model in names:
-        runs = winners(frame, model, calls)
-        scales = [f"{solver} (w ≤ {rows[-1].scale:g})" for solver, rows in runs[:-1]]
-        said.append(f"{model}: " + ", ".join([*scales, runs[-1][0]]))
-    headline = f"Best sampler at {calls} calls as the guidance scale w grows, {'; '.join(said)}"
+    """Rows: models; columns: error against scale at each number of calls; below, best x₀ over best ε."""
+    names, counts = list(frame.model.unique()), sorted(int(c) for c in frame.calls.unique())
+    calls, model = config["ranked_at"], names[0]
+    solver, rows = winners(frame, model, calls)[-1]
+    headline = f"At {calls} calls and large guidance scales {_run(solver, rows)} is the best sampler on the {model}"
     said_of = {
         "mixture": f"Mixture: {config['classes']} Gaussians in {config['dimension']}-D",
         "gaussian": f"Gaussian: {config['classes']} values of a noisy measurement of its leading coordinate",
@@ -273,57 +272,51 @@ def draw(frame: Frame, config: Config) -> Figure:
     }
     note = (
         "ε_u + w (ε_c − ε_u) with exact ε of all data and of one class per sample; RMS error against the guided ODE "
-        f"(DOPRI5), {style.setting(config)}; each sampler on its best grid of {', '.join(config['grids'])}; bands and "
-        f"intervals: 95 % over {config['samples']} samples. "
-        f"{'; '.join(text for name, text in said_of.items() if name in names)}. Solid ε, dashed x₀. Circle: the best "
-        "sampler. Right: the best of x₀ over the best of ε."
+        f"(DOPRI5), {style.setting(config)}; each on its best grid of {', '.join(config['grids'])}; bands 95 % over "
+        f"{config['samples']} samples. "
+        f"{'; '.join(text for name, text in said_of.items() if name in names)}. Circle: the best; grey: "
+        "the others. Lowest: the best of x₀ over the best of ε."
     )
-    fig = style.new_figure(15.0, 2.0 + 3.9 * len(names), headline, note)
-    margins = style.body(fig, bottom=0.6, left=0.75, right=0.2, extra_top=0.35)
-    outer = fig.add_gridspec(len(names), 2, width_ratios=[len(counts) + 0.25, 1], wspace=0.16, hspace=0.28, **margins)
-    for i, model in enumerate(names):
-        axes = outer[i, 0].subgridspec(1, len(counts), wspace=0.06).subplots(sharey=True, squeeze=False)[0]
-        for ax, count in zip(axes, counts, strict=True):
-            _errors(ax, frame, model, int(count), config)
-            ax.set_title(f"{model}, {count} calls")
-        axes[0].set_ylabel("RMS error against the guided ODE")
-        _labels(axes[-1], _part(frame, "error", model, int(counts[-1])))
-        right = outer[i, 1].subgridspec(1, 2, width_ratios=[0.28, 0.72], wspace=0.0)[1]
-        _classes(fig.add_subplot(right), frame, model, [int(c) for c in counts])
+    upper, below = 1.85 * len(names), 1.7
+    height = upper + below + 0.9
+    fig = panels.sheet(headline, note, height)
+    cells = [(name, count) for name in names for count in counts]
+    axes, _ = panels.small_multiples(fig, [f"{name}, {count} calls" for name, count in cells], len(counts),
+                                     extra_top=0.45, end=upper / height, hspace=0.2, wspace=0.06)  # fmt: skip
+    for ax, (name, count) in zip(axes, cells, strict=True):
+        _errors(ax, frame, name, count)
+    axes[0].set(xscale="log", yscale="log")
+    scales = sorted(frame.scale.unique())
+    style.plain_log_ticks(axes[0].xaxis, scales)
+    axes[0].set_ylabel("RMS error", fontsize=8.5)
+    panels.key(fig, axes[0])
+    lower, _ = panels.small_multiples(fig, [f"{name}, x₀ over ε" for name in names], max(len(names), 2), wspace=0.06,
+                                      begin=(upper + 0.9) / height)  # fmt: skip
+    for ax, name in zip(lower, names, strict=True):
+        _classes(ax, frame, name, counts)
+        ax.set_xlabel("guidance scale w", fontsize=8.5, labelpad=2)
+    lower[0].set(xscale="log", yscale="log")
+    style.plain_log_ticks(lower[0].xaxis, scales)
+    style.plain_log_ticks(lower[0].yaxis, [0.1, 0.2, 0.5, 1, 2, 5, 10, 20])
+    lower[-1].legend(fontsize=7.5, loc="best")
     return fig
 
 
-def _scale_axis(ax: Any, scales: list[float]) -> None:
-    ax.set(xscale="log", yscale="log", xlabel="guidance scale w")
-    style.plain_log_ticks(ax.xaxis, scales)
-
-
-def _errors(ax: Any, frame: Frame, model: str, calls: int, config: Config) -> None:
+def _errors(ax: Any, frame: Frame, model: str, calls: int) -> None:
     rows = _part(frame, "error", model, calls)
     for name, part in rows.groupby("solver", sort=False):
-        look = style.look(str(name))
-        ax.fill_between(part.scale, part.low, part.high, color=look["color"], alpha=0.1, lw=0)
-        ax.plot(part.scale, part.rms, **{**look, "markersize": 4.5, "linewidth": 1.5})
-    best = _part(frame, "best", model, calls)
-    least = rows.groupby("scale").rms.min()
-    ax.plot(best.scale, least.loc[best.scale], "o", color=style.VERMILLION, markersize=12, markerfacecolor="none",
-            markeredgewidth=1.6, zorder=5)  # fmt: skip
-    _scale_axis(ax, sorted(rows.scale.unique()))
-
-
-def _labels(ax: Any, rows: Frame) -> None:
-    last = rows[rows.scale == rows.scale.max()]
-    style.end_labels(ax, [(r.scale, r.rms, r.solver, style.family(r.solver)[0]) for r in last.itertuples()], 8.5)
+        if name in _NAMED:
+            panels.curve(ax, part.scale, part.rms, part.low, part.high, label=str(name), **style.look(str(name)))
+        else:
+            ax.plot(part.scale, part.rms, color="#d0d0d0", lw=0.8, zorder=1)
+    best, least = _part(frame, "best", model, calls), rows.groupby("scale").rms.min()
+    ax.plot(best.scale, least.loc[best.scale], "o", color=style.VERMILLION, markersize=8.5, markerfacecolor="none",
+            markeredgewidth=1.4, zorder=5)  # fmt: skip
 
 
 def _classes(ax: Any, frame: Frame, model: str, counts: list[int]) -> None:
-    ax.axhline(1.0, color="#333333", lw=1.0, zorder=0)
+    ax.axhline(1.0, color="#333333", lw=0.9, zorder=0)
     faces = style.plt.get_cmap("viridis_r")(np.linspace(0.15, 0.9, len(counts)))
     for count, face in zip(counts, faces, strict=True):
         rows = _part(frame, "class", model, count)
-        ax.fill_between(rows.scale, rows.low, rows.high, color=face, alpha=0.2, lw=0)
-        ax.plot(rows.scale, rows.ratio, color=face, marker="o", markersize=4.5, lw=1.8, label=f"{count} calls")
-    _scale_axis(ax, sorted(frame.scale.unique()))
-    style.plain_log_ticks(ax.yaxis, [0.1, 0.2, 0.5, 1, 2, 5, 10, 20])
-    ax.set_title(f"{model}: x₀ over ε")
-    ax.legend(fontsize=8.5, loc="best")
+        panels.curve(ax, rows.scale, rows.ratio, rows.low, rows.high, label=f"{count} calls", color=face, marker="o")

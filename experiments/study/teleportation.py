@@ -13,7 +13,7 @@ import deis_analysis as da
 from deis_analysis.problems.painters import gaussian_of, teleport
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models.problems import DigitsProblem, digits_problem, steps_for
 
 NAME = "teleportation"
@@ -212,11 +212,8 @@ def verdict(frame: Frame, config: Config) -> str:
 def draw(frame: Frame, config: Config) -> Figure:
     """Best error against calls for every start, by both measures, and the bias against the start."""
     found = findings(frame, config)
-    rms, median = (found[found.metric == metric].iloc[-1] for metric in METRICS)
-    headline = (
-        f"A start at the Gaussian closed form saves {rms.saved:.1f} of {rms.calls} calls by RMS error, "
-        f"{median.saved:.1f} by the median"
-    )
+    saved = found[found.metric == "rms"].iloc[-1]
+    headline = f"A start at the Gaussian closed form saves {saved.saved:.1f} of {saved.calls} calls by RMS error"
     reference = frame[frame.part == "reference"].iloc[0]
     calls = config["compared_at"][0]
     best = frame[(frame.part == "run") & (frame.start == config["t_start"]) & (frame.nfe <= calls)]
@@ -226,16 +223,19 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{', '.join(config['solvers'])} on grids {', '.join(config['grids'])} with at most so many calls; error per "
         f"pixel against the flow from t = {config['t_start']:g}, accurate to {style.as_text(reference.estimate, 1)}. "
         f"With {calls} calls from there {best.elsewhere:.0%} of the samples end at another digit: in the RMS, not the "
-        "median."
+        f"median. Right: error of the start alone; dashed: {calls} calls from t = {config['t_start']:g}."
     )
-    fig = style.new_figure(12.0, 5.6, headline, note)
-    margins = style.body(fig, bottom=0.6, left=0.8, right=0.2, extra_top=0.35)
-    axes = fig.subplots(1, 3, gridspec_kw={**margins, "wspace": 0.3})
+    fig = panels.sheet(headline, note, 3.2)
+    margins = style.body(fig, bottom=0.42, left=0.6, right=0.1, extra_top=0.5)
+    axes = fig.subplots(1, 3, sharey=True, gridspec_kw={**margins, "wspace": 0.08})
     for ax, metric in zip(axes, METRICS, strict=False):
         _curves(ax, frame, config, metric)
-    axes[0].set_ylabel("error per pixel")
-    axes[0].legend(loc="lower left", title="start of the solver", title_fontsize=9)
     _bias(axes[2], frame, config)
+    axes[0].set(yscale="log", ylim=(None, 1.0))
+    axes[0].set_ylabel("error per pixel", fontsize=8.5)
+    for ax in axes:
+        ax.tick_params(labelsize=panels.TICKS)
+    panels.key(fig, axes[0])
     return fig
 
 
@@ -243,29 +243,21 @@ def _curves(ax: Any, frame: Frame, config: Config, metric: str) -> None:
     starts = [config["t_start"], *config["t_skips"]]
     shades = style.plt.get_cmap("viridis")(np.linspace(0.9, 0.15, max(len(starts) - 1, 1)))
     for start, colour in zip(starts, ["#000000", *shades], strict=True):
-        curve = best_curve(frame, start, metric)
         plain = start == config["t_start"]
-        label = f"t = {start:g}" + (", no teleportation" if plain else "")
-        ax.plot(*curve, "o-", color=colour, lw=2.4 if plain else 1.6, ms=5, label=label,
-                zorder=3 if plain else 2)  # fmt: skip
-    ax.set(yscale="log", xlabel="model calls", title=METRICS[metric])
+        panels.curve(ax, *best_curve(frame, start, metric), label=f"t = {start:g}", color=colour, marker="o",
+                     linewidth=2.2 if plain else 1.4, zorder=3 if plain else 2)  # fmt: skip
+    ax.set_title(METRICS[metric], fontsize=8.5, pad=3)
+    ax.set_xlabel("model calls (NFE)", fontsize=8.5, labelpad=2)
     ax.set_xticks(config["calls"])
 
 
 def _bias(ax: Any, frame: Frame, config: Config) -> None:
-    bias = frame[frame.part == "bias"].sort_values("start")
-    calls = config["compared_at"][0]
-    right = bias.start.max()
+    bias, calls = frame[frame.part == "bias"].sort_values("start"), config["compared_at"][0]
     for metric, colour in zip(METRICS, (style.VERMILLION, style.BLUE), strict=True):
-        ax.plot(bias.start, bias[metric], "s-", color=colour, lw=2.0, ms=5)
+        panels.curve(ax, bias.start, bias[metric], color=colour, marker="s")
+        ax.axhline(level_at(best_curve(frame, config["t_start"], metric), calls), color=colour, ls="--", lw=1.2)
         last = bias.iloc[0]
-        ax.annotate(f"bias, {metric}", (last.start, last[metric]), xytext=(4, 5), textcoords="offset points",
-                    color=colour, fontsize=9.5)  # fmt: skip
-        level = level_at(best_curve(frame, config["t_start"], metric), calls)
-        ax.axhline(level, color=colour, ls="--", lw=1.2)
-        ax.text(right, level, f"{calls} calls", color=colour, fontsize=9.5, ha="right", va="bottom")
-    ax.set(
-        yscale="log",
-        xlabel="start t (less noise to the left)",
-        title=f"bias of the start; dashed: t = {config['t_start']:g}",
-    )
+        ax.annotate(metric, (last.start, last[metric]), xytext=(3, 4), textcoords="offset points", color=colour,
+                    fontsize=panels.TICKS)  # fmt: skip
+    ax.set_title("bias of the start", fontsize=8.5, pad=3)
+    ax.set_xlabel("start t (less noise to the left)", fontsize=8.5, labelpad=2)

@@ -151,6 +151,26 @@ def test_redrawing_gives_the_same_bytes(quick, tmp_path):
     assert (tmp_path / "transfer.svg").read_bytes() == before
 
 
+IN_README = re.findall(r"\(figures/(\w+)\.png\)\]", (ROOT / "README.md").read_text())
+
+
+@pytest.mark.parametrize("name", ["network_samples", *IN_README])
+def test_the_figures_of_the_readme_can_be_read_at_the_size_they_have_there(name):
+    frame, record = load(runner.FIGURES, name)
+    figure = EXPERIMENTS[name].draw(frame, record["config"])
+    figure.canvas.draw()
+    assert figure.get_size_inches()[0] <= 7
+    ticks = [text for ax in figure.axes for text in (*ax.get_xticklabels(), *ax.get_yticklabels()) if text.get_text()]
+    assert min((text.get_fontsize() for text in ticks), default=7) >= 7
+    assert re.search(r"\d", figure.texts[0].get_text())
+    style.plt.close(figure)
+
+
+def test_five_figures_are_in_the_readme_beside_its_first():
+    wanted = "network_work_precision paper_claims budget_of_errors convergence field_audit"
+    assert wanted.split() == IN_README
+
+
 def test_redraw_without_data_is_an_error(tmp_path):
     assert call("redraw", CHEAP, "--out", tmp_path).exit_code == 2
 

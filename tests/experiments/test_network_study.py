@@ -133,8 +133,8 @@ def test_shipped_references_of_digits8_agree_to_1e_8_on_64_samples(monkeypatch):
 
 def test_references_ship_for_all_networks(monkeypatch):
     monkeypatch.setattr(studies, "flat", lambda *_: lambda x, t: pytest.fail("the network was called"))
-    for name in network_work_precision.CONFIG["models"]:
-        study = studies.on_its_own_process(name, network_work_precision.CONFIG)
+    for name in studies.NETWORKS:
+        study = studies.on_its_own_process(name, studies.BASE)
         folder = studies.CHECKPOINTS / name / studies.REFERENCES
         monkeypatch.setattr(studies, "reference_folders", lambda net, folder=folder: [folder])
         assert study.certified().certified
@@ -169,6 +169,40 @@ def test_equal_errors_share_their_ranks():
     for row in network_work_precision.ranked(tried, {"seed": 0, "draws": 1000}):
         assert row["rank_low"] < row["rank_high"]
         assert row["ratio_low"] <= 1.0 < row["ratio_high"] or row["rank"] == 1
+
+
+def test_seeds_and_trainings_move_ranks(found):
+    """Ranks of a second seed and of a further training that are those of the first, turned round."""
+    frame, config = found
+    rows = frame[(frame.part == "rank") & (frame.model == "digits8")]
+    turned = rows.assign(rank=1 + rows["rank"].max() - rows["rank"])
+    both = pd.concat([frame, turned.assign(seed=1), turned.assign(model="digits8:seed1")], ignore_index=True)
+    first = network_work_precision.ranking(both, "digits8", 10)
+    assert (first["rank"] == network_work_precision.ranking(frame, "digits8", 10)["rank"]).all()
+    over = network_work_precision.over_seeds(both, "digits8", 10)
+    count = len(first)
+    assert (over["min"] + over["max"] == count + 1).all()
+    assert (over["max"] - over["min"]).max() == count - 1
+    config = {**config, "models": [*config["models"], "digits8:seed1"], "seeds": [0, 1]}
+    assert network_work_precision.moved(both, config, 10) == (count - 1, pytest.approx(-1.0))
+    said = network_work_precision.verdict(both, config)
+    assert said.endswith(
+        f"Over 2 trainings of digits8 a rank moves by up to {count - 1} places, Spearman at least -1.00."
+    )
+    assert "for 2 of 2 networks" in said
+    figure = network_work_precision.draw(both, config)
+    assert "2 samples of each of 2 seeds" in figure.texts[1].get_text()
+    assert [ax.get_title(loc="left") for ax in figure.axes][3] == "rank on 2 trainings of digits8"
+
+
+def test_a_training_that_is_not_there_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(network_work_precision, "TRAININGS", tmp_path)
+    assert network_work_precision.weights("digits8") == "digits8"
+    with pytest.raises(ValueError, match=r"python -m experiments train --data digits --seed 2 --out .*digits8_seed2"):
+        network_work_precision.weights("digits8:seed2")
+    (tmp_path / "digits8_seed2").mkdir()
+    (tmp_path / "digits8_seed2" / "card.json").write_text("{}")
+    assert network_work_precision.weights("digits8:seed2") == str(tmp_path / "digits8_seed2")
 
 
 def test_the_ranking_is_that_of_the_errors(found):
