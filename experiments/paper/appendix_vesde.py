@@ -224,8 +224,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"VE({config['ve'][0]:g}, {config['ve'][1]:g}), EDM up to {config['edm'][1]:g}, {style.setting(config)}; all "
         f"stop at the same noise level ρ = {float(vp_linear(config).rho(config['t_end'])):.4f} and start from the same "
         f"noise. Own grids: {own}; t1 on VE is uniform in log ρ. Upper: least error of all solvers. Lower: error over "
-        f"VP's at {calls} calls, same solver, each on its best grid, with 95 % interval over {config['samples']} samples. Hollow and dashed: VE and "
-        "EDM may also use the noise levels of VP's t2 grid."
+        f"VP's at {calls} calls, same solver, each on its best grid, with 95 % interval over {config['samples']} "
+        "samples. Hollow and dashed: VE and EDM may also use the noise levels of VP's t2 grid."
     )
     upper, between, lower = 2.0, 0.75, 0.2 * len(config["solvers"]) + 0.5
     height, columns = upper + between + lower, max(len(names), 2)
