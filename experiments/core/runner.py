@@ -494,24 +494,8 @@ def run_here(tasks: list[Task], report: Report, workers: int = 1) -> Iterator[Ou
             yield Outcome(task.name, "failed", _reason(error), time.perf_counter() - begin)
 
 
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[Executor]:
-    """Processes for parts of one experiment; Ctrl-C is this process's business, and ends them."""
-    before = multiprocessing.active_children()
-    with limited_threads(max(1, (os.cpu_count() or 1) // workers)):
-        pool = ProcessPoolExecutor(workers, start_method(), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()).difference(before):
-                process.terminate()
-            raise
-        pool.shutdown()
-
-
-def _work(task: Task, threads: int, connection: Connection) -> None:
-    """A worker: one experiment. It ignores Ctrl-C, which is its parent's business, and ends when its parent does."""
+def _follow() -> None:
+    """Of a worker: Ctrl-C is its parent's business, and when its parent ends, however that comes, so does it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -521,6 +505,30 @@ def _work(task: Task, threads: int, connection: Connection) -> None:
             os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    """Processes for parts of one experiment; Ctrl-C is this process's business, and ends them."""
+    before = multiprocessing.active_children()
+    with limited_threads(max(1, (os.cpu_count() or 1) // workers)):
+        pool = ProcessPoolExecutor(workers, start_method(), _follow)
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            ours = set(multiprocessing.active_children()).difference(before)
+            for process in ours:
+                process.terminate()
+            for process in ours:
+                process.join()
+            raise
+        pool.shutdown()
+
+
+def _work(task: Task, threads: int, connection: Connection) -> None:
+    """A worker: one experiment."""
+    _follow()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
     begin = time.perf_counter()
