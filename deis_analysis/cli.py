@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from rich.markup import escape
@@ -283,6 +286,8 @@ def audit(
             return audit_file(name, nfe=nfe, process=process, kind=kind, timeout=timeout)
         return audit_sampler(placed(subject_of(name), process, kind), nfe=nfe)
 
+    if "diffusers" in (source, str(spec).partition(":")[0]):
+        _import_diffusers()
     if source is None:
         reports, failed = [one(str(spec))], dict[str, str]()
     else:
@@ -295,6 +300,18 @@ def audit(
     _write_reports(reports, failed, source is not None, files)
     if source is None and reports[0].worst == "error":
         raise SystemExit(1)
+
+
+def _import_diffusers() -> None:
+    """Without torch's compiler, for which diffusers marks functions: its import takes as long as that of torch."""
+    compiler = "torch._dynamo"
+    absent = sys.modules.setdefault(compiler, cast(Any, None)) is None
+    try:
+        with contextlib.suppress(ImportError):  # the audit says what is missing
+            importlib.import_module("diffusers")
+    finally:
+        if absent:
+            del sys.modules[compiler]
 
 
 def _swept(specs: list[str], one: Callable[[str], Any]) -> tuple[list[Any], dict[str, str]]:

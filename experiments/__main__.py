@@ -332,7 +332,8 @@ def _run_tasks(todo: list[Task], jobs: int, console: Console, ended: list[Outcom
             if not console.is_terminal:
                 lines(name, share)
 
-        outcomes = run_here(todo, report) if jobs == 1 or len(todo) == 1 else run_parallel(todo, jobs, report)
+        alone = jobs == 1 or len(todo) == 1
+        outcomes = run_here(todo, report, jobs) if alone else run_parallel(todo, jobs, report)
         try:
             for outcome in outcomes:
                 bars.update(rows[outcome.name], visible=False)

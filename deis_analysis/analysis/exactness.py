@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from deis_analysis.process.process import Array, Process
 from deis_analysis.solvers.weights import _intervals, clock
 from deis_analysis.tableau import Tableau, fold
 from deis_analysis.validate import checked, nonnegative, positive_int
+
+Moment = tuple[float, float, float]
 
 
 @checked
@@ -20,7 +25,7 @@ def step_moment(
     last: int,
     power: int,
     lam_sde: float = 0.0,
-) -> tuple[float, float, float]:
+) -> Moment:
     """What the step from node ``first`` to ``last`` makes of the prediction z^power, from y = 0 at its start.
 
     z = (φ − φ_first)/(φ_last − φ_first).  Returns the step's value, the exact one, and the size of the terms.
@@ -29,6 +34,20 @@ def step_moment(
     if first >= last:
         raise ValueError(f"first={first} must be below last={last}")
     positive_int("power", power, 0, 100), nonnegative("lam_sde", lam_sde, 100.0)
+    return step_moments(table, process, prediction, variable, first, last, (power,), lam_sde)[0]
+
+
+def step_moments(
+    table: Tableau,
+    process: Process,
+    prediction: str,
+    variable: str,
+    first: int,
+    last: int,
+    powers: Sequence[int],
+    lam_sde: float = 0.0,
+) -> list[Moment]:
+    """`step_moment` of several powers, with one quadrature and one walk over the table."""
     rows = table.plan[first + 1 : last + 1]
     index = sorted({first, last} | {j for row in rows for terms in (row.states, row.outputs) for _, j in terms})
     points = np.unique(table.times[index])[::-1]
@@ -37,22 +56,27 @@ def step_moment(
     position = _outward(gaps, at[first])
     length = position[at[last]]
     z = position / length
-    y = _outward(np.sum(measure * ((position[:-1, None] + offsets) / length) ** power, axis=1), at[first])
+    inside = (position[:-1, None] + offsets) / length
+    y = np.stack([_outward(np.sum(measure * inside**power, axis=1), at[first]) for power in powers], axis=1)
     gamma = clock(process, prediction, points, lam_sde)
-    exact = gamma[at[last]] * y[at[last]]
+    exact = gamma[at[last]] * y[at[last]]  # (powers,), as all that follows
     scale = abs(exact)
 
-    def add(parts: list[tuple[float, float]]) -> float:
+    def add(parts: list[tuple[float, Array]]) -> Array:
         nonlocal scale
-        terms = [c * a for c, a in parts]
-        scale = max(scale, *map(abs, terms))
-        return sum(terms)
+        total: Any = 0.0
+        for c, a in parts:
+            term = c * a
+            scale = np.maximum(scale, np.abs(term))
+            total = total + term
+        return np.asarray(total)
 
+    none = np.zeros(len(powers))
     states = {k: gamma[j] * y[j] for k, j in at.items() if k <= first}
-    known = {k: z[j] ** power for k, j in at.items()}
+    known = {k: np.array([z[j] ** power for power in powers]) for k, j in at.items()}
     outputs = dict(known)  # all of them are known beforehand: the prediction is a function of time
-    found = fold(rows, states, lambda k, _: known.get(k, 0.0), lambda _: 0.0, outputs=outputs, add=add, zero=0.0)
-    return float(found), float(exact), float(scale)
+    found = fold(rows, states, lambda k, _: known.get(k, none), lambda _: none, outputs=outputs, add=add, zero=none)
+    return list(zip(found.tolist(), exact.tolist(), scale.tolist(), strict=True))
 
 
 def _outward(gaps: Array, origin: int) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deis_analysis.audit.subject import Prepared, near
-from deis_analysis.audit.tables import Steps, implied_scales, sparsest_steps, up_to
+from deis_analysis.audit.tables import Steps, implied_scales, trunk
 from deis_analysis.problems.mixture import GaussianMixture
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import EDM
@@ -45,10 +45,7 @@ class Case:
     @cached_property
     def trunk(self) -> Steps:
         """The steps but the last, which many samplers take to σ = 0 in a way of its own."""
-        whole = sparsest_steps(self.table, self.process, self.floor)
-        if len(whole.chain) < 3:
-            return whole
-        return sparsest_steps(up_to(self.table, whole.chain[-2]), self.process, self.floor)
+        return trunk(self.table, self.process, self.floor)
 
     @cached_property
     def scales(self) -> tuple[Array, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from deis_analysis.analysis.law import law_error
 from deis_analysis.audit.case import Case, read_case, run_sampler
 from deis_analysis.audit.subject import Prepared, Subject
-from deis_analysis.audit.tables import run_errors, up_to
+from deis_analysis.audit.tables import exact_nodes, run_errors, up_to
 from deis_analysis.problems.mixture import order_problem
 from deis_analysis.process.process import Array
 from deis_analysis.tableau.extraction import NotLinear
@@ -104,38 +104,23 @@ def _slope(counts: Array, errors: Sequence[float], floor: float, points: int = 3
 
 
 def _pathwise(case: Case) -> tuple[float, float, float]:
-    """RMS errors at the last call: own start, exact start, and of one step in the middle from exact history."""
+    """RMS errors at the last call: own start, exact start, and of three steps in the middle from exact history."""
     mix = order_problem()[1]
     steps, process = case.trunk, case.process
     times = steps.table.times
     x = mix.sample(_SAMPLES, 0, process, float(times[0]))
-    path = _Path(lambda k: mix.flow(process, x, float(times[0]), float(times[k])) if times[k] < times[0] else x)
     model = mix.model(process, steps.table.prediction)
     last = times.size - 1
     start = next((k for k in steps.chain if _START <= k < last), 0)
-    errors = [run_errors(steps, model, path, 0), run_errors(steps, model, path, start)]
-    return _rms(errors[0]), _rms(errors[1]), _local(case, path, model, last)
-
-
-class _Path(dict[int, Array]):
-    """Exact states by node, computed when they are asked for."""
-
-    def __init__(self, state: Callable[[int], Array]) -> None:
-        super().__init__()
-        self.state = state
-
-    def __missing__(self, node: int) -> Array:
-        self[node] = self.state(node)
-        return self[node]
-
-
-def _local(case: Case, path: dict[int, Array], model: Any, last: int) -> float:
-    """RMS error of the steps in the middle half of the chain, each from exact history."""
-    steps = case.trunk
     chain = [k for k in steps.chain if k > 0]
-    middle = chain[len(chain) // 2 - 1 : len(chain) // 2 + 2]
-    gaps = [_rms(run_errors(_cut(steps, k), model, path, steps.before[k])) for k in middle]
-    return float(np.sqrt(np.mean(np.square(gaps))))
+    middle = chain[len(chain) // 2 - 1 : len(chain) // 2 + 2]  # each from exact history
+    runs = [(steps, 0), (steps, start), *((_cut(steps, k), steps.before[k]) for k in middle)]
+    nodes = sorted(set().union(*(exact_nodes(*run) for run in runs)))
+    ends = np.minimum(times[nodes], times[0])
+    exact = mix.flow_many(process, np.tile(x, (len(nodes), 1)), np.full(ends.shape, times[0]), ends)
+    path = {k: state if times[k] < times[0] else x for k, state in zip(nodes, exact, strict=True)}
+    own, late, *local = (_rms(run_errors(part, model, path, first)) for part, first in runs)
+    return own, late, _rms(local)
 
 
 def _cut(steps: Any, node: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from deis_analysis.process.grids import grid
 from deis_analysis.process.process import Array, Process
 from deis_analysis.process.schedules import VE, VPLinear
 from deis_analysis.solvers import SOLVERS, Solver
-from deis_analysis.tableau import Builder, Tableau
+from deis_analysis.tableau import Builder, Butcher, Tableau
 
 _SAME_ROW = 1e-11  # absolute distance below which two rows of the registry are one table
 _PROCESSES = VPLinear(), VE()  # some rows are one table on the first, and not on the second
@@ -86,25 +87,73 @@ def _candidates(names: tuple[str, ...], stochastic: bool) -> tuple[tuple[str, So
 def _compare(case: Case, row: Solver, build: Builder, levels: Array, mode: str) -> tuple[float, int] | None:
     """(relative distance, calls compared) of the row on these levels; None if the numbers of calls do not fit."""
     calls, complete = case.reading.calls, mode != "but the last"
-    target = calls if complete else calls - 1
     end = case.prepared.t_end if mode == "whole" else 0.5 * float(case.process.t_min + levels[calls - 1])
     if end is None or (mode == "open" and "lower_order_final" not in getattr(build, "keywords", {})):
         return None
-    fits = [(n, row.calls(n)) for n in range(row.block, calls + 1, row.block)]
-    steps = max((n for n, made in fits if (made == calls if complete else made <= target)), default=0)
-    if steps < 2:
-        return None
+    steps = _fitting(row, calls, complete)
     try:
-        made, at = _pattern(build, steps)
-        if any(i >= calls for i in at[:-1]) or (not complete and at[-1] >= calls):
+        ts = _times(build, steps, levels, calls, end if complete else None)
+        if ts is None:
             return None
-        ts = np.append(levels[at[:-1]], end) if complete else levels[np.minimum(at, levels.size - 1)]
-        if not np.all(np.diff(ts) < 0):
-            return None
-        table = _built(build, case.process, ts).in_terms_of(case.process, case.table.prediction)
+        form = None if complete else _of_whole(case, row, build, levels, ts)
+        form = _form(build, case, ts) if form is None else form
     except (ValueError, ZeroDivisionError):
         return None
-    return _distance(case.table, table, made + (mode != "open"), made), made
+    made = _pattern(build, steps)[0]
+    return _distance(case.table, form, made + (mode != "open"), made), made
+
+
+def _fitting(row: Solver, calls: int, complete: bool) -> int:
+    """The most steps of the row that take ``calls`` calls, or where it is not complete one less at most; 0 if none."""
+    fits = [(n, row.calls(n)) for n in range(row.block, calls + 1, row.block)]
+    return max((n for n, made in fits if (made == calls if complete else made < calls)), default=0)
+
+
+def _times(build: Builder, steps: int, levels: Array, calls: int, end: float | None) -> Array | None:
+    """The row's times: levels of the calls at which its steps begin, then ``end`` or a call's; None if they do not fit.
+
+    Raises:
+        ValueError: the row cannot be built in so many steps.
+    """
+    if steps < 2:
+        return None
+    at = _pattern(build, steps)[1]
+    if any(i >= calls for i in at[:-1]) or (end is None and at[-1] >= calls):
+        return None
+    ts = levels[np.minimum(at, levels.size - 1)] if end is None else np.append(levels[at[:-1]], end)
+    return ts if np.all(np.diff(ts) < 0) else None
+
+
+def _form(build: Builder, case: Case, ts: Array) -> Butcher:
+    return _form_at(build, case.process, ts.tobytes(), case.table.prediction)
+
+
+@lru_cache(maxsize=4096)  # samplers of one package share their levels
+def _form_at(build: Builder, process: Process, levels: bytes, prediction: str) -> Butcher:
+    with np.errstate(all="ignore"):  # not every row is finite where another sampler may end, at σ = 0
+        table = build(process, np.frombuffer(levels))
+    return table.in_terms_of(process, prediction).butcher()
+
+
+def _of_whole(case: Case, row: Solver, build: Builder, levels: Array, ts: Array) -> Butcher | None:
+    """The form of the whole row, which is compared as well, if the row on ``ts`` is the start of it; None if not."""
+    calls, end, steps = case.reading.calls, case.prepared.t_end, ts.size - 1
+    more = _fitting(row, calls, True)
+    if end is None or more <= steps or not _steady(build, steps, more):
+        return None
+    longer = _times(build, more, levels, calls, end)
+    if longer is None or not np.array_equal(longer[: ts.size], ts):
+        return None
+    with suppress(ValueError, ZeroDivisionError):
+        return _form(build, case, longer)
+    return None
+
+
+@lru_cache(maxsize=2048)
+def _steady(build: Builder, steps: int, more: int) -> bool:
+    """Whether the row in ``more`` steps begins with that in ``steps``: not where it ends in a way of its own."""
+    one, two = _dummy(build, steps), _dummy(build, more)
+    return _distance(two, one.butcher(), one.nfe + 1, one.nfe) < _SAME_ROW
 
 
 @lru_cache(maxsize=8)
@@ -138,18 +187,15 @@ def _same(name: str, other: str) -> bool:
 @lru_cache(maxsize=2048)
 def _pattern(build: Builder, steps: int) -> tuple[int, list[int]]:
     """(number of calls, first call at each time of the grid) of a row in ``steps`` steps: the same on any process."""
-    dummy = _built(build, VPLinear(), grid(VPLinear(), steps))
+    dummy = _dummy(build, steps)
     return dummy.nfe, _calls_at_grid_times(dummy, steps)
 
 
-def _built(build: Builder, process: Process, ts: Array) -> Tableau:
-    return _built_at(build, process, ts.tobytes())
-
-
-@lru_cache(maxsize=4096)  # samplers of one package share their levels
-def _built_at(build: Builder, process: Process, levels: bytes) -> Tableau:
-    with np.errstate(all="ignore"):  # not every row is finite where another sampler may end, at σ = 0
-        return build(process, np.frombuffer(levels))
+@lru_cache(maxsize=2048)
+def _dummy(build: Builder, steps: int) -> Tableau:
+    """The row on the first times of one grid for all numbers of steps."""
+    with np.errstate(all="ignore"):
+        return build(VPLinear(), 1.0 / (1.0 + 0.1 * np.arange(steps + 1)))
 
 
 def _calls_at_grid_times(table: Tableau, steps: int) -> list[int]:
@@ -163,9 +209,9 @@ def _calls_at_grid_times(table: Tableau, steps: int) -> list[int]:
     return found
 
 
-def _distance(read: Tableau, built: Tableau, rows: int, made: int) -> float:
+def _distance(read: Tableau, other: Butcher, rows: int, made: int) -> float:
     """Largest difference in the first ``rows`` states and ``made`` calls, relative to the largest weight."""
-    form, other = read.butcher(), built.butcher()
+    form = read.butcher()
     size = min(rows, form.start.size)
     if other.start.size < size:
         return float("inf")

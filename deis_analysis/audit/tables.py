@@ -6,15 +6,17 @@ of which the old part is a multiple of an earlier row; taking that multiple off 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from deis_analysis.analysis.exactness import step_moment
+from deis_analysis.analysis.exactness import step_moments
 from deis_analysis.process.process import Array, Process
 from deis_analysis.tableau import Model, Tableau, fold
+from deis_analysis.tableau.rows import Row
 
 _REACH = 12  # calls back to where a step may start
 _ZERO = 1e-9  # relative size below which a coefficient read off a sampler counts as zero
@@ -58,17 +60,10 @@ def state_free(table: Tableau, process: Process, prediction: str) -> Tableau:
         return table
     other = table.in_terms_of(process, prediction)
     count = table.times.size
-    unit = np.eye(1 + count + table.noises)
-    rows = np.zeros((count, unit.shape[0]))
-
-    def place(k: int, u: Array) -> Array:
-        rows[k] = u
-        return u
-
-    def noise(j: int) -> Array:
-        return unit[1 + count + j]
-
-    fold(other.plan, {0: unit[0]}, lambda k, _: unit[1 + k], noise, place=place, zero=0.0 * unit[0])
+    rows, of_states = np.hstack([np.zeros((count, 1)), other.outputs, other.noise]), other.states
+    rows[0, 0] = 1.0  # coefficients of x_T, outputs, noises
+    for k in range(1, count):
+        rows[k] += of_states[k, :k] @ rows[:k]
     states = np.zeros((count, count))
     states[1:, 0] = rows[1:, 0]
     return other.changed(states=states, outputs=rows[:, 1 : 1 + count], noise=rows[:, 1 + count :])
@@ -76,12 +71,35 @@ def state_free(table: Tableau, process: Process, prediction: str) -> Tableau:
 
 def sparsest_steps(table: Tableau, process: Process, floor: float = _ZERO) -> Steps:
     """The steps in ε, in x₀ or as read, whichever has the fewest terms: rules in x₀ are dense in ε, and conversely."""
-    found = []
-    for prediction in dict.fromkeys((table.prediction, "eps", "x0")):
-        try:
-            found.append(as_steps(state_free(table, process, prediction), floor))
-        except ValueError:
-            continue
+    return _fewest([rule.steps() for rule in _rules(table, process, floor).values()])
+
+
+def trunk(table: Tableau, process: Process, floor: float = _ZERO) -> Steps:
+    """`sparsest_steps` but for the last one, as these alone would be written; all if there are fewer than two."""
+    rules = _rules(table, process, floor)
+    whole = _fewest([rule.steps() for rule in rules.values()])
+    if len(whole.chain) < 3:
+        return whole
+    end = whole.chain[-2]
+    if len(rules) < len(_forms_of(table)):  # the last call has no other form: the others may
+        return sparsest_steps(up_to(table, end), process, floor)
+    return _fewest([rule.steps(end) for rule in rules.values()])
+
+
+def _forms_of(table: Tableau) -> list[str]:
+    return list(dict.fromkeys((table.prediction, "eps", "x0")))
+
+
+def _rules(table: Tableau, process: Process, floor: float) -> dict[str, _Rules]:
+    """Of the predictions to which the table can be converted."""
+    found = {}
+    for prediction in _forms_of(table):
+        with suppress(ValueError):
+            found[prediction] = _as_rules(state_free(table, process, prediction), floor)
+    return found
+
+
+def _fewest(found: list[Steps]) -> Steps:
     return min(found, key=lambda steps: int(steps.table.matrices.outputs.nnz))
 
 
@@ -91,33 +109,66 @@ def as_steps(table: Tableau, floor: float = _ZERO) -> Steps:
     Args:
         floor: relative size below which coefficients are rounding (1e-5 for samplers that work in float32).
     """
+    return _as_rules(table, floor).steps()
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What `as_steps` finds, row by row: each depends on earlier rows alone.
+
+    Attributes:
+        before: as of `Steps`, up to the first row that starts from no earlier state, if there is one.
+    """
+
+    table: Tableau
+    states: Array
+    outputs: Array
+    noise: Array
+    before: tuple[int, ...]
+
+    def steps(self, end: int | None = None) -> Steps:
+        """Up to the node ``end``, all of them by default."""
+        whole = end is None
+        end = self.table.times.size - 1 if end is None else end
+        table = self.table if whole else up_to(self.table, end)
+        if len(self.before) <= end:
+            return Steps(table, (-1, *range(end)))
+        chain = [end]
+        while chain[-1] > 0:
+            chain.append(self.before[chain[-1]])
+        n = end + 1
+        parts = {"states": self.states[:n, :n], "outputs": self.outputs[:n, :n], "noise": self.noise[:n]}
+        if not whole:
+            parts["noise"] = parts["noise"][:, np.unique(self.table.matrices.noise[:n].indices)]
+        new = table.changed(**parts, grid_nodes=tuple(chain[::-1]), labels=())
+        return Steps(new, self.before[:n])
+
+
+def _as_rules(table: Tableau, floor: float) -> _Rules:
     count = table.times.size
-    start, rows, given = table.states[:, 0].copy(), table.outputs, table.noise
+    start, dense, given = table.states[:, 0].copy(), table.outputs, table.noise
     start[0] = 1.0
     states, outputs, before = np.zeros((count, count)), np.zeros((count, count)), [-1]
-    noise = np.zeros_like(given)
+    noise, largest = np.zeros_like(given), np.abs(dense).max(axis=1)
     for k in range(1, count):
-        scale = max(np.abs(rows[k]).max(), _ZERO)
+        scale = max(largest[k], _ZERO)
         nodes = np.arange(k - 1, max(k - 1 - _REACH, -1), -1)
         nodes = nodes[start[nodes] != 0]
         if nodes.size == 0:
-            return Steps(table, (-1, *range(count - 1)))
+            break
+        rows = dense[:, :k]  # the others are zero
         ratios = (start[k] / start[nodes])[:, None]
         rests, noises = rows[k] - ratios * rows[nodes], given[k] - ratios * given[nodes]
-        sizes = scale + np.abs(ratios) * np.abs(rows[nodes]).max(axis=1, keepdims=True)
+        sizes = scale + np.abs(ratios) * largest[nodes, None]
         rests = np.where(np.abs(rests) > floor * sizes, rests, 0.0)
         terms = np.count_nonzero(rests, axis=1)
         terms += np.count_nonzero(np.abs(noises) > floor * np.maximum(1.0, np.abs(ratios)), axis=1)
         keys = 4 * terms + _forms(table.times, rests, k, nodes)
         best = int(np.flatnonzero(keys == keys.min())[-1])  # of equals the earliest node
         j, ratio, rest, noisy = int(nodes[best]), ratios[best, 0], rests[best], noises[best]
-        states[k, j], outputs[k], noise[k] = ratio, rest, noisy
+        states[k, j], outputs[k, :k], noise[k] = ratio, rest, noisy
         before.append(j)
-    chain = [count - 1]
-    while chain[-1] > 0:
-        chain.append(before[chain[-1]])
-    new = table.changed(states=states, outputs=outputs, noise=noise, grid_nodes=tuple(chain[::-1]), labels=())
-    return Steps(new, tuple(before))
+    return _Rules(table, states, outputs, noise, tuple(before))
 
 
 def _forms(times: Array, rests: Array, k: int, nodes: Array) -> Array:
@@ -158,6 +209,18 @@ def implied_scales(table: Tableau, process: Process, start: float | None = None)
     return full[0], full[1]
 
 
+def exact_nodes(steps: Steps, start: int) -> set[int]:
+    """The nodes at which `run_errors` is given exact states."""
+    states, outputs = _used(steps.table.plan[start + 1 :], start)
+    return states | outputs | {steps.table.times.size - 1}
+
+
+def _used(rows: list[Row], start: int) -> tuple[set[int], set[int]]:
+    """The nodes up to ``start`` of which ``rows`` use the state, and the output."""
+    states = {j for row in rows for _, j in row.states if j <= start}
+    return states, {j for row in rows for _, j in row.outputs if j <= start}
+
+
 def run_errors(steps: Steps, model: Model, exact: dict[int, Any], start: int = 0) -> Any:
     """The result minus the exact one, on the state path; the nodes up to ``start`` hold exact states.
 
@@ -166,9 +229,9 @@ def run_errors(steps: Steps, model: Model, exact: dict[int, Any], start: int = 0
     """
     table = steps.table
     rows, times = table.plan[start + 1 :], table.times.tolist()
-    states = {j: exact[j] for j in {j for row in rows for _, j in row.states if j <= start}}
-    asked = {j for row in rows for _, j in row.outputs if j <= start}
-    outputs = {j: model(exact[j], times[j]) for j in asked}
+    of_states, of_outputs = _used(rows, start)
+    states = {j: exact[j] for j in of_states}
+    outputs = {j: model(exact[j], times[j]) for j in of_outputs}
     last = table.times.size - 1
     result = fold(rows, states, lambda k, u: model(u, times[k]), outputs=outputs, zero=0.0 * exact[last])
     return result - exact[last]
@@ -184,10 +247,7 @@ def moment_ratios(
     table = steps.table if steps.table.prediction == prediction else steps.table.in_terms_of(process, prediction)
     found = {}
     for first, last in pairwise(steps.chain):
-        ratios = []
-        for m in range(powers):
-            with np.errstate(all="ignore"):  # a step of length zero has no moments
-                value, exact, _ = step_moment(table, process, prediction, variable, first, last, m, lam_sde)
-            ratios.append(value / exact if exact else float("nan"))
-        found[last] = ratios
+        with np.errstate(all="ignore"):  # a step of length zero has no moments
+            moments = step_moments(table, process, prediction, variable, first, last, range(powers), lam_sde)
+        found[last] = [value / exact if exact else float("nan") for value, exact, _ in moments]
     return found

@@ -25,7 +25,7 @@ a rounding of x_T comes back α_s/α_t times as large.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,14 @@ def _intervals(
     offsets = before[..., None] + rate @ cumulative.T
     m = points.size - 1
     return measure.reshape(m, -1), offsets.reshape(m, -1), increments.sum(axis=1)
+
+
+@lru_cache(maxsize=64)  # the rules of a family are built on one grid
+def _known(process: Process, prediction: str, variable: str, points: bytes, lam_sde: float) -> tuple[Array, ...]:
+    found = _intervals(process, prediction, variable, np.frombuffer(points), lam_sde)
+    for part in found:
+        part.setflags(write=False)
+    return found
 
 
 def _pairwise(increments: Array) -> Array:
@@ -206,7 +214,8 @@ class Integrals:
 
     def __init__(self, process: Process, prediction: str, variable: str, points: Array, lam_sde: float = 0.0) -> None:
         check_finite(process, prediction, variable, points)
-        self._measure, self._offsets, self.increments = _intervals(process, prediction, variable, points, lam_sde)
+        given = points.tobytes()
+        self._measure, self._offsets, self.increments = _known(process, prediction, variable, given, lam_sde)
 
     def weights(self, first: Array, start: int, stop: int, nodes: tuple[int, ...]) -> Array:
         r"""(N, n) weights of N like steps, with nodes that are points of the grid.

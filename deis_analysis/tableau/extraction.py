@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -99,6 +99,7 @@ class Reading:
 
 
 Sampler = Callable[..., Any]  # sampler(model, x) or, if it takes noise explicitly, sampler(model, x, noise)
+Run = tuple[list[float], list[Array], Array]  # told times, model inputs, result
 
 
 def read_sampler(sampler: Sampler, *, backend: str = "torch", dtype: str = "float64", seed: int = 0) -> Reading:
@@ -112,14 +113,50 @@ def read_sampler(sampler: Sampler, *, backend: str = "torch", dtype: str = "floa
     Raises:
         Refusal: it never calls the model, calls it too often, returns another shape, NaN, or fails.
     """
+    return _read_twice(sampler, backend, dtype, seed) or _read_counted(sampler, backend, dtype, seed)
+
+
+def _read_twice(sampler: Sampler, backend: str, dtype: str, seed: int) -> Reading | None:
+    """A sampler that draws nothing and is linear, by two runs to which nobody listens, as listening is slow.
+
+    None where it draws, fails, or is not linear by these runs, as after draws from a generator of its own, which go
+    unnoticed here: `_read_counted` says what it is.
+    """
+    lab = _Laboratory(sampler, backend, dtype, "watches")
+    rng = np.random.default_rng(seed)
+    x, outputs = _SIZES * rng.standard_normal(_SIZES.size), list[Array]()
+
+    def drawn(_: int) -> Array:
+        outputs.append(_SIZES * rng.standard_normal(_SIZES.size))
+        return outputs[-1]
+
+    try:
+        random = lab.run(x, drawn)
+        kinds, calls = tuple(lab.kinds), len(random[0])
+        if lab.drew or calls == 0:
+            return None
+        basis = np.eye(1 + calls)
+        plain = lab.run(basis[0], list(basis[1:]))
+    except Refusal:
+        return None
+    if lab.drew or lab.exceeded or len(plain[0]) != calls:
+        return None
+    reading = _compared(plain, random, np.stack([x, *outputs]), lab.precision, kinds)
+    return reading if reading.linear else None
+
+
+def _read_counted(sampler: Sampler, backend: str, dtype: str, seed: int) -> Reading:
+    """Any sampler: its calls and noises are counted, then it is read, then tested."""
     lab = _Laboratory(sampler, backend, dtype)
-    told, _, _ = lab.run(np.zeros((1, 1)), [], [], count_only=True)
+    told, _, _ = lab.run(np.zeros((1, 1)))
     calls, noises = len(told), lab.drawn
-    lab.listens = noises > 0  # a sampler that drew nothing is not slowed down any more
+    if noises == 0:  # a sampler that drew nothing is not slowed down any more
+        lab.mode = "runs"
     if calls == 0:
         raise Refusal("the sampler never called the model")
     basis = np.eye(1 + calls + noises)
-    told, inputs, result = lab.run(basis[0], list(basis[1 : 1 + calls]), list(basis[1 + calls :]))
+    plain = lab.run(basis[0], list(basis[1 : 1 + calls]), list(basis[1 + calls :]))
+    told, inputs, result = plain
     rows = np.stack([*inputs, result])
     note = ""
     if lab.exceeded or len(told) != calls:
@@ -128,17 +165,23 @@ def read_sampler(sampler: Sampler, *, backend: str = "torch", dtype: str = "floa
     size = _SIZES.size
     x, outputs = _SIZES * rng.standard_normal(size), list(_SIZES * rng.standard_normal((calls, size)))
     draws = list(_SIZES * rng.standard_normal((noises, size)))
-    again, seen, end = lab.run(x, outputs, draws)
-    if note or len(again) != calls or lab.exceeded:
+    again = lab.run(x, outputs, draws)
+    if note or len(again[0]) != calls or lab.exceeded:
         return Reading(_floats(told), rows, float("inf"), False, lab.precision, note or "calls depend on the data")
-    expected = rows @ np.stack([x, *outputs, *draws])
+    return _compared(plain, again, np.stack([x, *outputs, *draws]), lab.precision, tuple(lab.kinds))
+
+
+def _compared(plain: Run, again: Run, numbers: Array, precision: str, kinds: tuple[int, ...]) -> Reading:
+    """What a run on unit vectors says, tested by one on ``numbers`` (1 + K + L, n)."""
+    (told, inputs, result), (then, seen, end) = plain, again
+    rows = np.stack([*inputs, result])
+    expected = rows @ numbers
     gap = np.abs(np.stack([*seen, end]) - expected).max(axis=0)
     residual = float(np.max(gap / np.maximum(np.abs(expected).max(axis=0), _SIZES)))
-    changed = not np.allclose(_floats(told), _floats(again), rtol=1e-6, atol=1e-9)
+    changed = not np.allclose(_floats(told), _floats(then), rtol=1e-6, atol=1e-9)
     linear = residual < _LINEAR and not changed
     reason = "the told times depend on the data" if changed else "clipped, thresholded, normalised or adaptive"
-    note = "" if linear else reason
-    return Reading(_floats(told), rows, residual, linear, lab.precision, note, tuple(lab.kinds), calls)
+    return Reading(_floats(told), rows, residual, linear, precision, "" if linear else reason, kinds, len(told))
 
 
 def together(reading: Reading) -> Reading:
@@ -172,7 +215,12 @@ def count_calls(sampler: Sampler, backend: str = "torch") -> int:
     Raises:
         Refusal: as `read_sampler`.
     """
-    return len(_Laboratory(sampler, backend, "float64").run(np.zeros((1, 1)), [], [], count_only=True)[0])
+    lab = _Laboratory(sampler, backend, "float64", "watches")
+    with suppress(Refusal):
+        told = lab.run(np.zeros((1, 1)))[0]
+        if not lab.drew:
+            return len(told)
+    return len(_Laboratory(sampler, backend, "float64").run(np.zeros((1, 1)))[0])
 
 
 def _floats(values: list[float]) -> Array:
@@ -180,13 +228,17 @@ def _floats(values: list[float]) -> Array:
 
 
 class _Laboratory:
-    """Runs a sampler with prescribed model outputs and noises, components along the batch axis."""
+    """Runs a sampler with prescribed model outputs and noises, components along the batch axis.
 
-    def __init__(self, sampler: Sampler, backend: str, dtype: str) -> None:
+    Args:
+        mode: what becomes of draws: "listens", they are prescribed, and counted in ``drawn``; "watches", whether there
+            were any is in ``drew``; "runs", nothing.
+    """
+
+    def __init__(self, sampler: Sampler, backend: str, dtype: str, mode: str = "listens") -> None:
         self.sampler, self.backend, self.dtype = sampler, choose("backend", backend, ("torch", "numpy")), dtype
-        self.precision, self.drawn, self.exceeded = dtype, 0, False
+        self.mode, self.precision, self.drawn, self.exceeded, self.drew = mode, dtype, 0, False, False
         self.kinds: list[int] = []
-        self.listens = True
 
     def array(self, values: Array) -> Any:
         """(n,) numbers as a new (n, 1, 1, 1) array of the sampler's library, which the sampler may write to."""
@@ -194,9 +246,9 @@ class _Laboratory:
         return sys.modules["torch"].as_tensor(shaped) if self.backend == "torch" else shaped
 
     def run(
-        self, x: Array, outputs: list[Array], noises: list[Array], count_only: bool = False
-    ) -> tuple[list[float], list[Array], Array]:
-        """(told times, model inputs, result) of one run; past the prescribed outputs and noises it gets zeros."""
+        self, x: Array, outputs: list[Array] | Callable[[int], Array] | None = None, noises: list[Array] | None = None
+    ) -> Run:
+        """One run; past the prescribed outputs and noises, or where none are prescribed, it gets zeros."""
         if self.backend == "torch":
             import torch  # noqa: F401 - foreign samplers are torch
         start = self.array(x)
@@ -217,16 +269,17 @@ class _Laboratory:
                 raise Refusal(f"the model was asked about an array of shape {values.shape}, not {tuple(start.shape)}")
             self.precision = str(values.dtype) if values.dtype != np.float64 else self.precision
             inputs.append(np.array(values, dtype=np.float64).reshape(-1))  # a copy: the sampler goes on in place
-            k = len(told) - 1
-            self.exceeded |= not count_only and k >= len(outputs)
-            output = outputs[k] if k < len(outputs) else np.zeros(start.shape[0])
-            return self.array(output)
+            return self.array(outputs(len(told) - 1) if callable(outputs) else prescribed(outputs, len(told) - 1))
 
         def noise(*_: Any, **__: Any) -> Any:
-            self.drawn += 1
-            k = self.drawn - 1
-            self.exceeded |= not count_only and k >= len(noises)
-            return self.array(noises[k] if k < len(noises) else np.zeros(start.shape[0]))
+            self.drawn, self.drew = self.drawn + 1, True
+            return self.array(prescribed(noises, self.drawn - 1))
+
+        def prescribed(values: list[Array] | None, k: int) -> Array:
+            if values is not None and k < len(values):
+                return values[k]
+            self.exceeded |= values is not None
+            return np.zeros(start.shape[0])
 
         result = self._call(model, start, noise)
         values = np.asarray(_plain(result), dtype=np.float64)
@@ -246,12 +299,43 @@ class _Laboratory:
         except (TypeError, ValueError):
             explicit = False
         try:
-            with _intercepted(noise, tuple(start.shape)) if self.listens else nullcontext():
+            with self._draws(noise, tuple(start.shape)):
                 return self.sampler(model, start, noise) if explicit else self.sampler(model, start)
         except Refusal:
             raise
         except (Exception, SystemExit) as error:
             raise Refusal(f"the sampler failed: {type(error).__name__}: {error}") from error
+
+    def _draws(self, noise: Callable[..., Any], shape: tuple[int, ...]) -> AbstractContextManager[None]:
+        if self.mode == "listens":
+            return _intercepted(noise, shape)
+        return self._watched() if self.mode == "watches" else nullcontext()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Whether torch's global generator is drawn from, which is then put back, or what `_intercepted` has of NumPy.
+
+        It costs nothing while the sampler runs, whereas `_intercepted` has every call of torch go through Python.
+        """
+        torch = sys.modules.get("torch")
+        before = torch and torch.get_rng_state()
+
+        def heard(name: str) -> Any:
+            function = getattr(np.random, name)
+
+            def drawing(*args: Any, **kwargs: Any) -> Any:
+                self.drew = True
+                return function(*args, **kwargs)
+
+            return patch.object(np.random, name, drawing)
+
+        try:
+            with heard("default_rng"), heard("normal"), heard("randn"), heard("standard_normal"):
+                yield
+        finally:
+            if torch and not torch.equal(before, torch.get_rng_state()):
+                self.drew = True
+                torch.set_rng_state(before)
 
 
 def _named(value: Any) -> str:

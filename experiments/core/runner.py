@@ -17,7 +17,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -28,6 +30,7 @@ from deis_analysis.storage import atomic, module_of, read_text, write_text
 from experiments import Config, Experiment, Frame, Progress, discover
 from experiments.core.agreement import as_written, changed_settings, differences
 from experiments.core.paths import CHECKPOINTS, FIGURES, without_tf32
+from experiments.core.side_by_side import spare
 from experiments.core.sources import depends_on, installed
 from experiments.core.units import Incomplete
 
@@ -479,18 +482,20 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}){notes}"
 
 
-def run_here(tasks: list[Task], report: Report) -> Iterator[Outcome]:
-    """Run tasks one after the other in this process; a KeyboardInterrupt passes through."""
+def run_here(tasks: list[Task], report: Report, workers: int = 1) -> Iterator[Outcome]:
+    """Run tasks one after the other in this process, each with ``workers``; a KeyboardInterrupt passes through."""
     for task in tasks:
         begin = time.perf_counter()
         try:
-            yield execute(task, lambda share, name=task.name: report(name, share))  # type: ignore[misc]
+            with spare(partial(_pool, workers) if workers > 1 else None):
+                outcome = execute(task, lambda share, name=task.name: report(name, share))  # type: ignore[misc]
+            yield outcome
         except Exception as error:
             yield Outcome(task.name, "failed", _reason(error), time.perf_counter() - begin)
 
 
-def _work(task: Task, threads: int, connection: Connection) -> None:
-    """A worker: one experiment. It ignores Ctrl-C, which is its parent's business, and ends when its parent does."""
+def _follow() -> None:
+    """Of a worker: Ctrl-C is its parent's business, and when its parent ends, however that comes, so does it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -500,6 +505,30 @@ def _work(task: Task, threads: int, connection: Connection) -> None:
             os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    """Processes for parts of one experiment; Ctrl-C is this process's business, and ends them."""
+    before = multiprocessing.active_children()
+    with limited_threads(max(1, (os.cpu_count() or 1) // workers)):
+        pool = ProcessPoolExecutor(workers, start_method(), _follow)
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            ours = set(multiprocessing.active_children()).difference(before)
+            for process in ours:
+                process.terminate()
+            for process in ours:
+                process.join()
+            raise
+        pool.shutdown()
+
+
+def _work(task: Task, threads: int, connection: Connection) -> None:
+    """A worker: one experiment."""
+    _follow()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
     begin = time.perf_counter()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
+from experiments.core.by_model import Rows, by_model
 from experiments.models.features import Features, Floor, Frechet, difference, floor, frechet, precision_recall
 from experiments.models.problems import start_scale, steps_for
 
@@ -24,6 +23,7 @@ QUESTION = (
 )
 CONFIG: Config = {
     "models": ["digits8", "mnist28"],
+    "kept": ["mnist28"],
     "solvers": ["ddim", "tab3", "unipc2_bh2_x0"],
     "calls": [5, 10, 20],
     "grid": "t2",
@@ -45,9 +45,10 @@ CONFIG: Config = {
         "real": "all kept training features for d^2; as many as samples, drawn at random, for precision and recall",
     },
 }
-QUICK: Config = {"models": ["digits8"], "solvers": ["ddim", "tab3"], "calls": [5, 10], "samples": {"digits8": 128},
+QUICK: Config = {"models": ["digits8"], "kept": [], "solvers": ["ddim", "tab3"], "calls": [5, 10],
+                 "samples": {"digits8": 128},
                  "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 20}, "floor_draws": 5}  # fmt: skip
-THOROUGH: Config = {"models": ["digits8", "digits8_flow", "mnist28"],
+THOROUGH: Config = {"models": ["digits8", "digits8_flow", "mnist28"], "kept": [],
                     "solvers": ["ddim", "tab3", "rhoab2", "dpmpp_2m", "unipc2_bh2_x0", "edm_heun"],
                     "samples": {"digits8": 800, "digits8_flow": 800, "mnist28": 5000},
                     "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 100}}  # fmt: skip
@@ -64,17 +65,10 @@ def compute(config: Config, progress: Progress) -> Frame:
     ``frechet low high``: d² and its band; ``corrected``: without bias in n. ``behind…``: what it is above the least of
     the same calls, ``excess…`` above the flow's, with paired bands. ``floor_…``: of real images, `floor`.
     """
-    rows: list[dict[str, Any]] = []
-    for done, name in enumerate(config["models"]):
-
-        def report(share: float, done: int = done) -> None:
-            progress((done + share) / len(config["models"]))
-
-        rows += _model(name, config, report)
-    return pd.DataFrame(rows)
+    return by_model(NAME, config, lambda name, report: _model(name, config, report), progress)
 
 
-def _model(name: str, config: Config, report: Callable[[float], None]) -> list[dict[str, Any]]:
+def _model(name: str, config: Config, report: Progress) -> Rows:
     from deis_analysis import networks as learned
 
     net = learned.load(name, device=config["device"], allow_pickle=config["allow_pickle"])
@@ -104,7 +98,7 @@ def _model(name: str, config: Config, report: Callable[[float], None]) -> list[d
         for solver, (found, row) in tried.items():
             rows.append({"solver": solver, **row, **_gap("behind", found, best), **_gap("excess", found, own)})
     common = {"n": n, "seed": config["seed"], **_floor(real), "features": features.name}
-    return [{"model": name, **row, **common} for row in rows]
+    return [{**row, **common} for row in rows]
 
 
 def _features(name: str, config: Config) -> Features:

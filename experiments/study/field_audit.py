@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +17,7 @@ from deis_analysis.audit.specs import catalogue, subject_of
 from deis_analysis.tableau.extraction import Refusal
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
+from experiments.core.side_by_side import each
 
 NAME = "field_audit"
 QUESTION = "What do the samplers of released packages compute, and which of them have errors?"
@@ -117,18 +119,20 @@ def row_of(report: Report) -> dict[str, Any]:
     return row
 
 
+def audited(spec: str, config: Config) -> dict[str, Any]:
+    """The row of one sampler."""
+    package = spec.split(":")[0]
+    row = {"spec": spec, "package": package, "version": version_of(config["packages"].get(package, ""))}
+    try:
+        row |= row_of(audit_sampler(spec, nfe=config["nfe"]))
+    except Exception as error:  # the audit promises not to: that it did is a result, and 100 others wait
+        row |= {"linear": False, "unread": f"the audit failed: {type(error).__name__}: {error}"}
+    return row | levels_of(spec, config)
+
+
 def compute(config: Config, progress: Progress) -> Frame:
     """A row per sampler: what its audit found."""
-    specs, rows = specs_of(config), list[dict[str, Any]]()
-    for i, spec in enumerate(specs):
-        package = spec.split(":")[0]
-        head = {"spec": spec, "package": package, "version": version_of(config["packages"].get(package, ""))}
-        try:
-            rows.append(head | row_of(audit_sampler(spec, nfe=config["nfe"])))
-        except Exception as error:  # the audit promises not to: that it did is a result, and 100 others wait
-            rows.append(head | {"linear": False, "unread": f"the audit failed: {type(error).__name__}: {error}"})
-        rows[-1] |= levels_of(spec, config)
-        progress((i + 1) / len(specs))
+    rows = each(partial(audited, config=config), specs_of(config), progress)
     columns = dict.fromkeys([*(key for row in rows for key in row), *_PLAIN, *_COUNTED])
     return pd.DataFrame(rows, columns=list(columns))
 

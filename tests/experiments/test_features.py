@@ -13,6 +13,7 @@ import sys
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -494,6 +495,6 @@ def test_verdict_of_the_default_models_is_short(found):
     frame, config = found
     names = ["a/digits8", "b/mnist28", "c/digits8_flow"]
     many = {name: frame.assign(model=name) for name in names}
-    said = law.verdict(law.pd.concat(many.values()), config)
+    said = law.verdict(pd.concat(many.values()), config)
     assert len(said.split()) <= 90
     assert "a/" not in said
