@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy.special import ndtr
 
 import deis_analysis as da
-from deis_analysis.audit import placed, subject_of
-from deis_analysis.audit.case import read_case
+from deis_analysis.audit import audit_file, placed, subject_of
+from deis_analysis.audit.case import exact_end, read_case
 from deis_analysis.audit.checks import check_churn
 from deis_analysis.audit.report import _in_process_scale
 from deis_analysis.audit.subject import _value, function_subject
@@ -784,6 +786,21 @@ def test_the_problem_lies_in_the_sampler_s_own_range():
     assert abs(report.observed_order - 2) < 0.2
 
 
+@pytest.mark.parametrize(("level", "at"), [(0.0, 0.0), (0.002, 0.002), (0.03, 0.03), (0.09, 0.09), (0.2, 0.1)])
+def test_the_exact_end_at_a_level_that_the_process_does_not_reach(level, at):
+    """The quantile of x at ρ = 1 is kept down to the level; the process ends at ρ = 0.1, above it there is no flow."""
+    means, deviations, weights = np.array([-1.0, 0.8]), np.sqrt([0.05, 0.1]), np.array([0.4, 0.6])
+    mix, process, x = da.GaussianMixture(weights, means, deviations**2), da.VE(0.1, 1.0), np.linspace(-2.0, 2.0, 7)
+
+    def share(x, rho):
+        return ndtr((x[:, None] - means) / np.hypot(deviations, rho)) @ weights
+
+    for scale, unit in (("karras", 1.0), ("process", np.hypot(1.0, level))):
+        said = SimpleNamespace(t_end=None, end_level=level, end_scale=scale)
+        case = SimpleNamespace(process=process, prepared=said, table=SimpleNamespace(times=[process.t_max]))
+        assert np.allclose(share(unit * exact_end(case, mix, x), at), share(x, 1.0), rtol=1e-9)
+
+
 # -- files ----------------------------------------------------------------------------------------
 FILE = """
 from __future__ import annotations
@@ -885,3 +902,9 @@ def test_a_missing_folder_is_said_before_the_work(tmp_path, option):
 @pytest.mark.parametrize("nfe", ["0", "1001", "x"])
 def test_nfe_has_bounds(nfe):
     assert CliRunner().invoke(main, ["audit", "registry:ddim", "--nfe", nfe]).exit_code == 2
+
+
+def test_function_child_and_command_make_the_same_number_of_calls():
+    (option,) = (p for p in main.commands["audit"].params if p.name == "nfe")
+    defaults = [inspect.signature(door).parameters["nfe"].default for door in (da.audit_sampler, audit_file)]
+    assert defaults == [20, 20] == [option.default] * 2
