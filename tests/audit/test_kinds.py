@@ -23,7 +23,7 @@ from scipy.special import ndtr
 import deis_analysis as da
 from deis_analysis.audit import audit_file, placed, subject_of
 from deis_analysis.audit.case import exact_end, read_case
-from deis_analysis.audit.checks import check_churn, check_ends
+from deis_analysis.audit.checks import check_churn, check_ends, check_last_step
 from deis_analysis.audit.identity import _levels
 from deis_analysis.audit.report import _in_process_scale
 from deis_analysis.audit.subject import _value, function_subject
@@ -457,11 +457,20 @@ def test_the_columns_of_two_outputs_are_kept_apart(sampler, shares):
     assert f"{shares[0][0]:.4g} : {shares[0][1]:.4g}" in said
 
 
-def test_a_result_at_the_data_may_be_in_another_unit():
-    """Pixels in [0, ½]: what is done to clean data is no error of the last step, whose level is right."""
-    report, wrong = audited(lambda model, x, sigmas: 0.5 * euler(model, x, sigmas))
-    assert "ORD-LAST-STEP" not in wrong
-    assert report.observed_order == pytest.approx(1.0, abs=0.1)
+def noise_at_the_end(model, x, sigmas):
+    """Euler, the last step to nine tenths of its level and up again with noise: right, with other weights."""
+    a, b = (float(s) for s in sigmas[-2:])
+    x = euler(model, x, sigmas[:-1])
+    return x + (x - model(x, a)) / a * (0.9 * b - a) + (0.19 * b**2) ** 0.5 * torch.randn_like(x)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "codes"),
+    [(euler, []), (noise_at_the_end, []), (lambda *given: 0.5 * euler(*given), ["ORD-LAST-STEP"])],
+)
+def test_noise_in_the_last_step_is_no_error_of_its_weights(sampler, codes):
+    case = read_case(function_subject(sampler, final_zero=False).own(8))
+    assert [finding.code for finding in check_last_step(case, 0, "eps, rho", True)] == codes
 
 
 def test_levels_are_corrected_where_the_result_is_at_none_of_the_process_s():

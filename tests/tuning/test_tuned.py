@@ -135,13 +135,13 @@ def test_a_step_that_is_taken_lowers_the_damping_tenfold_and_one_that_fails_rais
     """Tenfold is Marquardt's ν (1963). Where every step is refused the point stays."""
     target = target_of("mixture")
     x = target.noise(64, 3)
-    goal, state = Goal(target, x, target.truth(x)[0]), State(space("tab2", 4).start)
+    goal, state = Goal(target, x, target.truth(x)[0]), State(space("tab2", 4).start, damping=1.0)
     assert _round(space("tab2", 4), goal, state, lambda n: None) < 1
-    assert np.isclose(state.damping, 1e-3, rtol=1e-12)
+    assert np.isclose(state.damping, 0.1, rtol=1e-12)
     point = state.point
     refused = SimpleNamespace(perturbed=space("tab2", 4).perturbed, table=space("tab2", 4).table, moved=_no_times)
     assert _round(refused, goal, state, lambda n: None) == 1
-    assert np.isclose(state.damping, 1e-3 * 4**6, rtol=1e-12)
+    assert np.isclose(state.damping, 0.1 * 4**6, rtol=1e-12)
     assert state.point is point
 
 
