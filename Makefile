@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FILES := deis_analysis experiments docs tests
 
-.PHONY: figures reproduce docs test lint bench field-history tuned-samplers fuzz soak install format clean
+.PHONY: figures reproduce docs test lint bench field-history tuned-samplers fuzz soak mutants install format clean
 
 figures: install  ## compute every figure, offline, on embedded data; files that agree with what is computed stay as they are
 	$(BIN)/python -m experiments reproduce
@@ -33,6 +33,9 @@ fuzz: install  ## 60,000 hostile calls of the public functions, half an hour
 
 soak: install  ## memory of long processes; runs that are killed, or share a folder; ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
+
+mutants: install  ## 60 errors planted at random in a copy of the package, one at a time: which test sees each; hours
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 field-history: install  ## audit the released versions of diffusers anew: installs each, half an hour
 	$(BIN)/python -m experiments.study.field_history install $(VENV)/history

@@ -110,7 +110,7 @@ def exact_end(case: Case, mix: GaussianMixture, x: Array) -> Array:
     rho, level = float(process.rho(last)), prepared.end_level if prepared.end_level is not None else 0.0
     y = y / float(process.alpha(last))
     if rho > level:
-        y = mix.flow(EDM(max(level, rho / 4), rho * 2), y, rho, level)
+        y = mix.flow(EDM(level or rho / 2, rho), y, rho, level)  # 0, the data, is a time of every EDM
     return y if prepared.end_scale == "karras" or level == 0 else y / np.hypot(1.0, level)
 
 

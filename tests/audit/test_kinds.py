@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
 import sys
 from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy.special import ndtr
 
 import deis_analysis as da
-from deis_analysis.audit import placed, subject_of
-from deis_analysis.audit.case import read_case
-from deis_analysis.audit.checks import check_churn
+from deis_analysis.audit import audit_file, placed, subject_of
+from deis_analysis.audit.case import exact_end, read_case
+from deis_analysis.audit.checks import check_churn, check_ends, check_last_step
+from deis_analysis.audit.identity import _levels
 from deis_analysis.audit.report import _in_process_scale
 from deis_analysis.audit.subject import _value, function_subject
 from deis_analysis.cli import main
@@ -453,6 +457,33 @@ def test_the_columns_of_two_outputs_are_kept_apart(sampler, shares):
     assert f"{shares[0][0]:.4g} : {shares[0][1]:.4g}" in said
 
 
+def noise_at_the_end(model, x, sigmas):
+    """Euler, the last step to nine tenths of its level and up again with noise: right, with other weights."""
+    a, b = (float(s) for s in sigmas[-2:])
+    x = euler(model, x, sigmas[:-1])
+    return x + (x - model(x, a)) / a * (0.9 * b - a) + (0.19 * b**2) ** 0.5 * torch.randn_like(x)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "codes"),
+    [(euler, []), (noise_at_the_end, []), (lambda *given: 0.5 * euler(*given), ["ORD-LAST-STEP"])],
+)
+def test_noise_in_the_last_step_is_no_error_of_its_weights(sampler, codes):
+    case = read_case(function_subject(sampler, final_zero=False).own(8))
+    assert [finding.code for finding in check_last_step(case, 0, "eps, rho", True)] == codes
+
+
+def test_levels_are_corrected_where_the_result_is_at_none_of_the_process_s():
+    """A ladder that is told 5 % too low and leads below the first level: the rows are compared on the levels used."""
+    process, told = da.VE(0.1, 1.0), da.grid(da.VE(0.1, 1.0), 4, "logrho")
+    sigma = np.append(process.rho(told[:-1]) * np.array([1.0, 1.05, 1.05, 1.05]), 0.05)
+    case = SimpleNamespace(process=process, table=SimpleNamespace(times=told), scales=(np.ones(5), sigma),
+                           reading=SimpleNamespace(residual=1e-14))  # fmt: skip
+    found = _levels(case)
+    np.testing.assert_allclose(process.rho(found[:-1]), sigma[:-1], rtol=1e-12)
+    assert found[-1] == told[-1]
+
+
 # -- noise at the wrong place, or too much of it ---------------------------------------------------
 def churned(model, x, sigmas, late=False, gamma=0.1, scale=1.0):
     """Karras et al. 2022, algorithm 2, with Euler; ``late``: the model is asked before the noise, as a scheduler is."""
@@ -487,6 +518,21 @@ def test_churn_whose_noise_is_scaled_is_not_churn_that_comes_late():
     codes = {f.code for f in audited(lambda m, x, s: churned(m, x, s, False, 0.1, 1.2))[0].findings}
     assert "ORD-CHURN-LATE" not in codes
     assert "INV-VARIANCE" in codes
+
+
+@pytest.mark.parametrize(("scale", "late"), [(1.0, True), (1.2, False)])
+def test_churn_that_comes_late_is_seen_in_the_scale_of_vp_too(scale, late):
+    """Algorithm 2 on x/α, the model asked before the noise; with noise that is scaled it is another method."""
+
+    def churned_on_vp(model, x, times):
+        for t, s in pairwise(times):
+            rho, low = (torch.sqrt(1 / alpha(u) ** 2 - 1) for u in (t, s))
+            noise = scale * (1.1**2 - 1) ** 0.5 * rho * torch.randn_like(x)
+            x = alpha(s) * (x / alpha(t) + noise + (low - 1.1 * rho) * model(x, t))
+        return x
+
+    codes = {f.code for f in audited(churned_on_vp, convention="times")[0].findings}
+    assert ("ORD-CHURN-LATE" in codes) is late
 
 
 @pytest.mark.parametrize("name", [name for name, row in da.SOLVERS.items() if row.stochastic])
@@ -632,14 +678,26 @@ def test_what_pipelines_ask_of_diffusers(spec, calls, row):
 @pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
 def test_a_shift_that_is_applied_twice_is_a_grid_that_was_not_asked_for(shift):
     pytest.importorskip("diffusers")
-    report, wrong = audited(f"diffusers:FlowMatchEulerDiscreteScheduler?shift={shift:g}")
+    spec = f"diffusers:FlowMatchEulerDiscreteScheduler?shift={shift:g}"
+    report, wrong = audited(spec)
     assert wrong == (set() if shift == 1 else {"SCH-GRID"})
     once = shift * 1e-3 / (1 + (shift - 1) * 1e-3)
     twice = shift * once / (1 + (shift - 1) * once)
+    assert subject_of(spec).own(8).asked_least == pytest.approx(once / (1 - once), rel=1e-12)
     said = [f.message for f in report.findings if f.code == "SCH-GRID"]
     if said:
         assert f"σ/α = {twice / (1 - twice):.4g}" in said[0]
         assert said[0].endswith(f"{once / (1 - once):.4g}")
+
+
+@pytest.mark.parametrize(("std", "seen"), [(0.96, True), (0.99, False), (1.01, False), (1.04, True)])
+def test_the_standard_deviation_of_x_T_is_that_of_the_first_level(std, seen):
+    pytest.importorskip("diffusers")
+    case = read_case(subject_of("diffusers:EulerDiscreteScheduler").own(8))
+    case = replace(case, prepared=replace(case.prepared, start_std=std))
+    said = [finding.message for finding in check_ends(case) if finding.code == "SCH-START-SCALE"]
+    assert bool(said) is seen
+    assert not said or f"the standard deviation {std:.2g}" in said[0]  # to two digits: σ is 0.998 at the first level
 
 
 @pytest.mark.parametrize(
@@ -784,6 +842,21 @@ def test_the_problem_lies_in_the_sampler_s_own_range():
     assert abs(report.observed_order - 2) < 0.2
 
 
+@pytest.mark.parametrize(("level", "at"), [(0.0, 0.0), (0.002, 0.002), (0.03, 0.03), (0.09, 0.09), (0.2, 0.1)])
+def test_the_exact_end_at_a_level_that_the_process_does_not_reach(level, at):
+    """The quantile of x at ρ = 1 is kept down to the level; the process ends at ρ = 0.1, above it there is no flow."""
+    means, deviations, weights = np.array([-1.0, 0.8]), np.sqrt([0.05, 0.1]), np.array([0.4, 0.6])
+    mix, process, x = da.GaussianMixture(weights, means, deviations**2), da.VE(0.1, 1.0), np.linspace(-2.0, 2.0, 7)
+
+    def share(x, rho):
+        return ndtr((x[:, None] - means) / np.hypot(deviations, rho)) @ weights
+
+    for scale, unit in (("karras", 1.0), ("process", np.hypot(1.0, level))):
+        said = SimpleNamespace(t_end=None, end_level=level, end_scale=scale)
+        case = SimpleNamespace(process=process, prepared=said, table=SimpleNamespace(times=[process.t_max]))
+        assert np.allclose(share(unit * exact_end(case, mix, x), at), share(x, 1.0), rtol=1e-9)
+
+
 # -- files ----------------------------------------------------------------------------------------
 FILE = """
 from __future__ import annotations
@@ -885,3 +958,9 @@ def test_a_missing_folder_is_said_before_the_work(tmp_path, option):
 @pytest.mark.parametrize("nfe", ["0", "1001", "x"])
 def test_nfe_has_bounds(nfe):
     assert CliRunner().invoke(main, ["audit", "registry:ddim", "--nfe", nfe]).exit_code == 2
+
+
+def test_function_child_and_command_make_the_same_number_of_calls():
+    (option,) = (p for p in main.commands["audit"].params if p.name == "nfe")
+    defaults = [inspect.signature(door).parameters["nfe"].default for door in (da.audit_sampler, audit_file)]
+    assert defaults == [20, 20] == [option.default] * 2

@@ -476,6 +476,24 @@ def test_a_brownian_path_depends_on_seed_and_time_alone():
     assert not np.any(a(0.0))
 
 
+def test_a_seed_stands_for_the_same_path_in_every_version():
+    """Two nodes of the tree, e⁴⁰ and e⁻²⁰, from NumPy's own streams of their numbers; one far down as it has been."""
+
+    def z(kind, index):
+        bits = np.random.Philox(key=7, counter=[0, kind, index, 0])
+        return np.random.Generator(bits).standard_normal(2)
+
+    (low, middle, high), path = np.exp([-80.0, -20.0, 40.0]), da.BrownianPath((2,), 7)
+    bottom = np.sqrt(low) * z(0, 0)
+    top = bottom + np.sqrt(high - low) * z(0, 1)
+    between = bottom + (middle - low) / (high - low) * (top - bottom)
+    assert np.allclose(path(high), top, rtol=1e-12)
+    assert np.allclose(
+        path(middle), between + np.sqrt((middle - low) * (high - middle) / (high - low)) * z(1, 1), rtol=1e-9
+    )
+    assert np.allclose(path(1.0), [0.14035519, -1.25526874], rtol=1e-7)
+
+
 def test_increments_add_up_over_grids():
     path = da.BrownianPath((2,), 3)
     fine = np.geomspace(100.0, 0.01, 33)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 import deis_analysis as da
 from deis_analysis.cli import main
 from deis_analysis.tuning import target_of, tune
-from deis_analysis.tuning.fit import Goal, State, search
+from deis_analysis.tuning.fit import Goal, State, _round, search
 from deis_analysis.tuning.held_out import consistency
 from deis_analysis.tuning.parameters import Space
 
@@ -128,6 +129,24 @@ def test_a_linear_problem_is_solved_as_least_squares():
     residual = np.sqrt(np.mean((outputs @ best + fixed - truth.ravel()) ** 2))
     assert np.isclose(state.best_loss, residual, rtol=1e-4)
     assert state.losses[0] > 1.05 * residual
+
+
+def test_a_step_that_is_taken_lowers_the_damping_tenfold_and_one_that_fails_raises_it_fourfold():
+    """Tenfold is Marquardt's ν (1963). Where every step is refused the point stays."""
+    target = target_of("mixture")
+    x = target.noise(64, 3)
+    goal, state = Goal(target, x, target.truth(x)[0]), State(space("tab2", 4).start, damping=1.0)
+    assert _round(space("tab2", 4), goal, state, lambda n: None) < 1
+    assert np.isclose(state.damping, 0.1, rtol=1e-12)
+    point = state.point
+    refused = SimpleNamespace(perturbed=space("tab2", 4).perturbed, table=space("tab2", 4).table, moved=_no_times)
+    assert _round(refused, goal, state, lambda n: None) == 1
+    assert np.isclose(state.damping, 0.1 * 4**6, rtol=1e-12)
+    assert state.point is point
+
+
+def _no_times(point, step):
+    raise ValueError("times that meet")
 
 
 def test_the_mean_absolute_difference_is_another_optimum():

@@ -309,7 +309,7 @@ def _asked_least(subject: Scheduler, scheduler: Any) -> float | None:
         "use_exponential_sigmas",
         "use_beta_sigmas",
     }
-    if not subject.name.startswith("FlowMatch") or subject.timing or shift == 1 or changed & set(subject.config):
+    if not subject.name.startswith("FlowMatch") or subject.timing or changed & set(subject.config):
         return None
     least = 1.0 / float(scheduler.config.num_train_timesteps)
     least = shift * least / (1.0 + (shift - 1.0) * least)
