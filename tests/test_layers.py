@@ -182,7 +182,7 @@ def test_the_experiments_have_no_cycle_and_do_not_import_one_another_across_room
 
 
 def test_validation_is_a_small_part_of_the_code():
-    """Lines of `validate`, of what reads documents, and of the decorator, beside those of the mathematics: below 5 %."""
+    """Lines of `validate`, of what reads documents, and of the decorator: below 5 % of all."""
     texts = {path: path.read_text().splitlines() for path in ROOT.rglob("*.py")}
     checks = [line for name in ("validate.py", "tableau/document.py") for line in texts[ROOT / name]]
     checks += [line for lines in texts.values() for line in lines if line.strip().endswith("@checked")]
