@@ -6,7 +6,7 @@ A case ends as
 * "unnamed": one that names another: that with which the value does not go together, or what was made of it;
 * "raw": any other exception;
 * "its own": an exception of a function that was given where one is wanted, but is not of that kind;
-* "hang": it ran for more than `LIMIT_S` seconds of processor time, or waited for twelve times as long;
+* "hang": it ran for more than `LIMIT_S` seconds of processor time, or waited for 24 times as long;
 * "swallowed": None, NaN or infinity in a numeric argument gave a result (None where it is the default is no such case);
 * "accepted": another value gave a result; some of these values are good ones for some arguments.
 
@@ -556,7 +556,7 @@ def limited(seconds: float) -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> None:
         raise Hang
 
-    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, 12 * seconds))
+    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, 24 * seconds))
     before = [signal.signal(number, late) for number, _, _ in clocks]
     for _, timer, limit in clocks:
         signal.setitimer(timer, limit)

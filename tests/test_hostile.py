@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import deis_analysis as da
-from deis_analysis import interop, tuning, validate
+from deis_analysis import interop, problems, tuning, validate
 from deis_analysis.audit import plugin
 
 VP = da.VPLinear()
@@ -109,6 +109,19 @@ def test_a_wrong_kind_is_named(argument, call, wrong, tmp_path, monkeypatch):
     with pytest.raises((ValueError, TypeError), match=rf"\b{argument}=|\b{argument} (must|has|is)") as error:
         call(wrong)
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda: da.reference_solution(hostile.linear, VP, hostile.X, 0.5, cache=""), "cache='' must be"),
+    (lambda: tuning.target_of("no-such"), "^model='no-such'"),
+    (lambda: tuning.trajectories(hostile.MODEL, hostile.X, teacher="abc"), "^teacher='abc' is unknown"),
+    (lambda: hostile.PRODUCT.flow(VP, hostile.X2, 0.9, 9.0), "^t_to=9.0 is outside"),
+    (lambda: problems.teleport([["a"]], VP, hostile.X2, 0.9, 0.5), "^source="),
+    (lambda: problems.teleport(hostile.GAUSS, VP, hostile.X2, 0.9, -1.0), "^t_skip=-1.0 is outside"),
+])  # fmt: skip
+def test_the_argument_that_is_named_is_the_bad_one(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
 
 
 def test_the_weights_next_to_that_are_finite():

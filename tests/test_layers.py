@@ -179,3 +179,11 @@ def test_the_experiments_have_no_cycle_and_do_not_import_one_another_across_room
         others = {name.split(".")[1] for name in imported(module) if name.count(".") == 2}
         allowed = below | {room} | ({"networks"} if room == "training" else set())
         assert room == "__main__" or others <= allowed, f"{module} imports from {others}"
+
+
+def test_validation_is_a_small_part_of_the_code():
+    """Lines of `validate`, of what reads documents, and of the decorator: below 5 % of all."""
+    texts = {path: path.read_text().splitlines() for path in ROOT.rglob("*.py")}
+    checks = [line for name in ("validate.py", "tableau/document.py") for line in texts[ROOT / name]]
+    checks += [line for lines in texts.values() for line in lines if line.strip().endswith("@checked")]
+    assert 500 < len(checks) < 0.05 * sum(map(len, texts.values()))

@@ -119,7 +119,8 @@ class _Mixture:
         Warns:
             UnresolvedFlowWarning: an estimated error above 1e-9 of the spread of the result.
         """
-        y, error = self._flow(process, self._checked(x), t_from, t_to)
+        start, end = process._check_scalar(t_from, "t_from"), process._check_scalar(t_to, "t_to")
+        y, error = self._flow(process, self._checked(x), start, end)
         return self._told(y, error, process, t_to, with_error)
 
     @checked

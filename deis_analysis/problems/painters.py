@@ -86,8 +86,11 @@ def teleport(source: Any, process: Process, x_T: Any, t_start: float, t_skip: fl
     """
     if isinstance(source, GaussianMixture) and nonnegative("floor", floor):
         raise ValueError(f"floor={floor!r} is for data; allowed with a mixture as source: none")
-    gaussian = source if isinstance(source, GaussianMixture) else gaussian_of(source, floor)
-    require_process(process)
+    gaussian = source if isinstance(source, GaussianMixture) else gaussian_of(real("source", source), floor)
+    t_start, t_skip = (
+        require_process(process)._check_scalar(t_start, "t_start"),
+        process._check_scalar(t_skip, "t_skip"),
+    )
     if gaussian.weights.size != 1:
         raise ValueError(f"source={gaussian!r} must have one component: no other has a closed-form flow in general")
     x = backend.floating("x_T", x_T if hasattr(x_T, "dtype") else real("x_T", x_T))

@@ -27,7 +27,7 @@ import numpy as np
 
 from deis_analysis.problems.mixture import GaussianMixture, levels
 from deis_analysis.process.process import Array, Process, require_process
-from deis_analysis.validate import checked, finite, instance, nonnegative, positive, scalar
+from deis_analysis.validate import checked, finite, instance, nonnegative, positive
 
 
 @checked
@@ -126,7 +126,7 @@ def moment_closure(
         raise ValueError(f"gaussian={gaussian!r} must have one component: moments do not close for more")
     if require_process(process).mean is not None:
         raise ValueError(f"process={process!r} reverts to a mean; allowed: processes around 0, for x − μ")
-    start, end = (float(finite(n, scalar(n, t))) for n, t in (("t_start", t_start), ("t_end", t_end)))
+    start, end = process._check_scalar(t_start, "t_start"), process._check_scalar(t_end, "t_end")
     if not end < start:
         raise ValueError(f"t_end={t_end!r} must be below t_start={t_start!r}")
     for name, t in (("t_start", start), ("t_end", end)):

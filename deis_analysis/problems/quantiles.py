@@ -115,14 +115,22 @@ def _bracket(
 
 
 def _error(x: Array, y: Array, log_w: Array, source: Any, target: Any) -> Array:
-    """Rounding of x, means, deviations and tails, in units of the cdf, over the density at y; at most the spread."""
+    """Rounding of x, means, deviations and tails, in units of the cdf, over the density at y; at most the spread.
+
+    Where the density falls within that error of y, as beside a gap, the least of it there counts.
+    """
     total = np.full(x.shape, -np.inf)
     for value, (m, s) in ((x, source), (y, target)):
         z = (value[:, None] - m) / s
         log_phi = log_w - 0.5 * z * z
         size = np.log(_ROUNDING * ((np.abs(value)[:, None] + np.abs(m)) / s + np.abs(z) + 1.0))
         total = np.logaddexp(total, np.logaddexp.reduce(log_phi + size, axis=-1))
-    density = np.logaddexp.reduce(log_phi - np.log(s), axis=-1)
-    m = np.where(np.isneginf(log_w), np.nan, target[0])
-    spread = np.nanmax(m, axis=-1) - np.nanmin(m, axis=-1) + np.max(target[1], axis=-1)
-    return np.minimum(np.exp(np.minimum(total - density, 700.0)), spread + np.abs(y))
+    centres = np.where(np.isneginf(log_w), np.nan, m)
+    most = np.nanmax(centres, axis=-1) - np.nanmin(centres, axis=-1) + np.max(s, axis=-1) + np.abs(y)
+    error, least = np.zeros(y.shape), np.full(y.shape, np.inf)
+    for _ in range(2):
+        for place in (y - error, y + error):
+            density = np.logaddexp.reduce(log_w - 0.5 * ((place[:, None] - m) / s) ** 2 - np.log(s), axis=-1)
+            least = np.minimum(least, density)
+        error = np.minimum(np.exp(np.minimum(total - least, 700.0)), most)
+    return error

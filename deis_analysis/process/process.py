@@ -192,17 +192,24 @@ class Process:
     def time_from_rho(self, rho: Any) -> Array:
         """The time at which σ/α equals ``rho``; ValueError outside [ρ(t_min), ρ(t_max)]."""
         values = real("rho", rho)
+        return self._time_at(values, "rho", values)
+
+    def _time_at(self, values: Array, name: str, given: Array) -> Array:
+        """`time_from_rho`, with what was ``given`` under a ``name`` for the error."""
         with np.errstate(divide="ignore"):
             low, high = (float(self._rho(np.asarray(t))) for t in (self.t_min, self.t_max))
         good = (values >= low * (1 - _SLACK)) & (values <= high * (1 + _SLACK)) & np.isfinite(values)
         if not good.all():
-            bad = float(values[~good].flat[0]) if values.ndim else float(values)
-            raise ValueError(f"rho={bad!r} is outside [{low:.6g}, {high:.6g}], the levels that {self!r} reaches")
+            bad = float(given[~good].flat[0]) if given.ndim else float(given)
+            ends = f"ρ in [{low:.6g}, {high:.6g}]"
+            raise ValueError(f"{name}={bad!r} is outside {ends}, the levels that {self!r} reaches")
         return np.clip(self._time_from_rho(np.clip(values, low, high)), self.t_min, self.t_max)
 
     def time_from_lam(self, lam: Any) -> Array:
         """The time at which log(α/σ) equals ``lam``."""
-        return self.time_from_rho(np.exp(-real("lam", lam)))
+        values = real("lam", lam)
+        with np.errstate(over="ignore"):
+            return self._time_at(np.exp(-values), "lam", values)
 
     # -- predictions and their clocks -------------------------------------------------------------
     def gamma(self, prediction: str, t: Any) -> Array:
@@ -276,6 +283,7 @@ class Process:
 
     def convert(self, source: str, target: str, t: Any) -> tuple[Array, Array]:
         """(c, d) with target = c·x + d·source, from x = αx₀ + σε; ValueError where the pair (x, source) is singular."""
+        choose("source", source, PREDICTIONS), choose("target", target, PREDICTIONS)
         t = self._check(t)
         alpha, sigma = self._alpha(t), self._sigma(t)
         a, b = self.prediction_parts(source, t)

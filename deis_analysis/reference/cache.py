@@ -30,13 +30,13 @@ def files(cache: Cache, key: str | None, model: Any, question: Mapping[str, Any]
     """
     if cache is None:
         return []
-    key = getattr(model, "digest", None) if key is None else key
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"key={key!r} must be a string that says what the model is, such as a hash of its weights")
     given = [cache] if isinstance(cache, (str, bytes, os.PathLike)) else several("cache", cache)
     folders = [folder("cache", place) for place in given]
     if not folders:
         raise ValueError("cache=[] must be a folder or several")
+    key = getattr(model, "digest", None) if key is None else key
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"key={key!r} must be a string that says what the model is, such as a hash of its weights")
     name = fingerprint({**question, "key": key})
     return [place / f"{name}.npz" for place in folders]
 

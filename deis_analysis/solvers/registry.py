@@ -154,20 +154,20 @@ def build(name: str, process: Process, ts: Any) -> Tableau:
     return named("name", name).build(process, check_grid(process, ts))
 
 
-def row_of(solver: str | Solver | Builder) -> Solver | Builder:
+def row_of(solver: str | Solver | Builder, argument: str = "solver") -> Solver | Builder:
     """The registry row of a name, a row itself, or a function (process, ts) → `Tableau`.
 
     Raises:
-        ValueError: an unknown name (with the nearest ones), or none of the three.
+        ValueError: an unknown name (with the nearest ones), or none of the three, given as ``argument``.
     """
     if isinstance(solver, Solver) or (callable(solver) and not isinstance(solver, str)):
         return solver
-    return named("solver", solver)
+    return named(argument, solver)
 
 
-def builder_of(solver: str | Solver | Builder) -> Builder:
+def builder_of(solver: str | Solver | Builder, argument: str = "solver") -> Builder:
     """The function (process, ts) → `Tableau` of a name, a row, or a function itself; errors as `row_of`."""
-    row = row_of(solver)
+    row = row_of(solver, argument)
     return row.build if isinstance(row, Solver) else row
 
 

@@ -111,7 +111,7 @@ def trajectories(
     process, count = model.process, positive_int("points", points, 3)
     times = time_grid(process, count - 1, kind, t_start, t_end)
     finite_level(process, float(times[0]))
-    table = builder_of(teacher)(process, times)
+    table = builder_of(teacher, "teacher")(process, times)
     nodes = table.grid_nodes
     if table.stochastic or len(nodes) != count:
         raise ValueError(

@@ -209,7 +209,10 @@ def _loaded(model: Any, shape: Any, dtype: Any, device: Any, times: str) -> Netw
     from deis_analysis.networks.loading import load
 
     options = {} if shape is None else {"shape": shape}
-    return load(model, dtype=dtype or torch.float32, device=device or "cpu", times=times, **options)
+    try:
+        return load(model, dtype=dtype or torch.float32, device=device or "cpu", times=times, **options)
+    except ValueError as error:
+        raise ValueError(str(error).replace("spec=", "model=", 1)) from error
 
 
 def _of_network(network: Network) -> Target:

@@ -26,7 +26,7 @@ from deis_analysis.tuning.held_out import HeldOut, resampled
 from deis_analysis.tuning.parameters import Point, Space
 from deis_analysis.tuning.race import Progress, Race
 from deis_analysis.tuning.target import Target, target_of
-from deis_analysis.validate import checked, real
+from deis_analysis.validate import checked, real, shown
 
 _JUDGING = 1 / 4  # of the training samples, beside them: on which rounds are compared
 _FORMAT = 1
@@ -255,6 +255,8 @@ def _given(target: Target, nfe: int, start: Any, kind: Any) -> Cell:
             return found[0]
         raise ValueError(f"grid={kind!r}: of a builder the times must be given; allowed: (N + 1,) descending times")
     ts = real("grid", kind)
+    if ts.ndim != 1 or ts.size < 2:
+        raise ValueError(f"grid={shown(kind)} must be a kind, or (N + 1,) descending times")
     table = (row.build if hasattr(row, "build") else row)(target.process, ts)
     if table.nfe != nfe or table.stochastic:
         raise ValueError(f"start={name!r} makes {table.nfe} calls on this grid; allowed: {nfe}, without noise")

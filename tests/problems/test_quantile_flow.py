@@ -156,6 +156,16 @@ def test_the_case_between_two_narrow_modes():
     assert CASES[0][0].flow(VP, *CASES[0][1:]) == pytest.approx(-0.879582443, abs=5e-10)
 
 
+def test_the_estimate_knows_that_the_density_falls_beside_a_gap():
+    """Rounding of x moves y by half of a mode's distance, and from the slope at y a quarter of that was expected."""
+    weights = [0.07236596311865007, 0.3975855367093479, 0.22884126852667597, 0.07236596311865007, 0.22884126852667597]
+    variances = [1e-3, 3.1622776601683795e-05, 1e-3, 2.0169145547303305e-05, 1.333521432163324e-07]
+    mix, process = da.GaussianMixture(weights, [0.0, 1.0, 1.125, 1.25, 1.375], variances), da.VPCosine(0.046875, 0.9946)
+    x, t_from, t_to = -0.9164168144471406, 0.72151767578125, 0.001
+    y, error = mix.flow(process, np.array([x]), t_from, t_to, with_error=True)
+    assert Truth(mix, process, x, t_from, t_to).within(float(y[0]), error[0])
+
+
 def dop853(mix, process, x, t_from, t_to):
     """The probability flow in λ by SciPy: dy/dλ = −e^{−λ} ε, y = x/α, ε = σ Σ r_k (x − αm_k)/s_k²."""
 
