@@ -313,9 +313,12 @@ def draw(frame: Frame, config: Config) -> Figure:
         above.bar(x, n, color=style.VERMILLION, width=0.7)
         above.text(x, n, f" {n}", ha="center", va="bottom", fontsize=panels.TICKS)
     place = above.get_xaxis_transform()
-    heads = [*enumerate(counts), *((len(counts) + 0.6 + i, text) for i, (_, text) in enumerate(_NUMBERS))]
-    for x, text in heads:
-        above.text(x, 1.28, text, rotation=_SLANT, ha="left", va="bottom", fontsize=panels.SMALL, transform=place,
+    heads: list[tuple[float, str]] = [
+        *enumerate(counts),
+        *((len(counts) + 0.6 + i, text) for i, (_, text) in enumerate(_NUMBERS)),
+    ]
+    for at, text in heads:
+        above.text(at, 1.28, text, rotation=_SLANT, ha="left", va="bottom", fontsize=panels.SMALL, transform=place,
                    rotation_mode="anchor")  # fmt: skip
     above.text(-0.8, 0.4, f"samplers of {len(frame)} with the code", ha="right", va="center", fontsize=panels.TICKS,
                transform=place)  # fmt: skip

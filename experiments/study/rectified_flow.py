@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio, steps_for, vp_linear
 
@@ -224,53 +224,57 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"t = s u/(1 + (s − 1) u), u uniform. {LOWER}: last steps of lower order, down to the first. Share of a step: "
         "its error carried to the end by the exact flow, projected on the whole error; they sum to 1."
     )
-    count, rows = len(names) * len(config["grids"]), len(config["solvers"])
+    solvers, cells = config["solvers"], [(model, kind) for model in names for kind in config["grids"]]
     detailed = bool((frame.part == "step").any())
-    height = 2.1 + 0.25 * rows + (0.9 + 0.25 * (rows + 1) if detailed else 0.0)
-    fig = style.new_figure(14.0, height, headline, note)
-    margins = style.body(fig, bottom=0.6, left=1.55, right=0.25, extra_top=0.35)
-    outer = fig.add_gridspec(2 if detailed else 1, 1, hspace=0.28, **margins)
-    top = outer[0].subgridspec(1, count, wspace=0.07).subplots(sharey=True, sharex=True, squeeze=False)[0]
-    cells = [(model, kind) for model in names for kind in config["grids"]]
-    for ax, (model, kind) in zip(top, cells, strict=True):
+    upper, middle, lower = 0.165 * len(solvers) + 0.45, 0.165 * (len(solvers) + 1) + 0.95, 1.9
+    height = upper + 0.35 + (middle + lower if detailed else 0.0)
+    fig = panels.sheet(headline, note, height)
+    titles = [f"{model}, shift {kind.removeprefix('shift')}" for model, kind in cells]
+    axes, _ = panels.small_multiples(fig, titles, len(cells), left=1.15, extra_top=0.45, wspace=0.06, bottom=0.42,
+                                     end=upper / height if detailed else 1.0)  # fmt: skip
+    for ax, (model, kind) in zip(axes, cells, strict=True):
         _ratios(ax, frame[(frame.part == "error") & (frame.model == model) & (frame.grid == kind)], config)
-        ax.set_title(f"{model}, shift {kind.removeprefix('shift')}")
-    top[0].set_yticks(range(rows), config["solvers"], fontsize=9)
-    for label, name in zip(top[0].get_yticklabels(), config["solvers"], strict=True):
+        ax.set_xlabel("error / Euler's", fontsize=8.5, labelpad=2)
+    for label, name in zip(axes[0].get_yticklabels(), solvers, strict=True):
         label.set_color(style.family(name.rstrip(LOWER))[0])
-    top[0].legend(fontsize=9, loc="lower left")
+    panels.key(fig, axes[0])
     if detailed:
-        _details(fig, outer[1], frame, config)
+        begin = (upper + 0.75) / height
+        _details(fig, frame, config, begin, (upper + 0.35 + middle - 0.45) / height, (height - lower + 0.3) / height)
     return fig
 
 
 def _ratios(ax: Any, rows: Frame, config: Config) -> None:
-    ax.axvline(1.0, color="#333333", lw=1.0, zorder=1)
+    ax.axvline(1.0, color="#333333", lw=0.9, zorder=1)
     calls = sorted(rows.calls.unique())
     faces = style.plt.get_cmap("viridis_r")(np.linspace(0.15, 0.9, len(calls)))
     for k, (count, face) in enumerate(zip(calls, faces, strict=True)):
         part = rows[rows.calls == count].set_index("solver").loc[config["solvers"]]
         y = np.arange(len(part)) + 0.22 * (k - (len(calls) - 1) / 2)
-        ax.hlines(y, part.low, part.high, color=face, lw=2.2)
-        ax.plot(part.ratio, y, "o", color=face, markeredgecolor="#333333", markeredgewidth=0.5, markersize=5.5,
+        ax.hlines(y, part.low, part.high, color=face, lw=1.8)
+        ax.plot(part.ratio, y, "o", color=face, markeredgecolor="#333333", markeredgewidth=0.4, markersize=4,
                 label=f"{count} calls", zorder=3)  # fmt: skip
-    ax.set(xscale="log", xlabel="error / Euler's error", ylim=(len(config["solvers"]) - 0.4, -0.6))
-    style.plain_log_ticks(ax.xaxis, [0.001, 0.01, 0.1, 1, 10, 100])
+    ax.set(xscale="log", ylim=(len(config["solvers"]) - 0.4, -0.6))
+    style.plain_log_ticks(ax.xaxis, [0.01, 1, 100])
+    ax.set_yticks(range(len(config["solvers"])), config["solvers"])
     ax.tick_params(axis="y", length=0)
 
 
-def _details(fig: Figure, place: Any, frame: Frame, config: Config) -> None:
+def _details(fig: Figure, frame: Frame, config: Config, begin: float, end: float, below: float) -> None:
     model = frame[frame.part == "step"].model.iloc[0]
     kinds = config["grids"]
-    lower = place.subgridspec(1, 2 + len(kinds), wspace=0.12, width_ratios=[*[1.15] * len(kinds), 0.12, 1.2])
-    for k, kind in enumerate(kinds):
-        ax = fig.add_subplot(lower[k])
-        _shares(ax, frame[(frame.part == "step") & (frame.model == model) & (frame.grid == kind)], config, k == 0)
-        ax.set_title(f"{model}, shift {kind.removeprefix('shift')}: share of each step", fontsize=10.5)
-    _ends_panel(fig.add_subplot(lower[-1]), frame[(frame.part == "end") & (frame.model == model)], config)
+    titles = [f"{model}, shift {kind.removeprefix('shift')}: share of each step" for kind in kinds]
+    axes, _ = panels.small_multiples(fig, titles, max(len(kinds), 2), left=1.15, begin=begin, end=end, wspace=0.06,
+                                     extra_top=0.45)  # fmt: skip
+    for ax, kind in zip(axes, kinds, strict=True):
+        _shares(ax, frame[(frame.part == "step") & (frame.model == model) & (frame.grid == kind)], config)
+    calls, kind = min(config["calls"]), kinds[-1].removeprefix("shift")
+    (ax,), _ = panels.small_multiples(fig, [f"{model}, shift {kind}, {calls} calls: where the grid ends"], 1, left=0.6,
+                                      right=1.6, begin=below, extra_top=0.45, bottom=0.42)  # fmt: skip
+    _ends_panel(ax, frame[(frame.part == "end") & (frame.model == model)])
 
 
-def _shares(ax: Any, rows: Frame, config: Config, named: bool) -> None:
+def _shares(ax: Any, rows: Frame, config: Config) -> None:
     names, steps = [EULER, *config["solvers"]], int(rows.steps.max())
     values = np.full((len(names), steps), np.nan)
     for row in rows.itertuples():
@@ -279,30 +283,27 @@ def _shares(ax: Any, rows: Frame, config: Config, named: bool) -> None:
     ax.imshow(values, cmap="RdBu_r", vmin=-1.3, vmax=1.3, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            ax.text(j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=8.5,
+            ax.text(j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=panels.SMALL,
                     color="white" if abs(value) > 0.8 else "#222222")  # fmt: skip
     sizes = rows[rows.solver == EULER].sort_values("step").log_snr
-    ax.set_xticks(range(steps), [f"{i + 1}\n{size:.1f}" for i, size in enumerate(sizes)], fontsize=8.5)
-    ax.set_xlabel("step, and below it its size in λ, half the log-SNR")
-    ax.set_yticks(range(len(names)), names if named else [], fontsize=9)
+    ax.set_xticks(range(steps), [str(i + 1) for i in range(steps)])
+    ax.set_xlabel(f"step, of sizes {', '.join(f'{size:.1f}' for size in sizes)} in λ", fontsize=8.5, labelpad=2)
+    ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0)
     ax.grid(visible=False)
 
 
-def _ends_panel(ax: Any, rows: Frame, config: Config) -> None:
-    lines, ends = {"t_end": "-", "t_start": ":"}, []
+def _ends_panel(ax: Any, rows: Frame) -> None:
+    ends = []
     for (end, name), part in rows.groupby(["end", "solver"], sort=False):
         colour = style.GREY if name == EULER else style.family(str(name).rstrip(LOWER))[0]
         part = part.sort_values("gap", ascending=False)
-        ax.plot(part.gap, part.rms, color=colour, ls=lines[end], marker="o", markersize=4, lw=1.7)
-        ends.append((part.gap.iloc[-1], part.rms.iloc[-1], f"{name}{' (start)' if end == 't_start' else ''}", colour))
-    ax.set(xscale="log", yscale="log", xlabel="t at the end (solid), 1 − t at the start (dotted)", ylabel="RMS error")
+        panels.curve(ax, part.gap, part.rms, color=colour, ls="-" if end == "t_end" else ":", marker="o")
+        if end == "t_end" or name == f"unipc3_bh2_eps{LOWER}":
+            mark = "" if end == "t_end" else " (start)"
+            ends.append((part.gap.iloc[-1], part.rms.iloc[-1], f"{name}{mark}", colour))
+    ax.set(xscale="log", yscale="log")
+    ax.set_xlabel("t at the end (solid), 1 − t at the start (dotted)", fontsize=8.5, labelpad=2)
+    ax.set_ylabel("RMS error", fontsize=8.5)
     ax.invert_xaxis()
-    calls, kind = min(config["calls"]), config["grids"][-1].removeprefix("shift")
-    ax.set_title(f"Grid ends, {calls} calls, shift {kind}", fontsize=10.5)
-    swept = [entry for entry in ends if "start" not in entry[2]] + [
-        e for e in ends if e[2].startswith("unipc3_bh2_eps")
-    ]
-    box = ax.get_position()
-    ax.set_position([box.x0, box.y0, box.width * 0.6, box.height])
-    style.end_labels(ax, dict.fromkeys(swept), 8.5)
+    style.end_labels(ax, ends, panels.TICKS)
