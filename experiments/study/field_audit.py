@@ -122,7 +122,7 @@ def row_of(report: Report) -> dict[str, Any]:
 def audited(spec: str, config: Config) -> dict[str, Any]:
     """The row of one sampler."""
     package = spec.split(":")[0]
-    row = {"spec": spec, "package": package, "version": version_of(config["packages"].get(package, ""))}
+    row: dict[str, Any] = {"spec": spec, "package": package, "version": version_of(config["packages"].get(package, ""))}
     try:
         row |= row_of(audit_sampler(spec, nfe=config["nfe"]))
     except Exception as error:  # the audit promises not to: that it did is a result, and 100 others wait
