@@ -346,14 +346,14 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     columns = len(found) if len(found) > len(whole) else len(found) + 1  # one is left for the keys
     for i, (label, panel, part, names) in enumerate(rows):
+        if not names:
+            continue
         titles = [panels.short(name) if name not in whole or i == 0 else "" for name in names]
         axes, _ = panels.small_multiples(fig, titles, columns, extra_top=0.25, begin=0.345 * i, end=0.345 * i + 0.3,
                                          wspace=0.16)  # fmt: skip
         for ax, name in zip(axes, names, strict=True):
             panel(ax, frame[(frame.model == name) & (frame.part == part)], config)
             ax.tick_params(labelbottom=True)
-        if not axes:
-            continue
         axes[0].set(xscale="log", yscale="log")
         axes[0].set_ylabel(label, fontsize=8.5)
         if i < 2:

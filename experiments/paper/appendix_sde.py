@@ -313,7 +313,7 @@ def _registry_said(frame: Frame, config: Config) -> str:
         beaten = ", ".join(str(int((sde.w2 < at.w2[name]).sum())) for name in config["ode"])
         closer.append(f"{beaten} of {len(sde)}")
     return (
-        f"With the exact model closest with noise is {', '.join(first)}, {' and '.join(closer)} are closer than "
+        f"With the exact model closest with noise is {', '.join(first)}; {' and '.join(closer)} are closer than "
         f"{', '.join(config['ode'])}; the weak order is the declared one within {config['tolerance']:g} for {f['met']} "
         f"of {f['count']}; {len(f['exact'])} of {len(f['points'])} are exact for a point mass."
     )
