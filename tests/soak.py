@@ -25,11 +25,11 @@ from experiments.core.paths import FIGURES
 
 MOST_MB = 5.0
 NAMES = (  # quick runs of seconds each, of exact models and networks, with cached references and without; no clocks
-    *("transfer", "weights_accuracy", "appendix_sde", "fig3_discretization", "stochastic_law", "rectified_flow"),
-    *("appendix_end_time", "teleportation", "guidance", "score_diagnostics", "appendix_vesde"),
+    *("transfer", "weights_accuracy", "appendix_sde", "fig3_discretization", "convergence", "rectified_flow"),
+    *("appendix_end_time", "teleportation", "guidance", "appendix_vesde"),
     *("budget_of_errors", "appendix_blackbox_tolerance", "fig4_extrapolation"),
 )
-LONGER = 1.5  # than in peace, as the work of the experiment that a kill hits is done again
+LONGER = 1.2  # than in peace, as the work of the experiment that a kill hits is done again
 FEW = NAMES[:3]
 # the caches are the run's own, so that a kill can hit them as well
 _RUN = "import sys; from experiments.core import paths; paths.FIGURES = paths.Path(sys.argv.pop(1)); "
