@@ -3,8 +3,9 @@
 ``python tests/mutants.py [--seed 2026] [--count 60] [--shard 0/1] [--only INDEX] [--stages 3] [--tests FILE …]``
 
 Stage 1 runs the test files nearest to the place, 2 all that name something of its module, 3 the rest. A catch counts if
-the test that fails passes without the error. What is in ``--out`` is not run again. Known tools do not fit: Cosmic Ray
-runs one command for all mutants and draws no sample; mutmut traces the whole suite first, and draws none.
+the test that fails passes without the error. What is in ``--out`` is not run again. A seed draws from the places of the
+package as it is: a change of the package draws others. Known tools do not fit: Cosmic Ray runs one command for all
+mutants and draws no sample; mutmut traces the whole suite first, and draws none.
 """
 
 from __future__ import annotations
@@ -168,8 +169,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build/mutants.jsonl")
     asked = parser.parse_args()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = map(json.loads, asked.out.read_text().splitlines() if asked.out.exists() else [])
-    done = {row["index"]: row for row in rows if (row["seed"], row["count"]) == (asked.seed, asked.count)}
+    done = [json.loads(line) for line in (asked.out.read_text().splitlines() if asked.out.exists() else [])]
     (part, parts), survived = map(int, asked.shard.split("/")), 0
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
         left_out = shutil.ignore_patterns(".*cache", ".venv", ".git", "build", "__pycache__", ".done", ".hypothesis")
@@ -177,23 +177,22 @@ def main() -> int:
         for index, (place, instead) in enumerate(drawn(asked.seed, asked.count)):
             if index % parts != part if asked.only is None else index != asked.only:
                 continue
-            if index not in done or asked.only is not None:
-                begin, text = time.perf_counter(), (ROOT / place.file).read_text()
-                line = f"{place.file}:{text.count(chr(10), 0, place.begin) + 1}"
-                row = {"seed": asked.seed, "count": asked.count, "index": index, "place": line}
-                row |= {"was": text[place.begin : place.end], "is": instead}
-                row["caught"] = look(
-                    copy, place, instead, [asked.tests] if asked.tests else stages(place)[: asked.stages]
-                )
-                done[index] = row | {"seconds": round(time.perf_counter() - begin)}
+            begin, text = time.perf_counter(), (ROOT / place.file).read_text()
+            line = text.count("\n", 0, place.begin) + 1
+            row = {"seed": asked.seed, "index": index, "place": f"{place.file}:{line}", "at": place.begin}
+            row |= {"was": text[place.begin : place.end], "is": instead}
+            known = [old for old in done if row.items() <= old.items() and asked.only is None]
+            if known:
+                row = known[-1]
+            else:
+                groups = [asked.tests] if asked.tests else stages(place)[: asked.stages]
+                row["caught"] = look(copy, place, instead, groups)
+                row["seconds"] = round(time.perf_counter() - begin)
                 with asked.out.open("a") as out:
-                    out.write(json.dumps(done[index]) + "\n")
-            row, caught = done[index], done[index]["caught"] or "SURVIVED"
+                    out.write(json.dumps(row) + "\n")
             survived += row["caught"] is None
-            print(
-                f"{index:3} {row['place']:45} {row['was']:>4} → {row['is']:4} {row['seconds']:5} s  {caught}",
-                flush=True,
-            )
+            what = f"{row['was']:>4} → {row['is']:4} {row['seconds']:5} s"
+            print(f"{index:3} {row['place']:45} {what}  {row['caught'] or 'SURVIVED'}", flush=True)
     print(f"{survived} survived")
     return int(survived > 0)
 
