@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -171,6 +172,24 @@ def test_equal_errors_share_their_ranks():
         assert row["ratio_low"] <= 1.0 < row["ratio_high"] or row["rank"] == 1
 
 
+def test_samples_that_flip_do_not_count_in_ranks():
+    rng = np.random.default_rng(1)
+    few = {
+        "tab1": {"t2": rng.uniform(1, 2, 40)},
+        "ddim": {"t2": rng.uniform(3, 4, 40)},
+        "ddpm": {"t2": np.full(40, 9.0)},
+    }
+    few["tab1"]["t2"][:5] = math.nan  # of which each would outweigh all others
+    few["ddpm"]["t2"][:] = math.nan
+    rows = network_work_precision.ranked(few, {"seed": 0, "draws": 200})
+    assert [row["solver"] for row in rows] == ["tab1", "ddim", "ddpm"]
+    assert [(row["rank_low"], row["rank_high"]) for row in rows] == [(1, 1), (2, 2), (3, 3)]
+    assert rows[0]["rms"] == pytest.approx(np.sqrt(few["tab1"]["t2"][5:].mean()))
+    both = few["ddim"]["t2"][5:].mean() / few["tab1"]["t2"][5:].mean()
+    assert rows[1]["ratio"] == pytest.approx(np.sqrt(both))
+    assert math.isnan(rows[2]["rms"])
+
+
 def test_seeds_and_trainings_move_ranks(found):
     """Ranks of a second seed and of a further training that are those of the first, turned round."""
     frame, config = found
@@ -191,7 +210,9 @@ def test_seeds_and_trainings_move_ranks(found):
     )
     assert "for 2 of 2 networks" in said
     figure = network_work_precision.draw(both, config)
-    assert "2 samples of each of 2 seeds" in figure.texts[1].get_text()
+    note = " ".join(figure.texts[1].get_text().split())
+    assert "on its own process, 2 samples;" in note
+    assert "thin: range over 2 seeds." in note
     assert [ax.get_title(loc="left") for ax in figure.axes][3] == "rank on 2 trainings of digits8"
 
 
