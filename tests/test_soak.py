@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import soak
 
 
@@ -14,7 +15,7 @@ def test_the_harness_sees_what_it_looks_for(monkeypatch):
     kept, run = [], soak.da.run
 
     def keeping(*args, **kwargs):
-        kept.append(bytes(100_000))
+        kept.append(np.ones(100_000))  # all of it written to, or it would take no memory
         return run(*args, **kwargs)
 
     monkeypatch.setattr(soak.da, "run", keeping)

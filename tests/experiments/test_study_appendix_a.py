@@ -73,7 +73,7 @@ def test_figures_are_drawn_and_sentences_end(module, request):
 # -- time grids -----------------------------------------------------------------------------------
 def test_grid_errors_and_ratios(grids_found):
     frame, config = grids_found
-    mix, x = mixture(config["exact_samples"])
+    mix, x = mixture(config["samples"])
     exact = mix.flow(VP, x, 1.0, 1e-3)
     u = np.linspace(0, 1, 11)
     by_hand = {
@@ -100,7 +100,7 @@ def test_best_exponent_is_what_scipy_finds(solver, family):
     """A parabola through three points of the scan is within a tenth of the scan's spacing, a quarter of k, of it."""
     config = {**grids.CONFIG, "models": ["mixture"], "solvers": [solver], "calls": [10], "draws": 50}
     frame = grids.compute(config, lambda share: None)
-    mix, x = mixture(config["exact_samples"])
+    mix, x = mixture(config["samples"])
     exact = mix.flow(VP, x, 1.0, 1e-3)
     steps = problems.steps_for(solver, 10)
 
@@ -315,7 +315,7 @@ def test_ratios_are_those_of_the_errors(vesde_found):
 # -- end time -------------------------------------------------------------------------------------
 def test_parts_of_the_error_by_hand(end_time_found):
     frame, config = end_time_found
-    mix, x = mixture(config["exact_samples"])
+    mix, x = mixture(config["samples"])
     answer = mix.flow(VP, x, 1.0, 0.0)
     for t_end in (1e-3, 1e-4):
         ts = (1 + np.linspace(0, 1, 11) * (np.sqrt(t_end) - 1)) ** 2

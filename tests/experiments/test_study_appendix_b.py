@@ -182,7 +182,7 @@ def dpmpp_2m_lower_order_final(mix, x, ts) -> np.ndarray:
 
 
 def start(config):
-    mix, x = problems.product_mixture(), problems.noise(config["exact_samples"], 4, 0)
+    mix, x = problems.product_mixture(), problems.noise(config["samples"], 4, 0)
     return mix, x, mix.flow(RF, x, 0.999, 1e-3)
 
 
@@ -309,7 +309,7 @@ def test_network_of_vp_on_the_rectified_flow(monkeypatch):
 
 # -- guidance -------------------------------------------------------------------------------------
 def test_guided_model_by_hand():
-    config = {**guidance.CONFIG, "exact_samples": 10}
+    config = {**guidance.CONFIG, "samples": 10}
     mix = guidance.class_mixture(config)
     everything, each, d = guidance.classes("mixture", config, VP)
     scales, x = [0.0, 1.0, 7.5], torch.tensor(problems.noise(10, 4, 3)).repeat(3, 1)
@@ -346,7 +346,7 @@ def test_digits_of_all_classes_are_the_mean_of_the_classes():
 def test_scale_one_is_the_flow_of_the_class(guidance_found):
     _, config = guidance_found
     process, _, x, truth, estimate = guidance.setup("mixture", config)
-    mix, n = guidance.class_mixture(config), config["exact_samples"]
+    mix, n = guidance.class_mixture(config), config["samples"]
     for i in range(12):
         k = i % config["classes"]
         own = da.GaussianMixture([1.0], mix.means[k : k + 1], mix.covariances[k : k + 1])
@@ -358,7 +358,7 @@ def test_scale_one_is_the_flow_of_the_class(guidance_found):
 def test_guided_errors_by_hand(guidance_found):
     frame, config = guidance_found
     process, model, x, truth, _ = guidance.setup("mixture", config)
-    n, errors = config["exact_samples"], {}
+    n, errors = config["samples"], {}
     for kind in config["grids"]:
         ts, state = da.grid(process, 10, kind, 1.0, 1e-3), x
         for t, s in itertools.pairwise(ts):

@@ -477,7 +477,7 @@ def test_bad_banks():
         trajectories(THREE.v(FLOW), X, t_start=1.0)
     with pytest.raises(ValueError, match="draws noise or skips times"):
         trajectories(MODEL, X, teacher="ancestral_ve")
-    with pytest.raises(ValueError, match="solver='tab9' is unknown"):
+    with pytest.raises(ValueError, match="teacher='tab9' is unknown; nearest: tab3"):
         trajectories(MODEL, X, teacher="tab9")
     with pytest.raises(ValueError, match="must descend strictly"):
         Bank(VP, np.array([0.1, 0.2]), (X, X), (X, X), 0)
