@@ -283,8 +283,8 @@ def check_noise(spec: str, case: Case) -> list[Finding]:
 def check_variance(case: Case) -> list[Finding]:
     """Of a sampler with noise: whether its states keep the noise of their level, with one point of data."""
     alpha, sigma = (values[case.lead : -1] for values in case.scales)
-    told = case.process.sigma(case.times) / case.process.alpha(case.times)
     with np.errstate(divide="ignore", invalid="ignore"):
+        told = case.process.sigma(case.times) / case.process.alpha(case.times)
         ratio = np.where(alpha != 0, sigma / alpha, np.nan) / told
     if not np.any(np.abs(ratio - 1.0) > max(_LEVEL, 100 * case.floor)):
         return []
