@@ -172,11 +172,10 @@ def _duel(judges: list[Judge], calls: int, choice: str, by: dict[str, tuple[Arra
     found, low, high = ratio(by[first][0], by[second][0], seed)
     others = [found]
     for judge in judges[1:]:
-        duel = [
-            judge.counted(_end(judge.study, solver, calls, kind))
-            for solver, kind in zip((first, second), grids, strict=True)
-        ]
-        others.append(ratio(*duel, seed)[0])
+        a, b = (
+            judge.counted(_end(judge.study, s, calls, kind)) for s, kind in zip((first, second), grids, strict=True)
+        )
+        others.append(ratio(a, b, seed)[0])
     return {"part": "duel", "calls": calls, "choice": choice, "solver": first, "grid": grids[0], "second": second,
             "ratio": found, "low": low, "high": high, "least": min(others), "most": max(others)}  # fmt: skip
 
