@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import types
 
 import numpy as np
 import pandas as pd
@@ -524,6 +525,16 @@ def test_cells_are_the_least_over_grids(table2, mixture):
     assert row.steps == 4
     x = mixture.solve("rhork_3kutta", da.grid(PROCESS, 4, row.grid, 1.0, 1e-3))
     assert row.rms == pytest.approx(rms(x, mixture), rel=1e-12)
+
+
+def test_the_best_grid_is_that_of_the_samples_that_count(monkeypatch):
+    row = {"solver": "tab3", "calls": 5, "nfe": 5}
+    tried = [{**row, "grid": "t1", "rms": 0.1, "error": 0.05}, {**row, "grid": "t2", "rms": 0.2, "error": 0.01}]
+    monkeypatch.setattr(table2_variants.swept, "sweep", lambda *_, **__: tried)
+    judge = types.SimpleNamespace(config=table2_variants.CONFIG, study=None)
+    assert [(found["grid"], found["best"]) for found in table2_variants._cells(judge, None)] == [
+        ("t1", False), ("t2", True),
+    ]  # fmt: skip
 
 
 def test_table2_verdict_turns(table2):
