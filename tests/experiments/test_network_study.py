@@ -188,6 +188,8 @@ def test_samples_that_flip_do_not_count_in_ranks():
     both = few["ddim"]["t2"][5:].mean() / few["tab1"]["t2"][5:].mean()
     assert rows[1]["ratio"] == pytest.approx(np.sqrt(both))
     assert math.isnan(rows[2]["rms"])
+    draws = np.array([[1.0, math.nan, 3.0], [math.nan] * 3])
+    assert network_work_precision.means(draws).tolist() == [2.0, math.inf]
 
 
 def test_seeds_and_trainings_move_ranks(found):
