@@ -15,7 +15,7 @@ import torch
 
 import deis_analysis as da
 from deis_analysis.analysis.distances import energy_distance
-from experiments.core import judging, style
+from experiments.core import judging, panels, style
 from experiments.core.agreement import differences
 from experiments.models import studies
 from experiments.models.problems import product_mixture
@@ -171,6 +171,13 @@ def test_a_digit_that_ends_at_an_image_which_no_other_sample_has_is_flipped():
     x = judge.truth.clone()
     x[seen[0]] = neighbours[seen[0]]
     assert np.array_equal(judge.flips(x), np.arange(8) == int(seen[0]))
+
+
+def test_a_ratio_whose_seeds_do_not_agree_is_grey():
+    ax = style.plt.figure().subplots()
+    panels.intervals(ax, [(0.5, 0.4, 0.6)] * 2, [0.5, 1], None, outer=[(0.4, 1.1), (0.4, 0.6)])
+    dots = [line.get_color() for line in ax.lines if line.get_marker() == "o"]
+    assert dots == [panels.SAME, panels.BETTER]
 
 
 def test_how_many_samples_and_seeds_is_said():
