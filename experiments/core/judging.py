@@ -60,6 +60,17 @@ def ratio(a: Array, b: Array, seed: int, draws: int = 2000) -> tuple[float, floa
     return float(np.sqrt(a[both].mean() / b[both].mean())), *bootstrap_ratio(a[both], b[both], seed, draws)
 
 
+def ratio_row(a: Array, b: Array, seed: int, draws: int = 2000) -> dict[str, float]:
+    """``ratio, low, high`` of `ratio`, for a frame."""
+    return dict(zip(("ratio", "low", "high"), ratio(a, b, seed, draws), strict=True))
+
+
+def error_row(squares: Array, seed: int, draws: int = _DRAWS) -> dict[str, float]:
+    """``rms, low, high``: root mean square with its 95 % band over samples, for a frame."""
+    low, high = bootstrap_ratio(squares, np.ones_like(squares), seed, draws)
+    return {"rms": float(np.sqrt(squares.mean())), "low": low, "high": high}
+
+
 def mean_square(squares: Array) -> float:
     """Over the samples that count; infinite if there are none."""
     return float(np.nanmean(squares)) if np.isfinite(squares).any() else math.inf

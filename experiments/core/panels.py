@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments import Frame
 from experiments.core import style
 
 WIDTH = 7.0  # inches
@@ -83,6 +84,41 @@ def curve(ax: Any, x: Any, y: Any, low: Any = None, high: Any = None, label: str
     if low is not None:
         ax.fill_between(x, low, high, color=look.get("color"), alpha=0.15, lw=0)
     ax.plot(x, y, label=label, **look)
+
+
+def lines(
+    fig: Figure, frame: Frame, titles: dict[Any, str], columns: int, *, x: str, y: str, panel: str = "model",
+    line: str = "solver", look: Callable[[Any], dict[str, Any]] = style.look, names: Sequence[Any] | None = None,
+    label: Callable[[Any], str] = str, band: tuple[str, str] | None = None, ticks: Iterable[float] | None = None,
+    ylabel: str = "", xlabel: str = "model calls (NFE)", legend: bool = True, **margins: Any,
+) -> list[Any]:  # fmt: skip
+    """A panel of curves for each value of a column, on shared logarithmic axes, with one legend above all.
+
+    Args:
+        titles: value of the column ``panel`` → title, in the order of the panels. columns: panels in a row.
+        x, y, line: columns; ``names``: which lines have their look and are in the legend, the others are thin and grey.
+        look, label: value of ``line`` → properties of ``Axes.plot``, name in the legend. band: columns of its ends.
+        margins: of `small_multiples`.
+    """
+    axes, _ = small_multiples(fig, list(titles.values()), columns, **{"extra_top": 0.5 if legend else 0.2, **margins})
+    shown = list(frame[line].unique()) if names is None else list(names)
+    for ax, value in zip(axes, titles, strict=True):
+        rows = frame[(frame[panel] == value) & frame[y].notna()].sort_values(x)
+        for other in rows[line].unique():
+            if other not in shown:
+                part = rows[rows[line] == other]
+                ax.plot(part[x], part[y], color="#cfcfcf", lw=0.8, zorder=1)
+        for name in shown:
+            part = rows[rows[line] == name]
+            ends = () if band is None else (part[band[0]], part[band[1]])
+            curve(ax, part[x], part[y], *ends, **{"label": label(name), **look(name)})
+    axes[0].set_yscale("log")
+    calls_axis(axes, sorted(frame[x].unique()) if ticks is None else ticks, xlabel)
+    for ax in axes[::columns]:
+        ax.set_ylabel(ylabel, fontsize=8.5)
+    if legend:
+        key(fig, axes[0])
+    return axes
 
 
 def words(ax: Any, x: float, y: float, text: str, colour: str = "#333333", **where: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,57 @@ def noise(n: int, dimension: int, seed: int) -> Array:
 def start_scale(process: Process, t_start: float) -> float:
     """Standard deviation of starts: 1 on variance-preserving processes and flows, σ where the noise is larger."""
     return max(1.0, float(process.sigma(t_start)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Any ε model with starts and exact answers, such as guided ones, which have no name in the study.
+
+    Attributes:
+        model: ε model. x_T: (n, d) starts. truth: (n, d) exact end states. estimate: their largest error, estimated.
+        span: (t_start, t_end).
+    """
+
+    process: Process
+    model: Any
+    x_T: Any
+    truth: Any
+    span: tuple[float, float]
+    estimate: float = 0.0
+
+    @classmethod
+    def solved(cls, process: Process, model: Any, x_T: Any, span: tuple[float, float], rtol: float) -> Problem:
+        """With DOPRI5's answers, whose error is estimated from a second run."""
+        found = da.reference_solution(model, process, x_T, span[1], rtol, rtol, t_start=span[0], certify=False)
+        return cls(process, model, x_T, found.x, span, found.error_estimate)
+
+    def squares(self, table: da.Tableau) -> Array:
+        """(n,) mean squared error over the coordinates of each sample."""
+        gap = da.run(table.in_terms_of(self.process, "eps"), self.model, self.x_T) - self.truth
+        return np.asarray((gap**2).mean(1).cpu() if hasattr(gap, "cpu") else (gap**2).mean(1))
+
+    def tried(
+        self,
+        solvers: Iterable[str],
+        kinds: Iterable[str],
+        calls: Iterable[int],
+        *,
+        build: Callable[[str, Array], da.Tableau] | None = None,
+        grid: Callable[[str, int], Array] | None = None,
+    ) -> Iterator[tuple[dict[str, Any], Array]]:
+        """(columns ``solver, grid, calls, steps, nfe`` of a row, (n,) squared errors), where a whole step fits.
+
+        Args:
+            build: (solver, times) → table, by default the registry's. grid: (kind, steps) → times.
+        """
+        make = build or (lambda solver, ts: da.build(solver, self.process, ts))
+        times = grid or (lambda kind, steps: da.grid(self.process, steps, kind, *self.span))
+        for solver, kind, count in itertools.product(solvers, kinds, calls):
+            steps = steps_for(solver.rstrip("*"), count)
+            if steps:
+                table = make(solver, times(kind, steps))
+                row = {"solver": solver, "grid": kind, "calls": count, "steps": steps, "nfe": table.nfe}
+                yield row, self.squares(table)
 
 
 @dataclass(frozen=True)
