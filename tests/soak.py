@@ -26,8 +26,8 @@ from experiments.core.paths import FIGURES
 MOST_MB = 5.0
 NAMES = (  # quick runs of seconds each, of exact models and networks, with cached references and without; no clocks
     *("transfer", "weights_accuracy", "appendix_sde", "fig3_discretization", "convergence", "rectified_flow"),
-    *("appendix_end_time", "teleportation", "guidance", "appendix_vesde"),
-    *("budget_of_errors", "appendix_blackbox_tolerance", "fig4_extrapolation"),
+    *("appendix_time_grids", "teleportation", "guidance", "appendix_vesde"),
+    *("budget_of_errors", "appendix_blackbox", "fig4_extrapolation"),
 )
 LONGER = 1.2  # than in peace, as the work of the experiment that a kill hits is done again
 FEW = NAMES[:3]

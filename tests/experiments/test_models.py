@@ -64,12 +64,12 @@ def test_starts_have_the_size_of_the_noise():
 
 
 def test_a_chosen_model_gets_its_own_files(tmp_path):
-    result = call("run", "appendix_end_time", "--quick", "--model", "mixture", "--out", tmp_path)
+    result = call("run", "appendix_time_grids", "--quick", "--model", "mixture", "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    record = json.loads((tmp_path / "appendix_end_time-mixture.json").read_text())
+    record = json.loads((tmp_path / "appendix_time_grids-mixture.json").read_text())
     assert record["config"]["models"] == ["mixture"]
-    assert not (tmp_path / "appendix_end_time.json").exists()
-    again = call("run", "appendix_end_time", "--quick", "--model", "mixture", "--out", tmp_path)
+    assert not (tmp_path / "appendix_time_grids.json").exists()
+    again = call("run", "appendix_time_grids", "--quick", "--model", "mixture", "--out", tmp_path)
     assert again.output.startswith("kept")
 
 

@@ -12,9 +12,9 @@ from quick_runs import quick
 from scipy.optimize import minimize_scalar
 
 import deis_analysis as da
+from experiments.core.frames import span
 from experiments.models import problems, studies
-from experiments.paper import appendix_blackbox_tolerance as blackbox
-from experiments.paper import appendix_end_time as end_time
+from experiments.paper import appendix_blackbox as blackbox
 from experiments.paper import appendix_time_grids as grids
 from experiments.paper import appendix_vesde as vesde
 
@@ -36,11 +36,6 @@ def vesde_found():
     return quick(vesde)
 
 
-@pytest.fixture(scope="module")
-def end_time_found():
-    return quick(end_time)
-
-
 def mixture(samples: int) -> tuple[da.ProductMixture, np.ndarray]:
     return problems.product_mixture(), problems.noise(samples, 4, 0)
 
@@ -57,9 +52,9 @@ def rms(gap) -> float:
     return float(np.sqrt(np.mean(np.asarray(gap) ** 2)))
 
 
-@pytest.mark.parametrize("module", [grids, blackbox, vesde, end_time])
+@pytest.mark.parametrize("module", [grids, blackbox, vesde])
 def test_figures_are_drawn_and_sentences_end(module, request):
-    name = {grids: "grids", blackbox: "blackbox", vesde: "vesde", end_time: "end_time"}[module]
+    name = {grids: "grids", blackbox: "blackbox", vesde: "vesde"}[module]
     frame, config = request.getfixturevalue(f"{name}_found")
     said = module.verdict(frame, config)
     assert said.endswith(".")
@@ -90,7 +85,7 @@ def test_grid_errors_and_ratios(grids_found):
         assert row.rms == pytest.approx(expected[row.grid], rel=1e-7)
         assert row.ratio == pytest.approx(row.rms / others, rel=1e-7)
         assert row.low < row.ratio < row.high
-    at = grids.cells(frame)
+    at = grids.best_grids(frame)
     best = at[(at.model == "mixture") & (at.solver == "ddim") & (at.calls == 10)].iloc[0]
     assert best.grid == min(expected, key=expected.get)
 
@@ -127,27 +122,26 @@ def test_grid_verdict_turns(grids_found):
     cells = int((ours & (frame.grid == "t2") & frame.ratio.notna()).sum())
     good = frame.copy()
     good.loc[ours & (good.grid == "t2"), ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
-    half = cells // 2
-    assert f"in {half} of {half} (mixture) and {half} of {half} (digits) cells, clearly beaten in 0 and 0" in (
-        grids.verdict(good, config)
-    )
+    assert f"best of 5 grids in {cells} of {cells} cells;" in grids.verdict(good, config)
+    assert "t2 is clearly beaten in 0," in grids.verdict(good, config)
     bad = frame.copy()
     bad.loc[ours & (bad.grid == "t2"), ["ratio", "low", "high"]] = [2.0, 1.5, 3.0]
-    assert f"in 0 of {half} (mixture) and 0 of {half} (digits) cells, clearly beaten in {half} and {half}" in (
-        grids.verdict(bad, config)
-    )
+    assert f"best of 5 grids in 0 of {cells} cells;" in grids.verdict(bad, config)
+    assert f"t2 is clearly beaten in {cells}," in grids.verdict(bad, config)
     bad.loc[(bad.part == "grid") & (bad.grid == "logrho"), "rms"] = 1e-12
-    assert "over all solvers the best grid is logrho 10 of 10." in grids.verdict(bad, config)
+    assert set(grids.best_grids(bad).grid) == {"logrho"}
     power = (bad.part == "best") & (bad.family == "t")
     bad.loc[power, "exponent"] = bad.model[power].map({"mixture": 1.25, "digits": 3.5})
-    assert "exponent of t at 10 calls 1.25 to 1.25 and 3.50 to 3.50;" in grids.verdict(bad, config)
-    assert {e[0] for e in grids.claim(bad, config, "digits")["exponents"].values()} == {3.5}
+    assert grids.verdict(bad, config).endswith("exponent of t at 10 calls is 1.25 to 3.50.")
+    assert set(grids.claim(bad[bad.model == "digits"], config)["exponents"]) == {3.5}
+    said = grids.draw(bad, config).texts[0].get_text().replace("\n", " ")
+    assert grids.verdict(bad, config).startswith(f"{said}; ")
 
 
 def test_one_step_leaves_no_grid_to_choose():
     frame, _ = quick(grids, models=["mixture"], solvers=["rhork_4rk"], calls=[5])
     assert frame[frame.part == "grid"].ratio.isna().all()
-    assert grids.cells(frame).empty
+    assert grids.best_grids(frame).empty
 
 
 # -- black box ------------------------------------------------------------------------------------
@@ -182,35 +176,41 @@ def test_calls_for_an_error_of_a_power_law():
     tolerance = 10.0 ** -np.arange(1, 6)
     rows = pd.DataFrame({"tolerance": tolerance, "rms": 3 * tolerance, "nfe": 20 * tolerance**-0.2})
     for target in (0.1, 1e-3, 4e-5):
-        assert blackbox.calls_for(rows, target) == pytest.approx(20 * (target / 3) ** -0.2, rel=1e-12)
-    assert np.isnan(blackbox.calls_for(rows, 1e-9))
-    assert np.isnan(blackbox.calls_for(rows, 1.0))
+        assert blackbox.calls_to_stay(rows, target) == pytest.approx(20 * (target / 3) ** -0.2, rel=1e-12)
+    assert np.isinf(blackbox.calls_to_stay(rows, 1e-9))
+    assert np.isinf(blackbox.calls_to_stay(rows, 1.0))
+    back = rows.assign(rms=[0.3, 0.001, 0.003, 3e-4, 3e-5])  # an error counts from where it stays below on
+    assert 20 * 10**0.6 < blackbox.calls_to_stay(back, 0.002) < 20 * 10**0.8
 
 
 def test_blackbox_verdict_turns(blackbox_found, monkeypatch):
     frame, config = blackbox_found
-    found = blackbox.equal_error(frame, config)
+    found, ours = blackbox.equal_error(frame, config), frame.part == "samples"
     said = blackbox.verdict(frame, config)
-    assert "that the ρ-form needs fewer calls does not hold" in said
-    assert f"fewer at {(found.lam < found.t).sum()} of {len(found)}: that" in said
-    at = found[found.model == "mixture"]
-    assert f"on the ρ-form {blackbox._range(at.rho / at.t)} times (mixture), " in said
+    assert (
+        f" times the calls on the ρ-ODE that it takes on the original ODE, fewer at 0 of {len(found)} errors;" in said
+    )
+    assert f"RK45 takes {span(found.rho / found.t)} times" in said
+    assert blackbox.draw(frame, config).texts[0].get_text().replace("\n", " ") == said.split("; ")[0]
     cheap = frame.astype({"nfe": float})
     cheap.loc[cheap.form == "rho", "nfe"] /= 100
-    assert "that the ρ-form needs fewer calls holds." in blackbox.verdict(cheap, config)
-    assert "have no error in common" in blackbox.verdict(frame.assign(rms=10.0), config)
+    assert f"fewer at {len(found)} of {len(found)} errors;" in blackbox.verdict(cheap, config)
+    apart = frame.assign(rms=frame.rms.where(~ours, 10.0))
+    assert "have no error in common;" in blackbox.verdict(apart, config)
+    assert blackbox.draw(apart, config).axes
     forged = found.assign(rho=[0.5 * found.t.iloc[0], *(3 * found.t.iloc[1:])], lam=0.8 * found.t)
     monkeypatch.setattr(blackbox, "equal_error", lambda *_: forged)
     said = blackbox.verdict(frame, config)
-    assert f"on the ρ-form 0.50 to 3.0 times (mixture), fewer at 1 of {len(found)} and on the λ-form 0.80 times" in said
-    assert said.endswith(
-        f"fewer at {len(found)} of {len(found)}: that the ρ-form needs fewer calls holds at 1 of {len(found)}."
-    )
+    assert said.startswith("For the same error RK45 takes 0.50 to 3.0 times the calls on the ρ-ODE that ")
+    assert f"fewer at 1 of {len(found)} errors;" in said
+    told = [text.get_text() for ax in blackbox.draw(frame, config).axes for text in ax.texts]
+    assert any("ρ 0.50 to 3.0, λ 0.80" in text for text in told)
 
 
 def test_errors_below_the_reference_are_not_compared(blackbox_found):
     frame, config = blackbox_found
     assert blackbox.equal_error(frame.assign(estimate=0.05), config).empty
+    assert not blackbox.equal_error(frame, config).empty
 
 
 # -- VE and EDM -----------------------------------------------------------------------------------
@@ -313,31 +313,34 @@ def test_ratios_are_those_of_the_errors(vesde_found):
 
 
 # -- end time -------------------------------------------------------------------------------------
-def test_parts_of_the_error_by_hand(end_time_found):
-    frame, config = end_time_found
+def test_parts_of_the_error_by_hand(grids_found):
+    frame, config = grids_found
     mix, x = mixture(config["samples"])
     answer = mix.flow(VP, x, 1.0, 0.0)
     for t_end in (1e-3, 1e-4):
         ts = (1 + np.linspace(0, 1, 11) * (np.sqrt(t_end) - 1)) ** 2
         result, exact = ddim(VP, mix.eps(VP), x, ts), mix.flow(VP, x, 1.0, t_end)
-        rows = frame[(frame.model == "mixture") & (frame.solver == "ddim") & (frame.calls == 10)]
+        rows = frame[
+            (frame.model == "mixture") & (frame.solver == "ddim") & (frame.calls == 10) & (frame.part == "end")
+        ]
         row = rows[rows.t_end == t_end].iloc[0]
         assert row.total == pytest.approx(rms(result - answer), rel=1e-7)
         assert row.truncation == pytest.approx(rms(exact - answer), rel=1e-6)
         assert row.discretization == pytest.approx(rms(result - exact), rel=1e-7)
 
 
-def test_parts_add_up_as_vectors(end_time_found):
-    frame, _ = end_time_found
+def test_parts_add_up_as_vectors(grids_found):
+    frame = grids_found[0][grids_found[0].part == "end"]
+    assert len(frame) > 0
     slack = 1 + 1e-9
     assert (frame.total <= slack * (frame.truncation + frame.discretization)).all()
     assert (frame.total * slack >= (frame.truncation - frame.discretization).abs()).all()
 
 
 def test_digits_end_at_a_data_point():
-    config = {**end_time.CONFIG, "samples": 6, "rtol": 1e-6}
+    config = {**grids.CONFIG, "samples": 6, "rtol": 1e-6}
     problem = studies.study("digits", config)
-    states, _ = end_time.exact_states(problem, config)
+    states, _ = grids.exact_states(problem, config)
     state, _ = problem.path([1e-3, 1e-7])
     assert float((states[0.0] - state(1e-7)).abs().max()) < 5 * float(VP.rho(1e-7))  # the flow itself, carried on
     gap = torch.cdist(states[0.0], torch.tensor(problems.digits()))
@@ -354,40 +357,52 @@ def test_a_network_goes_on_to_the_limit_time(monkeypatch):
 
     monkeypatch.setitem(studies.MODELS, "network", ("the mixture as if learned", parts))
     monkeypatch.setattr(studies, "_certified", studies._certified.func)
-    config = {**end_time.CONFIG, "samples": 4}
+    config = {**grids.CONFIG, "samples": 4}
     problem = studies.study("network", config)
-    states, _ = end_time.exact_states(problem, config)
+    states, _ = grids.exact_states(problem, config)
     assert np.allclose(states[0.0], mix.flow(VP, problem.x_T, 1.0, 0.0), atol=1e-5)
     assert np.allclose(states[1e-2], mix.flow(VP, problem.x_T, 1.0, 1e-2), atol=1e-5)
 
 
-def test_end_time_verdict_turns(end_time_found):
-    frame, config = end_time_found
-    early = frame.t_end == config["compared"][1]
+def test_end_time_verdict_turns(grids_found):
+    frame, config = grids_found
+    early = (frame.part == "end") & (frame.t_end == config["compared"][1])
     turned = frame.copy()
     turned.loc[early, ["ratio", "low", "high"]] = [2.0, 1.5, 3.0]
-    assert end_time.verdict(turned, config).count("never (ddim, tab3") == 2
-    assert "calls on" not in end_time.verdict(turned, config)
-    assert "clearly beats stopping at 1e-3 in 0 of 8 cases: against" in end_time.verdict(turned, config)
-    assert end_time.verdict(turned, config).count("2.0 to 2.0 times") == 2
+    assert grids.since(turned, config).isna().all()
+    assert "; stopping at t = 0.0001 clearly beats 0.001 in 0 of 8 cases; t2 is" in grids.verdict(turned, config)
     turned.loc[early & (turned.calls >= 10), ["ratio", "low", "high"]] = [0.5, 0.4, 1.2]
-    assert "never (ddim, tab3" in end_time.verdict(turned, config)
-    case = end_time.crossover(turned, config, "mixture", "tab3")
-    assert (case["wins"], case["clear"], case["ratio"]) == (10, None, 0.5)
+    assert grids.since(turned, config).isna().all()
     turned.loc[early & (turned.calls >= 20) & (turned.solver == "tab3"), "high"] = 0.9
-    said = end_time.verdict(turned, config)
-    assert said.count("from 20 calls on (tab3), never (ddim") == 2
-    assert said.count("0.50 to 0.50 times") == 2
-    assert end_time.findings(turned, config, "digits")["tab3"]["clear"] == 20
-    assert "clearly beats stopping at 1e-3 in 2 of 8 cases, from 20 calls on at the earliest: against" in said
-    headline = end_time.draw(turned, config).texts[0].get_text().replace("\n", " ")
-    assert said.startswith(f"{headline}: ")
-    turned.loc[early & (turned.calls == 20), "ratio"] = 1.1
-    assert end_time.crossover(turned, config, "mixture", "tab3")["wins"] is None
+    assert grids.since(turned, config).dropna().to_dict() == {("mixture", "tab3"): 20, ("digits", "tab3"): 20}
+    said = grids.verdict(turned, config)
+    assert "clearly beats 0.001 in 2 of 8 cases, from 20 calls on at the earliest; t2 is" in said
+    headline = grids.draw(turned, config).texts[0].get_text().replace("\n", " ")
+    assert said.startswith(f"{headline}; ")
+    turned.loc[early & (turned.solver == "tab3"), "high"] = turned.calls.map({5: 0.9, 10: 0.9, 20: 1.1})
+    assert grids.since(turned, config).isna().all()  # not where it is clear at fewer calls only
+    turned.loc[early & (turned.solver == "tab3"), "high"] = 0.9
+    assert grids.since(turned, config)["mixture", "tab3"] == 5
 
 
-def test_published_practice_is_marked_as_such(end_time_found):
-    frame, config = end_time_found
+def test_ratios_of_end_times_are_those_of_the_total_errors(grids_found):
+    frame, config = grids_found
+    total = frame[frame.part == "end"].set_index(["model", "solver", "calls", "t_end"])
+    late, early = (total.xs(t, level="t_end") for t in config["compared"])
+    assert np.allclose(early.ratio, early.total / late.total, rtol=1e-9)
+    assert (late.ratio == 1).all()
+    assert ((early.low <= early.ratio) & (early.ratio <= early.high)).all()
+
+
+def test_published_practice_is_marked_as_such(grids_found):
+    frame, config = grids_found
     assert "15" not in " ".join(frame.columns)
-    said = [text.get_text().replace("\n", " ") for text in end_time.draw(frame, config).texts]
-    assert any(f"Published: {end_time.PUBLISHED}" in text and "other models" in text for text in said)
+    said = [text.get_text().replace("\n", " ") for text in grids.draw(frame, config).texts]
+    assert any(grids.PUBLISHED in text and "Published: " in text and "other models" in text for text in said)
+
+
+def test_an_image_network_has_no_answer_at_the_data_end():
+    frame, config = quick(grids, models=["digits8"], solvers=["tab3"], calls=[10], network_samples=2)
+    assert set(frame.part) == {"grid", "scan", "best"}
+    assert "in 0 of 0 cases; t2" in grids.verdict(frame, config)
+    assert grids.draw(frame, config).axes

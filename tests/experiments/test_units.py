@@ -26,7 +26,7 @@ from experiments.models import studies
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {**studies.BASE, **studies.BASE_QUICK, "samples": 50}
-SWEEPING = "appendix_end_time"  # the quickest that sweeps
+SWEEPING = "appendix_time_grids"  # one of the quickest that sweep
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,280 @@
+"""What does a black-box integrator take? RK45 on three forms of one flow, and for likelihoods, beside ρRK-DEIS."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import deis_analysis as da
+from deis_analysis import backend
+from deis_analysis.analysis.likelihood import bits_per_dim, log_likelihood, log_likelihood_rk45
+from deis_analysis.process.process import Array, Process
+from experiments import Config, Frame, Progress
+from experiments.core import panels, style
+from experiments.core.frames import at, calls_for, span
+from experiments.models import problems, studies
+
+NAME = "appendix_blackbox"
+QUESTION = "Does RK45 need fewer calls on dy/dρ = ε than on dx/dt, and do tens of calls of ρRK give its likelihoods?"
+CONFIG: Config = {
+    **studies.BASE,
+    "models": ["mixture", "digits"], "forms": ["t", "rho", "lam"],
+    "tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7],
+    "targets": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5], "floor_factor": 3.0,
+    "densities": {"mixture": 128, "gaussian": 32},
+    "likelihood_tolerances": [1e-2, 1e-3, 1e-4, 1e-5, 1e-6], "usual_tolerance": 1e-5,
+    "methods": ["2heun", "3kutta", "4rk"], "grids": ["rho7", "logrho", "t2"], "calls": [12, 24, 36, 48, 72],
+    "known_variance": 1.0, "wanted": 0.01, "few": 50,
+    "choices": {
+        "tolerances": "the paper's are not known; rtol = atol, as score SDE has it, one step size for the whole batch",
+        "floor_factor": "errors below so many times the reference's own are not compared",
+        "methods": "the paper's scheme for likelihoods is a ρRK of unknown order and grid: three orders on three grids",
+        "known_variance": "not in the paper: the flow that data of this variance would have is solved exactly",
+        "densities": "exact ones with so many samples, not images: no dequantisation; found within ``wanted`` bits",
+    },
+}  # fmt: skip
+QUICK: Config = {
+    **studies.BASE_QUICK, "tolerances": [1e-1, 1e-2, 1e-3], "targets": [1e-1, 1e-2], "grids": ["t2"],
+    "methods": ["3kutta"], "calls": [12, 48], "likelihood_tolerances": [1e-3, 1e-5],
+    "densities": {"mixture": 16, "gaussian": 2},
+}  # fmt: skip
+THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 512, "rtol": 1e-9,
+                    "tolerances": [10 ** (-i / 2) for i in range(2, 17)], "calls": [12, 24, 36, 48, 60, 72, 96, 120],
+                    "densities": {"mixture": 1024, "gaussian": 128}}  # fmt: skip
+DENSITIES = {"mixture": "turned 4-D mixture", "gaussian": "Gaussian with the digits' moments"}
+LINES = {  # form of the ODE, or way to a likelihood
+    "t": {"label": "dx/dt, the original ODE", "color": style.BLUE, "marker": "o"},
+    "rho": {"label": "dy/dρ = ε", "color": style.VERMILLION, "marker": "s"},
+    "lam": {"label": "dy/dλ", "color": style.GREEN, "marker": "^"},
+    "rk45": {"label": "RK45 in t", "color": style.BLACK, "marker": "o"},
+    "plain": {"label": "ρRK on log q", "color": style.VERMILLION, "marker": "s"},
+    "split": {"label": "ρRK, unit-variance part exact", "color": style.BLUE, "marker": "D"},
+    "noisy": {"label": "one Hutchinson probe", "color": style.GREY},
+}
+STAGES = 6  # new model calls per step that RK45 tries
+
+
+def compute(config: Config, progress: Progress) -> Frame:
+    """Rows of part "samples", errors on a form of the ODE; of parts "rk45" and "rhork", errors of likelihoods in bits
+    per dimension; of "prior" and "truncation", those that no solver can mend."""
+    rows, known, process = [], densities(config), problems.vp_linear(config)
+    of = len(config["models"]) + len(known)
+    for done, name in enumerate(config["models"], 1):
+        problem = studies.study(name, config)
+        truth, estimate = problem.reference(config["t_end"])
+        for form, tolerance in itertools.product(config["forms"], config["tolerances"]):
+            found = black_box(problem, form, config["t_start"], config["t_end"], tolerance)
+            error = float(np.sqrt(np.mean((found.pop("x") - truth.cpu().numpy()) ** 2)))
+            labels = {"model": name, "part": "samples", "form": form, "tolerance": tolerance, "estimate": estimate}
+            rows.append({**labels, **found, "rms": error})
+        progress(done / of)
+    for done, (name, density) in enumerate(known.items(), len(config["models"]) + 1):
+        rows += [{"model": name, **row} for row in _likelihoods(density, process, config)]
+        progress(done / of)
+    return pd.DataFrame(rows)
+
+
+# -- samples --------------------------------------------------------------------------------------
+def black_box(problem: studies.Study, form: str, t_start: float, t_end: float, tolerance: float) -> dict[str, Any]:
+    """SciPy's RK45 at rtol = atol = ``tolerance`` from ``problem.x_T``, as in Song et al. 2021 (app. D.2).
+
+    Forms: ``t``: dx/dt = f x + (g²/2σ) ε.  ``rho``: dy/dρ = ε with y = x/α.  ``lam``: dy/dλ = −e^{−λ} ε.  Returns
+    x (n, d) NumPy, nfe, steps, rejected (steps that were tried and not taken).
+    """
+    import torch
+    from scipy.integrate import solve_ivp
+
+    process, like = problem.process, problem.x_T
+
+    def eps(x: Array, t: float) -> Array:
+        states = torch.as_tensor(x.reshape(tuple(like.shape)), dtype=like.dtype, device=like.device)
+        return np.asarray(problem.model(states, t).detach().cpu()).ravel()
+
+    def in_t(t: float, x: Array) -> Array:
+        t = float(t)
+        return float(process.drift(t)) * x + float(process.diffusion_squared(t) / (2 * process.sigma(t))) * eps(x, t)
+
+    def in_rho(rho: float, y: Array) -> Array:
+        t = float(np.clip(process.time_from_rho(rho), t_end, t_start))
+        return eps(process.alpha(t) * y, t)
+
+    def in_lam(lam: float, y: Array) -> Array:
+        return -np.exp(-lam) * in_rho(float(np.exp(-lam)), y)
+
+    forms: dict[str, tuple[Any, Any, Any]] = {
+        "t": (in_t, float, lambda t: 1.0), "rho": (in_rho, process.rho, process.alpha),
+        "lam": (in_lam, process.lam, process.alpha),
+    }  # fmt: skip
+    if form not in forms:
+        raise ValueError(f"form={form!r} is unknown; allowed: {', '.join(forms)}")
+    rate, clock, scale = forms[form]
+    begin, ends = like.cpu().numpy().ravel() / scale(t_start), (float(clock(t_start)), float(clock(t_end)))
+    found = solve_ivp(rate, ends, begin, method="RK45", rtol=tolerance, atol=tolerance)
+    if not found.success:
+        raise ValueError(f"tolerance={tolerance!r}: RK45 stopped on form {form!r}: {found.message}")
+    x, steps = found.y[:, -1].reshape(tuple(like.shape)) * scale(t_end), found.t.size - 1
+    return {"x": x, "nfe": found.nfev, "steps": steps, "rejected": (found.nfev - 2) // STAGES - steps}
+
+
+# -- likelihoods ----------------------------------------------------------------------------------
+class Density(NamedTuple):
+    """A density in coordinates z = x·axes in which it is simple; x are the coordinates that the samplers see."""
+
+    mix: Any
+    axes: Array
+    x: Array
+
+    def model(self, process: Process) -> Callable[[Any, float], Any]:
+        """The exact ε on torch tensors; off the axes, so that ∂ε/∂x is not diagonal and an estimated trace is noisy."""
+        import torch
+
+        axes, eps = torch.as_tensor(self.axes), self.mix.eps(process)
+        return lambda x, t: eps(x @ axes, t) @ axes.T
+
+    def log_prob(self, x: Any, process: Process | None = None, t: float | None = None) -> Any:
+        """Log density at time t, NumPy or torch."""
+        return self.mix.log_prob(x @ backend.like(self.axes, x), process, t)
+
+
+def densities(config: Config) -> dict[str, Density]:
+    """The two densities with data x ~ p_0, not p_{t₀}: a likelihood is asked of data."""
+    from scipy.stats import ortho_group
+
+    like = problems.gaussian_like(problems.digits(), config["floor"])
+    variances, axes = np.linalg.eigh(like.covariances[0])
+    mixes: dict[str, tuple[Any, Array]] = {
+        "mixture": (problems.product_mixture(), ortho_group.rvs(4, random_state=config["seed"])),
+        "gaussian": (da.GaussianMixture([1.0], like.means @ axes, variances[None]), axes),
+    }
+    samples, seed = config["densities"], config["seed"]
+    return {name: Density(mix, q, mix.sample(samples[name], seed) @ q.T) for name, (mix, q) in mixes.items()}
+
+
+def _likelihoods(density: Density, process: Process, config: Config) -> list[dict[str, Any]]:
+    """Errors by each solver; with the exact prior, so that what is seen is the solver's error."""
+    model, x, t_start, t_end = density.model(process), density.x, config["t_start"], config["t_end"]
+    truth, known, rows = density.log_prob(x, process, t_end), config["known_variance"], []
+    shared: dict[str, Any] = {"t_start": t_start, "t_end": t_end, "seed": config["seed"],
+                              "prior": lambda x_T: density.log_prob(x_T, process, t_start)}  # fmt: skip
+
+    def add(log_prob: Array, exact: Array, **labels: Any) -> None:
+        gap = bits_per_dim(log_prob, x.shape[1]) - bits_per_dim(exact, x.shape[1])
+        rows.append({**labels, "rms": float(np.sqrt(np.mean(gap**2)))})
+
+    exact = [(tolerance, "exact") for tolerance in config["likelihood_tolerances"]]
+    for tolerance, trace in [*exact, (config["usual_tolerance"], "hutchinson")]:
+        found = log_likelihood_rk45(model, process, x, rtol=tolerance, atol=tolerance, trace=trace, **shared)
+        add(found.log_prob, truth, part="rk45", trace=trace, tolerance=tolerance, nfe=found.nfe)
+    for method, kind, calls in itertools.product(config["methods"], config["grids"], config["calls"]):
+        steps = calls // len(da.RUNGE_KUTTA[method].b)
+        chosen: dict[str, Any] = {**shared, "steps": steps, "method": method, "kind": kind}
+        found = log_likelihood(model, process, x, known_variance=known, **chosen)
+        labels: dict[str, Any] = {"part": "rhork", "method": method, "grid": kind, "nfe": found.nfe}
+        # with the known part or without the path and its traces are the same: what differs is the same for any model
+        rule, formula = (
+            log_likelihood(lambda x, t: 0 * x, process, x[:1], trace="hutchinson", known_variance=v, **chosen).log_prob
+            for v in (None, known)
+        )
+        add(found.log_prob + (rule - formula), truth, form="plain", trace="exact", **labels)
+        add(found.log_prob, truth, form="split", trace="exact", **labels)
+        if kind == config["grids"][-1]:  # the noise of a probe does not depend on the grid
+            found = log_likelihood(model, process, x, known_variance=known, trace="hutchinson", **chosen)
+            add(found.log_prob, truth, form="split", trace="hutchinson", **labels)
+    x_T, scale = density.mix.flow(process, x @ density.axes, t_end, t_start), float(process.sigma(t_start))
+    normal = -0.5 * np.sum((x_T / scale) ** 2 + np.log(2 * np.pi * scale**2), axis=1)
+    add(normal, density.mix.log_prob(x_T, process, t_start), part="prior")
+    add(truth, density.log_prob(x), part="truncation")
+    return rows
+
+
+# -- what was found -------------------------------------------------------------------------------
+def calls_to_stay(rows: Frame, target: float) -> float:
+    """Calls at which one form's error comes down to ``target`` for good, between two tolerances in log–log; infinite if
+    that is never, or already at the loosest tolerance."""
+    ordered = rows.sort_values("tolerance", ascending=False)
+    above = np.flatnonzero(ordered.rms > target)
+    last = ordered.iloc[above[-1] if above.size else len(ordered) :]
+    return calls_for(last.nfe, last.rms, target)
+
+
+def equal_error(frame: Frame, config: Config) -> Frame:
+    """Rows (model, target): calls of each form for the same error, where all reach it above the reference's own."""
+    samples, rows = at(frame, part="samples"), []
+    for (model, part), target in itertools.product(samples.groupby("model", sort=False), config["targets"]):
+        calls = {form: calls_to_stay(at(part, form=form), target) for form in config["forms"]}
+        if target > config["floor_factor"] * part.estimate.max() and math.isfinite(sum(calls.values())):
+            rows.append({"model": model, "target": target, **calls})
+    return pd.DataFrame(rows, columns=["model", "target", *config["forms"]])
+
+
+def ways(frame: Frame) -> Frame:
+    """Rows of likelihoods with their ``way``: the form of ρRK, RK45, or noisy by a Hutchinson probe."""
+    rows = frame.dropna(subset="trace")
+    return rows.assign(way=rows.form.fillna(rows.part).where(rows.trace == "exact", "noisy"))
+
+
+def costs(frame: Frame, config: Config) -> Frame:
+    """Per density the least calls within ``wanted`` by each way, infinite if never, and RK45's usual ones."""
+    rows = ways(frame)
+    good = rows[rows.rms <= config["wanted"]].groupby(["model", "way"]).nfe.min().unstack()
+    usual = at(rows, way="rk45", tolerance=config["usual_tolerance"]).set_index("model").nfe
+    return good.reindex(index=usual.index, columns=["plain", "split", "rk45"]).fillna(math.inf).assign(usual=usual)
+
+
+def verdict(frame: Frame, config: Config) -> str:
+    """At equal errors the calls of the ρ-form over those of the original ODE; whether few calls give a likelihood."""
+    found, likely = equal_error(frame, config), costs(frame, config)
+    ratio, rhork = found.rho / found.t, likely[["plain", "split"]]
+    tens = (rhork.le(config["few"]) & rhork.lt(likely.usual, axis=0)).sum()
+    said = "With RK45 the forms have no error in common"
+    if len(found):
+        said = f"For the same error RK45 takes {span(ratio)} times the calls on the ρ-ODE that it takes on the original"
+        said += f" ODE, fewer at {(ratio < 1).sum()} of {len(found)} errors"
+    return (
+        f"{said}; {config['wanted']:g} bits per dimension take at most {config['few']} calls of ρRK, fewer than RK45's "
+        f"usual {' and '.join(f'{n:.0f}' for n in likely.usual)}, on {tens.plain} of {len(likely)} densities, with the "
+        f"unit-variance part exact on {tens.split}."
+    )
+
+
+def draw(frame: Frame, config: Config) -> Figure:
+    """Errors against calls: above of samples, a panel per model and a line per form; below of likelihoods."""
+    samples, found, likely = at(frame, part="samples"), equal_error(frame, config), costs(frame, config)
+    least = ways(frame).groupby(["model", "way", "nfe"], sort=False).rms.min().reset_index()
+    note = (
+        f"Above: scipy's RK45, rtol = atol from {max(config['tolerances']):g} down, {config['samples']} samples as one "
+        f"state, y = x/α; reference good to {style.as_text(samples.estimate.max(), 1)}. Below: −log₂ p/d at t₀; green: "
+        f"wanted; grey: of the prior N(0, σ²I), dashed, and of t₀ > 0, dotted. {style.setting(config)}."
+    )
+    models, rows = list(samples.model.unique()), -(-samples.model.nunique() // 2)
+    fig = panels.sheet(verdict(frame, config).split("; ")[0], note, 2.3 * rows + 2.9)
+    common: dict[str, Any] = {"x": "nfe", "y": "rms", "look": LINES.__getitem__, "legend": False}
+    upper = panels.lines(
+        fig, samples, {m: f"samples: {studies.title(m)}" for m in models}, 2, line="form", ylabel="RMS error",
+        ticks=[20, 50, 100, 200, 500], end=rows / (rows + 1) - 0.05, **common,
+    )  # fmt: skip
+    lower = panels.lines(
+        fig, least, {m: f"likelihoods: {DENSITIES[m]}" for m in likely.index}, 2, line="way",
+        ylabel="error, bits per dimension", ticks=[12, 24, 48, 96], begin=rows / (rows + 1) + 0.12, **common,
+    )  # fmt: skip
+    upper[0].set_ylim(bottom=samples.rms.min() / 30)
+    lower[0].set_ylim(bottom=least.rms.min() / 10)
+    for ax, model in zip(upper, models, strict=True):
+        if len(part := at(found, model=model)):
+            told = f"calls over those of dx/dt: ρ {span(part.rho / part.t)}, λ {span(part.lam / part.t)}"
+            panels.words(ax, 0.03, 0.03, told, ha="left", va="bottom")
+    for ax, row in zip(lower, likely.itertuples(), strict=True):
+        ax.axhline(config["wanted"], color=style.GREEN, lw=0.9)
+        for part, dashes in (("prior", "--"), ("truncation", ":")):
+            ax.axhline(at(frame, model=row.Index, part=part).rms.iloc[0], color="#777777", lw=0.9, ls=dashes)
+        told = f"calls: ρRK {row.plain:.0f}, part exact {row.split:.0f}, RK45 {row.rk45:.0f}"
+        panels.words(ax, 0.03, 0.03, told, ha="left", va="bottom")
+    upper[0].legend(fontsize=panels.SMALL, loc="upper right")
+    lower[0].legend(fontsize=panels.SMALL, ncols=4, loc="lower left", bbox_to_anchor=(-0.1, 1.12))
+    return fig
