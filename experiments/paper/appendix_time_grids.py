@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,24 +54,31 @@ def compute(config: Config, progress: Progress) -> Frame:
     """
     rows: list[dict[str, Any]] = []
     for done, name in enumerate(config["models"]):
-        problem, of = studies.study(name, config), 2 * len(config["models"])
-        rows += _grids(problem, config, cells.part_of(progress, 2 * done, of))
-        if problem.network is None:  # an image network has no answer at t = 0
-            rows += _ends(problem, config, cells.part_of(progress, 2 * done + 1, of))
+        problem, whole = studies.study(name, config), config["t_start"]
+        grids = cells.plan(problem, config["solvers"], partial(_kinds, config), config["calls"])
+        cases = [] if problem.network else config["cases"]  # an image network has no answer at t = 0
+        ends = [
+            cell for solver, kind in cases for calls in config["end_calls"] for t in config["end_times"]
+            for cell in cells.plan(problem, [solver], [kind], [calls], span=(whole, t))
+        ]  # fmt: skip
+        both, part = list(dict.fromkeys(grids + ends)), cells.part_of(progress, done, len(config["models"]))
+        found = dict(cells.runs(problem, both, part))  # one sweep, so that a share of it can be done elsewhere
+        rows += _grids(problem, {cell: found[cell] for cell in grids}, config)
+        rows += _ends(problem, {cell: found[cell] for cell in ends}, config) if ends else []
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _grids(problem: studies.Study, config: Config, progress: Progress) -> list[dict[str, Any]]:
+def _kinds(config: Config, solver: str, calls: int) -> list[str]:
+    scanned = calls == config["compared_at"] and steps_for(solver, calls) > 1
+    scan = [f"{family}{e:g}" for family, exponents in config["exponents"].items() for e in exponents]
+    return [*config["grids"], *(scan if scanned else ())]
+
+
+def _grids(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
     truth, estimate = problem.reference(config["t_end"])
-    scans = {family: [f"{family}{e:g}" for e in exponents] for family, exponents in config["exponents"].items()}
-    n, rows = len(truth), []
+    n, rows, squares = len(truth), [], cells.squares_to(truth)
     counts = np.random.default_rng(config["seed"]).multinomial(n, np.full(n, 1 / n), config["draws"])
-
-    def kinds(solver: str, calls: int) -> list[str]:
-        scanned = calls == config["compared_at"] and steps_for(solver, calls) > 1
-        return [*config["grids"], *(itertools.chain(*scans.values()) if scanned else ())]
-
-    found = cells.sweep(problem, config["solvers"], kinds, config["calls"], cells.squares_to(truth), progress=progress)
+    found = [{**cell.columns, **squares(x)} for cell, x in ends.items()]
     for (solver, calls, steps), cell in pd.DataFrame(found).groupby(["solver", "calls", "steps"], sort=False):
         errors = pd.DataFrame(dict(zip(cell.grid, cell.squares, strict=True)))  # (samples, grids)
         mean, drawn = errors.mean(), counts @ errors / n
@@ -82,9 +89,10 @@ def _grids(problem: studies.Study, config: Config, progress: Progress) -> list[d
                 row |= {"ratio": np.sqrt(mean[kind] / mean[others].min())}
                 row |= _band(np.sqrt(drawn[kind] / drawn[others].min(axis=1)))
             rows.append({"part": "grid", **common, **row})
-        for family, names in scans.items() if len(mean) > len(config["grids"]) else ():
+        for family, exponents in config["exponents"].items() if len(mean) > len(config["grids"]) else ():
+            names = [f"{family}{e:g}" for e in exponents]
             common |= {"family": family}
-            k, scan = np.array(config["exponents"][family], dtype=float), mean[names].to_numpy()
+            k, scan = np.array(exponents, dtype=float), mean[names].to_numpy()
             band = _band([least(k, values) for values in drawn[names].to_numpy()])
             rows += [{"part": "scan", **common, "exponent": e, "rms": np.sqrt(m)} for e, m in zip(k, scan, strict=True)]
             rows.append({"part": "best", **common, "exponent": least(k, scan), **band, "rms": np.sqrt(scan.min())})
@@ -107,19 +115,15 @@ def least(k: Array, errors: Array) -> float:
     return float(np.exp(x[1] - 0.5 * (a * p - b * q) / (p - q))) if p != q else float(k[i])
 
 
-def _ends(problem: studies.Study, config: Config, progress: Progress) -> list[dict[str, Any]]:
+def _ends(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
     exact, estimate = exact_states(problem, config)
 
     def squares(x: Any, t: float) -> Array:
         return np.asarray(((x - exact[t]) ** 2).mean(dim=1).cpu())
 
-    planned = [
-        cell for solver, kind in config["cases"] for calls in config["end_calls"] for t in config["end_times"]
-        for cell in cells.plan(problem, [solver], [kind], [calls], span=(config["t_start"], t))
-    ]  # fmt: skip
-    ends, rows = list(cells.runs(problem, planned, progress)), []
-    late = {(c.solver, c.calls): squares(x, 0.0) for c, x in ends if c.times[-1] == config["compared"][0]}
-    for cell, x in ends:  # as vectors total = truncation + discretization
+    late = {(c.solver, c.calls): squares(x, 0.0) for c, x in ends.items() if c.times[-1] == config["compared"][0]}
+    rows = []
+    for cell, x in ends.items():  # as vectors total = truncation + discretization
         t = cell.times[-1]
         parts = {"total": squares(x, 0.0), "truncation": squares(exact[t], 0.0), "discretization": squares(x, t)}
         ratio = judging.ratio_row(parts["total"], late[cell.solver, cell.calls], config["seed"], config["draws"])
