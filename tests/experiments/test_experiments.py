@@ -300,7 +300,7 @@ def test_stochastic_verdict_turns_with_the_data(quick):
     assert closer[0] == ["0", "0"]
 
 
-HALF, CLEAN = field_audit.CONFIG["half"][0], "k_diffusion:sample_dpmpp_2m"
+HALF, CLEAN = field_audit.CONFIG["told"][0][1], "k_diffusion:sample_dpmpp_2m"
 
 
 def test_field_audit_names_the_half_difference_and_no_other(quick):
@@ -341,7 +341,8 @@ def test_field_audit_tells_one_shift_from_two_and_which_call_is_wasted(quick):
         said = field_audit.known(row.assign(least_level=level / (1 - level), error_codes=codes), config)
         assert [s for what, s, _ in said if "shift" in what] == [state]
     for calls, state in (("20", "reproduced"), ("7", "not reproduced")):
-        wasted = row.assign(spec=config["wasted"], error_codes="NFE-WASTED", nfe=20, wasted=1, wasted_calls=calls)
+        (deis,) = (deis for what, deis, *_ in config["told"] if "DEIS with" in what)
+        wasted = row.assign(spec=deis, error_codes="NFE-WASTED", nfe=20, wasted=1, wasted_calls=calls)
         assert [s for what, s, _ in field_audit.known(wasted, config) if "DEIS with" in what] == [state]
 
 

@@ -28,7 +28,8 @@ def frame(**rows):
         for version, word in zip(VERSIONS, text.split(), strict=True):
             status = {"x": "fails", ".": "absent", "-": "clean"}.get(word, "errors")
             codes = word.replace("+", "; ") if status == "errors" else None
-            found.append({"version": version, "spec": spec, "status": status, "error_codes": codes})
+            row = {"version": version, "spec": spec, "status": status, "error_codes": codes, "warning_codes": None}
+            found.append(row)
     return pd.DataFrame(found)
 
 
@@ -65,10 +66,22 @@ def test_an_order_that_could_not_be_measured_is_not_one_that_was_right():
 
 def test_the_verdict_counts_them():
     said = history.verdict(frame(a="A A A A", b="- - A A", c="A A - -", d="x . - -"), history.CONFIG)
-    assert "Of 4 configurations in 4 versions of diffusers (0.8.1 to 0.15.1), 2 errors stand" in said
-    assert "(1 since 0.8.1 and 1 since 0.12.1)" in said
-    assert "1 are there from the first" in said
-    assert "1 were brought in later; 1 others were mended; 1 of 16 audits could not run" in said
+    assert said.startswith("2 errors stand (1 since 0.8.1) in diffusers 0.15.1, 1 of them brought in after a version")
+    assert "1 others were mended" in said
+    assert "of 16 audits, 4 configurations in 4 versions from 0.8.1 on, 1 could not run" in said
+
+
+def test_errors_are_drawn_in_the_versions_that_have_them():
+    rows = frame(a="A A - -", b="- - - -", c="x ORD-B+C C .")
+    found = history.timelines(rows)
+    assert [tuple(key) for key, _ in found.groupby(["spec", "code"], sort=False)] == [
+        ("a", "A"),
+        ("c", "C"),
+        ("c", "ORD-B"),
+    ]
+    assert list(found[found.spec == "a"].there) == [True, True, False, False]
+    assert list(found[found.code == "ORD-B"].version) == ["0.10.2", "0.12.1"]
+    assert list(found[found.code == "ORD-B"].there) == [True, False]
 
 
 def test_what_is_committed_is_drawn_where_no_version_lies(monkeypatch):
