@@ -213,7 +213,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         "error; empty: this version has no such class or option, or it does not run beside the pinned torch and NumPy."
     )
     fig = panels.sheet(_headline(frame, found), note, 0.95 + _ROW * max(len(found), 1))
-    ax = fig.add_subplot(fig.add_gridspec(**style.body(fig, bottom=0.08, left=2.38, right=1.65, extra_top=0.8))[0])
+    ax = fig.add_subplot(fig.add_gridspec(**style.body(fig, bottom=0.08, left=2.38, right=1.75, extra_top=0.8))[0])
     names, before = list[str](), ""
     for y, (spec, code) in enumerate(zip(found.spec, found.code, strict=True)):
         colour = _KINDS[code[:3]][1]

@@ -15,6 +15,7 @@ from deis_analysis.audit.packages.diffusers import scheduler
 from deis_analysis.audit.packages.diffusers.families import FAMILIES
 from deis_analysis.audit.packages.diffusers.scheduler import Scheduler
 from deis_analysis.process.schedules import VPDiscrete
+from experiments.core import panels
 from experiments.core.paths import FIGURES
 from experiments.study import field_history as history
 
@@ -82,6 +83,26 @@ def test_errors_are_drawn_in_the_versions_that_have_them():
     assert list(found[found.spec == "a"].there) == [True, True, False, False]
     assert list(found[found.code == "ORD-B"].version) == ["0.10.2", "0.12.1"]
     assert list(found[found.code == "ORD-B"].there) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("spec", "label", "order_only"),
+    [
+        ("k_diffusion:sample_dpmpp_3m_sde?eta=0.0", "dpmpp_3m_sde, eta=0.0", "dpmpp_3m_sde"),
+        ("azula:REABSampler?order=2", "REAB, order=2", "REAB"),
+        ("LMSDiscreteScheduler", "LMS", "LMS"),
+        (
+            "diffusers:DPMSolverMultistepScheduler?solver_order=3&use_flow_sigmas=true&prediction_type=flow_prediction",
+            "DPMSolverMultistep, solver_order=3, flow_sigmas",
+            "DPMSolverMultistep, solver_order=3",
+        ),
+        ("DDIMScheduler?clip_sample=false&beta_schedule=linear", "DDIM, no clip_sample, linear", "DDIM"),
+    ],
+)
+def test_the_label_of_a_released_sampler(spec, label, order_only):
+    assert panels.sampler(spec) == label
+    assert panels.sampler(spec, options=False) == order_only
+    assert len(panels.sampler(spec, 12)) <= 12 or " " not in label
 
 
 def test_what_is_committed_is_drawn_where_no_version_lies(monkeypatch):
