@@ -216,7 +216,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     ax = fig.add_subplot(fig.add_gridspec(**style.body(fig, bottom=0.08, left=2.38, right=1.75, extra_top=0.8))[0])
     names, before = list[str](), ""
     for y, (spec, code) in enumerate(zip(found.spec, found.code, strict=True)):
-        colour = _KINDS[code[:3]][1]
+        colour = _KINDS.get(code[:3], ("", style.BLACK))[1]
         for row in at(cells, spec=spec, code=code).itertuples():
             ax.barh(y, 0.94, left=versions.index(row.version) - 0.47, height=0.86,
                     color=colour if row.there else style.tinted(colour, 0.85))  # fmt: skip
