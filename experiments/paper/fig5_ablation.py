@@ -171,7 +171,7 @@ def keeping_up(frame: Frame, config: Config, method: str) -> str:
     near = (runs.law_low <= 0) & (runs.law_high >= 0)
     good = at(runs[runs.error <= runs.model.map(top) if method == RK45 else near], method=method)
     fewest = good.groupby("model").nfe.min().reindex(top.index, fill_value=math.inf)
-    return f"{span(fewest)} calls"
+    return span(fewest)
 
 
 def headline(frame: Frame, config: Config) -> str:
@@ -184,10 +184,11 @@ def verdict(frame: Frame, config: Config) -> str:
     """Which step gains most, how often each helps, and with how many calls others keep up with the ladder's top."""
     gains = at(frame, part="gain", nfe=config["compared_at"])
     helps = ", ".join(f"{distinct(at(gains, method=step)).sum()} ({step})" for step in STEPS)
+    near = ", ".join(f"{method} with {keeping_up(frame, config, method)}" for method in (EM, ADAPTIVE))
     return (
         f"{headline(frame, config)}, ×{span(leader(frame, config)[1])} on the path error; beyond band and seeds it "
-        f"falls on {helps}; RK45 is as accurate with {keeping_up(frame, config, RK45)}, {EM} near the exact law with "
-        f"{keeping_up(frame, config, EM)}, the {ADAPTIVE} solver with {keeping_up(frame, config, ADAPTIVE)}."
+        f"falls on {helps}; RK45 is as accurate with {keeping_up(frame, config, RK45)} calls; near the exact law are "
+        f"{near}."
     )
 
 
