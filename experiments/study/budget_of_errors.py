@@ -37,7 +37,6 @@ LAWS: dict[str, dict[str, Any]] = {
     "sampler_data": {"label": "sampler – data", "color": style.BLACK, "marker": "o"},
     "sampler_flow": {"label": "sampler – its flow", "color": style.BLUE, "marker": "o"},
     "flow_data": {"label": "its flow – data", "color": style.VERMILLION, "marker": "o"},
-    "bound": {"label": "sum of the two", "color": style.GREY, "linestyle": ":", "linewidth": 2.0},
 }
 
 
@@ -53,13 +52,11 @@ def compute(config: Config, progress: Progress) -> Frame:
                  for what, value in budget.norms().items()]  # fmt: skip
         if solver == config["law_of"]:
             laws = da.law_budget(budget, problems[name].data[: 4 * config["samples"]], seed=config["seed"])
-            found = {pair: getattr(laws, pair) for pair in ("sampler_data", "sampler_flow", "flow_data")}
-            bands = {pair: (d.value, d.low, d.high) for pair, d in found.items()}
-            bands["paths"] = 3 * (
-                float(np.sqrt(np.sum((budget.result - budget.exact_flow) ** 2) / len(budget.result))),
-            )
-            rows += [{"part": "law", **key, "what": what, "value": value, "low": low, "high": high}
-                     for what, (value, low, high) in bands.items()]  # fmt: skip
+            bands = {pair: getattr(laws, pair) for pair in LAWS}
+            rows += [{"part": "law", **key, "what": pair, "value": distance.value, "low": distance.low,
+                      "high": distance.high} for pair, distance in bands.items()]  # fmt: skip
+            apart = float(np.sqrt(np.sum((budget.result - budget.exact_flow) ** 2) / len(budget.result)))
+            rows.append({"part": "law", **key, "what": "paths", **dict.fromkeys(("value", "low", "high"), apart)})
         progress(done / len(cells))
     return pd.DataFrame(rows)
 
@@ -157,9 +154,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     least, most = terms.value.min(), terms.value.max()
     axes[0].set(xscale="log", xlim=(max(0.4 * least, 1e-8 * most), 1.6 * most), ylim=(len(causes) - 0.4, -0.6))
     axes[-(len(solvers) + 1) // 2].set_xlabel("root mean square of the cause's part", fontsize=8.5, labelpad=2)
-    pairs = at(frame, part="law").pivot(index=["model", "nfe"], columns="what", values="value").reset_index()
-    bound = pairs.assign(what="bound", value=pairs.sampler_flow + pairs.flow_data)
-    drawn = pd.concat([at(frame, part="law", what=list(LAWS)), bound])
+    drawn = at(frame, part="law", what=list(LAWS))
     below = panels.lines(
         fig, drawn.assign(low=drawn.low.clip(lower=0.2 * drawn.value)),
         {name: f"laws, {config['law_of']}, {panels.short(name)}" for name in models}, max(len(models), 2), x="nfe",
@@ -167,6 +162,6 @@ def draw(frame: Frame, config: Config) -> Figure:
         begin=(rows + between) / height,
     )  # fmt: skip
     place = below[0].get_position().y1 + 0.17 / fig.get_size_inches()[1]
-    fig.legend(*below[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, place), ncols=4,
+    fig.legend(*below[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, place), ncols=3,
                fontsize=7.5, handlelength=2.0)  # fmt: skip
     return fig
