@@ -15,7 +15,7 @@ from quick_runs import quick, quick_anew
 import deis_analysis as da
 from deis_analysis import networks as learned
 from experiments.models import problems, score_defects, studies
-from experiments.models.image_data import ImageSet, read_images
+from experiments.models.image_data import read_images
 from experiments.networks import network_errors as errors
 from experiments.networks import network_floors as floors
 
@@ -33,10 +33,9 @@ def floors_found():
     return quick(floors)
 
 
-def images_of(points: np.ndarray) -> ImageSet:
-    """Two-pixel images of (n, 2) points, all to train on, and the same held out."""
-    x = points.astype(np.float32).reshape(-1, 1, 1, 2)
-    return ImageSet("points", x, x, "none", "made here")
+def images_of(points: np.ndarray) -> dict[str, torch.Tensor]:
+    """Two-pixel images, all to train on, and the same held out."""
+    return dict.fromkeys(("train", "held_out"), torch.as_tensor(points))
 
 
 def points(n: int, seed: int = 0) -> np.ndarray:
@@ -45,9 +44,8 @@ def points(n: int, seed: int = 0) -> np.ndarray:
 
 # -- fitting error --------------------------------------------------------------------------------
 def test_exact_denoiser_as_network_has_no_fitting_error():
-    images = read_images("digits")
-    data = torch.as_tensor(images.train.reshape(len(images.train), -1))
-    ideal, again = da.ideal_denoiser(data, VP), da.ideal_denoiser(data.double(), VP)
+    images = errors.images_of(learned.load("digits8"), CONFIG)
+    ideal, again = (da.ideal_denoiser(data, VP) for data in (images["train"], images["train"].double()))
     for row in errors.fitting_rows(again, ideal, VP, images, CONFIG):
         assert row["fit"] < 1e-20 * row["size"]
         assert row["loss"] == pytest.approx(row["ideal_loss"], abs=1e-12)
@@ -56,14 +54,12 @@ def test_exact_denoiser_as_network_has_no_fitting_error():
 @pytest.mark.parametrize("process", [VP, da.RectifiedFlow(), da.VE()], ids=["vp", "flow", "ve"])
 def test_a_scale_error_is_measured_as_it_is(process):
     images = images_of(points(40))
-    ideal = da.ideal_denoiser(torch.as_tensor(images.train.reshape(-1, 2)), process)
+    ideal = da.ideal_denoiser(images["train"], process)
     rows = errors.fitting_rows(lambda x, t: 1.01 * ideal(x, t), ideal, process, images, CONFIG)
     assert [row["rho"] for row in rows] == 2 * CONFIG["levels"]
     for row in rows:
         assert process.rho(row["t"]) == pytest.approx(row["rho"], rel=1e-9)
         assert row["fit"] == pytest.approx(1e-4 * row["size"], rel=1e-9)
-        assert row["relative"] == pytest.approx(0.01, rel=1e-9)
-        assert row["score"] == pytest.approx(math.sqrt(row["fit"]) / float(process.sigma(row["t"])), rel=1e-12)
         assert row["fit_low"] <= row["fit"] <= row["fit_high"]
 
 
@@ -71,7 +67,7 @@ def test_loss_is_fitting_error_plus_the_least_loss(monkeypatch):
     """E|ε_θ − ε|² = E|ε_θ − ε*|² + E|ε* − ε|² where x₀ is drawn from the data, because ε* = E[ε | x_t]."""
     monkeypatch.setattr(errors, "bootstrap_ratio", lambda *_: (0.0, 0.0))  # of so many it is dear, and not looked at
     images = images_of(np.tile(points(50), (400, 1)))  # 400 draws of each of 50 points
-    ideal = da.ideal_denoiser(torch.as_tensor(images.train.reshape(-1, 2)[:50]), VP)
+    ideal = da.ideal_denoiser(images["train"][:50], VP)
     config = {**CONFIG, "samples": 20000, "batch": 20000, "levels": [0.3, 1.0]}
     for row in errors.fitting_rows(lambda x, t: torch.tanh(x), ideal, VP, images, config):
         assert row["loss"] == pytest.approx(row["fit"] + row["ideal_loss"], rel=0.03)  # 1/sqrt(20000) times some
@@ -110,10 +106,12 @@ def test_numbers_are_those_of_the_network_itself(errors_found):
 
 def test_other_images_than_those_trained_on_are_refused():
     net = learned.load("digits8")
-    assert len(errors.training_images(net, CONFIG).train) == net.card["data"]["images"]
+    images, digits = errors.images_of(net, CONFIG), read_images("digits")
+    assert len(images["train"]) == net.card["data"]["images"]
+    np.testing.assert_array_equal(images["held_out"].reshape(digits.held_out.shape), digits.held_out)
     card = {**net.card, "data": {**net.card["data"], "sha256": hashlib.sha256(b"others").hexdigest()}}
     with pytest.raises(ValueError, match="not the images that 'digits8' was trained on"):
-        errors.training_images(dataclasses.replace(net, card=card), CONFIG)
+        errors.images_of(dataclasses.replace(net, card=card), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +124,7 @@ def test_without_training_images_only_their_rows_are_missing(card, own_path, mon
     net = dataclasses.replace(learned.load("digits8"), card=card)
     monkeypatch.setattr(studies, "image_network", lambda *_: net)
     monkeypatch.setattr(errors, "path_rows", lambda _, ideal, config: asked.append((ideal, config)) or own_path)
-    monkeypatch.setattr(errors, "derivative_rows", lambda _, clean, config: seen.append(clean) or measures)
+    monkeypatch.setattr(score_defects, "network_rows", lambda _, process, clean, config: seen.append(clean) or measures)
     seen: list[torch.Tensor] = []
     measures = [
         {"part": "derivative", "measure": m, "rho": 1.0, "value": 0.1, "low": 0.1, "high": 0.1}
@@ -137,8 +135,10 @@ def test_without_training_images_only_their_rows_are_missing(card, own_path, mon
     assert asked == [(None, CONFIG)]
     assert set(frame.part) == {"reference", "path", "derivative"}
     assert set(frame.field.dropna()) == {"network"}
-    assert "no training images at hand" in errors.verdict(frame, config)
-    assert errors.draw(frame, config).texts
+    assert errors.verdict(frame, config).startswith("Jacobians are asymmetric by up to 0.")
+    assert "images" not in errors.verdict(frame, config)
+    loss = errors.draw(frame, config).axes[0]
+    assert [text.get_text() for text in loss.texts] == ["training images\nnot at hand"]
     assert seen[0].shape == (config["path_samples"], 64)  # its own samples instead
     assert 0.3 < float(seen[0].abs().mean()) < 1.2  # images in [-1, 1], mostly at the two ends
 
@@ -157,7 +157,6 @@ def test_changes_of_a_known_prediction():
         elif row["degree"] == 1 and row["step"] > 0:
             frozen = 0.0
         assert row["delta"] == pytest.approx(abs(frozen), abs=1e-12)
-        assert row["delta_score"] == pytest.approx(row["delta"] / float(VP.sigma(tau)), rel=1e-12)
 
 
 def test_path_of_the_network_ends_at_its_samples(errors_found):
@@ -263,35 +262,43 @@ def test_errors_verdict_turns_with_the_data(errors_found):
     frame, config = errors_found
     levels = len(config["levels"])
     held = frame.images == "held_out"
-    good, bad = frame.copy(), frame.copy()
-    good.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [0.25, 0.2, 0.3]
-    bad.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [4.0, 3.0, 5.0]
-    assert f"below the ideal denoiser's at {levels} and above at 0 of {levels} levels (least 0.25 times)" in (
-        errors.verdict(good, config)
-    )
-    assert f"below the ideal denoiser's at 0 and above at {levels} of {levels}" in errors.verdict(bad, config)
-    unclear = frame.copy()
-    unclear.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [0.9, 0.8, 1.2]
-    assert f"below the ideal denoiser's at 0 and above at 0 of {levels}" in errors.verdict(unclear, config)
+    for band, better, worse in (([0.25, 0.2, 0.3], levels, 0), ([4.0, 3.0, 5.0], 0, levels), ([0.9, 0.8, 1.2], 0, 0)):
+        turned = frame.copy()
+        turned.loc[held, ["ratio", "ratio_low", "ratio_high"]] = band
+        said = errors.verdict(turned, config)
+        assert f"at {better} of {levels} noise levels, at {worse} they are worse;" in said
+        assert said.startswith(errors.headline(turned))
     turned = frame.copy()
-    turned.loc[turned.measure == "residual", "value"] = 0.77
+    turned.loc[(turned.measure == "residual") & (turned.model == "digits8"), "value"] = 0.97
     turned.loc[turned.measure == "asymmetry", "value"] = 0.33
-    turned.loc[(turned.images == "train") & (turned.rho == 0.05), "fit"] = 123.0
-    said = errors.verdict(turned, config)
-    assert said.endswith("asymmetry up to 0.33, residual up to 0.77.")
-    assert "up to 123 on training images" in said
+    turned.loc[(turned.measure == "fitting") & (turned.t == 0.9), "value"] = 123.0
     path = (turned.part == "path") & (turned.field == "network") & (turned.quantity == "eps")
     turned.loc[path & (turned.degree == 3), "delta"] = 0.5
     turned.loc[path & (turned.degree == 0), "delta"] = 0.25
-    assert "Δ_ε 0.25 frozen and 0.50 at degree 3" in errors.verdict(turned, config)
+    assert errors.verdict(turned, config).endswith(
+        "degree 3 leaves 2.0 of a frozen ε's change; Jacobians are asymmetric by up to 0.33; "
+        "Fokker–Planck residuals are up to 0.97; errors of the score up to 123."
+    )
 
 
 def test_errors_figure_is_drawn(errors_found):
     figure = errors.draw(*errors_found)
     assert len(figure.axes) == 4
     headline = figure.texts[0].get_text().replace("\n", " ")
-    assert errors.verdict(*errors_found).startswith(f"{headline}. ")
+    assert errors.verdict(*errors_found).startswith(f"{headline}, ")
     assert all(ax.lines for ax in figure.axes)
+
+
+def test_what_is_drawn_is_what_was_measured(errors_found):
+    frame, _ = errors_found
+    lines = errors.curves(frame).set_index("line").value
+    held = frame[frame.images == "held_out"]
+    assert list(lines["network, held-out"]) == list(held.loss)
+    assert list(lines["ε*, held-out"]) == list(held.ideal_loss)
+    path = frame[(frame.part == "path") & (frame.quantity == "eps") & (frame.degree == 3)]
+    assert list(lines["ε of degree 3"]) == list(path[path.field == "network"].delta)
+    assert list(lines["ε of degree 3 on ε*"]) == list(path[path.field == "ideal"].delta)
+    assert set(lines.index) == set(errors.LOOKS)
 
 
 # -- floors ---------------------------------------------------------------------------------------
