@@ -184,6 +184,28 @@ def on_its_own_process(name: str, config: Config) -> Study:
     return study(name, {**config, "t_start": start, "t_end": end}, net.process)
 
 
+def problem_on(name: str, config: Config, process: Process) -> problems.Problem:
+    """A model on any process from ``t_start`` to ``t_end`` of the configuration.
+
+    The small network was trained on VPLinear: it is asked its ε at x σ_VP/σ where ρ is the same, beyond its times at
+    its last, and its flow is DOPRI5's.
+    """
+    span, vp = (config["t_start"], config["t_end"]), problems.vp_linear(config)
+    if name != "network" or process == vp:
+        found = study(name, config, process)
+        truth, estimate = found.reference(span[1])
+        exact = None if found.trained else found.exact
+        return problems.Problem(process, found.model, found.x_T, truth, span, estimate, exact)
+    on_vp = study(name, {**config, "t_start": 1.0}, vp)
+
+    def eps(x: Any, t: float) -> Any:
+        t_vp = float(vp.time_from_rho(min(float(process.rho(t)), float(vp.rho(1.0)))))
+        return on_vp.model(x * float(vp.sigma(t_vp) / process.sigma(t)), t_vp)
+
+    x_T = problems.start_scale(process, span[0]) * on_vp.x_T
+    return problems.Problem.solved(process, eps, x_T, span, config["rtol"])
+
+
 def is_model(name: str) -> bool:
     """Whether ``name`` can be meant as a model: one of `MODELS`, a shipped network, a path, FILE.py:make, a hub id."""
     known = name in MODELS or name in NETWORKS or Path(name).exists()

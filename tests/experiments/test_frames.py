@@ -9,7 +9,7 @@ import pytest
 import deis_analysis as da
 from experiments.core.frames import at, calls_for, span
 from experiments.core.judging import error_row, ratio_row
-from experiments.models.problems import Problem, product_mixture
+from experiments.models.problems import Problem, product_mixture, remembering
 
 FRAME = pd.DataFrame({"part": ["a", "a", "b"], "calls": [5, 10, 10], "rms": [1.0, 2.0, 3.0]})
 
@@ -58,3 +58,30 @@ def test_a_problem_without_a_name_is_tried_on_its_own_span():
     alone = da.sample("ddim", mix.eps(process), x, steps=40, grid="t2", t_end=0.01)
     np.testing.assert_allclose(tried[1][1], ((alone - problem.truth) ** 2).mean(axis=1), rtol=1e-9)
     assert tried[2][1].mean() < tried[1][1].mean() / 10
+
+
+def test_a_problem_remembers_what_the_model_said_of_a_state():
+    process, mix = da.VPLinear(), product_mixture()
+    x, asked = mix.sample(8, 0, process, 1.0), []
+    eps = mix.eps(process)
+
+    def model(states, t):
+        asked.append(t)
+        return eps(states, t)
+
+    problem = Problem(process, model, x, mix.flow(process, x, 1.0, 0.01), (1.0, 0.01))
+    (_, alone), (_, second), (_, again) = problem.tried(["ddim", "tab1", "ddim"], ["t2"], [5])
+    assert len(asked) == 5 + 3  # tab1 begins with a step of DDIM: two states are the same
+    assert np.array_equal(alone, again)
+    assert not np.allclose(alone, second)
+    table = da.build("tab1", process, da.grid(process, 5, "t2", 1.0, 0.01))
+    np.testing.assert_array_equal(second, ((da.run(table, mix.eps(process), x) - problem.truth) ** 2).mean(axis=1))
+
+
+def test_what_is_remembered_is_told_apart_by_state_and_time_and_is_not_much():
+    asked = []
+    model = remembering(lambda x, t: asked.append(t) or x * t, most=2)
+    x = np.ones((2, 1))
+    for state, t in ((x, 1.0), (x, 2.0), (x, 1.0), (2 * x, 1.0), (x, 1.0), (x, 2.0)):
+        assert np.array_equal(model(state, t), state * t)
+    assert asked == [1.0, 2.0, 1.0, 2.0]  # of the two kept the one asked for longest ago goes
