@@ -190,10 +190,14 @@ def test_convergence_verdict_when_an_order_is_missed(quick):
 
 def test_transfer_verdict_turns_with_the_data(quick):
     frame, record = load(quick, "transfer")
-    assert "shrink every direction" not in EXPERIMENTS["transfer"].verdict(
-        frame.assign(ratio=1 / frame.ratio.clip(upper=0.99)), record["config"]
-    )
-    assert "ddim by 1.00x" in EXPERIMENTS["transfer"].verdict(frame.assign(ratio=1.0), record["config"])
+    module, config = EXPERIMENTS["transfer"], record["config"]
+    assert "ddim 1.00x (1.0)" in module.verdict(frame.assign(ratio=1.0), config)
+    frame.loc[(frame.solver == "ddim") & (frame.part == "spectrum"), "ratio"] = np.where(np.arange(64) % 2, 0.99, 1.01)
+    frame.loc[frame.solver == "tab3", "ratio"] = 0.5
+    said = module.verdict(frame, config)
+    assert "the best of 4 samplers, ddim, gets the scale of the digits' principal directions wrong by 1.01x" in said
+    assert "tab3 2.00x (0.50)" in said  # to shrink by two is as wrong as to stretch by two
+    assert module.draw(frame, config).texts[0].get_text().replace("\n", " ") == said.split(";")[0]
 
 
 def test_weights_verdict_turns_with_the_data(quick):
