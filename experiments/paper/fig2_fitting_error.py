@@ -110,8 +110,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     """A column per time: the fitting error on the plane, and error against density."""
     found, titles = findings(frame), [f"t = {t:g}" for t in config["times"]]
     note = (
-        f"ε network ({config['depth']} layers of {config['width']} units, one training) of a mixture of six modes whose "
-        f"score is exact; {style.setting(config)}. Above: ‖s_θ − ∇ log p_t‖ over its median on the plane; contours: "
+        f"ε network ({config['depth']} layers of {config['width']} units, one training) of six modes in a plane, whose"
+        f" score is exact; {style.setting(config)}. Above: ‖s_θ − ∇ log p_t‖ over its median on the plane; contours: "
         f"p_t at 1/100, 1/10, 1/2 of its maximum. Below: points of the plane and {config['samples']} samples, lines: "
         "medians of tenths by density; ρ: Spearman's, with 95 % bootstrap intervals."
     )

@@ -79,11 +79,11 @@ def contents(folder: Path, name: str) -> dict[str, tuple[int, bytes]]:
 
 # -- what a result is -----------------------------------------------------------------------------
 def test_the_study_is_whole():
-    core = "convergence transfer weights_accuracy solver_atlas unnamed_corner tuned_samplers"
+    core = "convergence transfer solver_atlas unnamed_corner tuned_samplers"
     paper = "fig2_fitting_error fig3_discretization fig4_extrapolation fig5_ablation fig6_comparison table2_variants"
     appendix = "time_grids blackbox_tolerance vesde likelihood sde end_time"
     beyond = "rectified_flow guidance teleportation budget_of_errors paper_claims"
-    networks = "network_work_precision network_samples network_law network_errors network_floors gpu_validation"
+    networks = "network_work_precision network_samples network_law network_errors floors gpu_validation"
     wanted = {
         "field_audit",
         "field_history",
@@ -198,14 +198,6 @@ def test_transfer_verdict_turns_with_the_data(quick):
     assert "the best of 4 samplers, ddim, gets the scale of the digits' principal directions wrong by 1.01x" in said
     assert "tab3 2.00x (0.50)" in said  # to shrink by two is as wrong as to stretch by two
     assert module.draw(frame, config).texts[0].get_text().replace("\n", " ") == said.split(";")[0]
-
-
-def test_weights_verdict_turns_with_the_data(quick):
-    frame, record = load(quick, "weights_accuracy")
-    ours = frame[frame.method == "quadrature"].error
-    assert ours.max() < 1e-13
-    frame.loc[frame.method == "quadrature", "error"] = 0.5
-    assert "at most 0.50 at every step" in EXPERIMENTS["weights_accuracy"].verdict(frame, record["config"])
 
 
 def declared_orders_are_met(off: pd.DataFrame) -> bool:
@@ -475,11 +467,11 @@ def test_failure_leaves_old_files_untouched_and_the_rest_continues(tmp_path, mon
     before = contents(tmp_path, CHEAP)
     monkeypatch.setattr(EXPERIMENTS[CHEAP], step, broken)
     monkeypatch.setattr(runner, "fingerprint", lambda *_: "another")
-    result = call("run", CHEAP, "weights_accuracy", "--quick", "--jobs", 1, "--out", tmp_path)
+    result = call("run", CHEAP, "convergence", "--quick", "--jobs", 1, "--out", tmp_path)
     assert result.exit_code == 1
     assert "no such luck" in result.output
     assert contents(tmp_path, CHEAP) == before
-    assert (tmp_path / "weights_accuracy.json").is_file()
+    assert (tmp_path / "convergence.json").is_file()
     assert not list(tmp_path.glob(".*.tmp"))
     kept = tmp_path / runner.UNDRAWN / f"{CHEAP}.json"
     assert kept.is_file() == (step != "compute")
@@ -516,12 +508,12 @@ def test_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(EXPERIMENTS["weights_accuracy"], "compute", interrupted)
-    result = call("run", CHEAP, "weights_accuracy", "--quick", "--jobs", 1, "--out", tmp_path)
+    monkeypatch.setattr(EXPERIMENTS["convergence"], "compute", interrupted)
+    result = call("run", CHEAP, "convergence", "--quick", "--jobs", 1, "--out", tmp_path)
     assert result.exit_code == 130
-    assert "1 finished and kept, 1 not (weights_accuracy)" in result.output
+    assert "1 finished and kept, 1 not (convergence)" in result.output
     assert all(path.is_file() for path in runner.result_files(CHEAP, tmp_path))
-    assert not (tmp_path / "weights_accuracy.csv").exists()
+    assert not (tmp_path / "convergence.csv").exists()
 
 
 def descendants(pid: int) -> list[int]:
