@@ -40,7 +40,7 @@ CONFIG: Config = {
 QUICK: Config = {"calls": [10, 20], "samples": 2, "network_rtol": 1e-4, "network_tolerance": 1e-2,
                  "t_steps": [1e-8, 0.2, 4], "lam_steps": [1e-8, 1.5, 4], "digits": 40}  # fmt: skip
 THOROUGH: Config = {"calls": [10, 20, 40, 80, 160, 320, 640], "network_rtol": 1e-9, "network_tolerance": 1e-6}
-WEIGHTS = {  # method: (name, place in its panel, look); closed forms: of degree 2 in λ
+WEIGHTS: dict[str, tuple[str, tuple[float, float], dict[str, Any]]] = {  # method: name, place in its panel, look
     "quadrature": ("Gauss quadrature (here)", (0.03, 0.2), {"color": style.BLUE, "marker": "o", "linewidth": 2}),
     "riemann64": ("Riemann sum, float64", (0.5, 0.52), {"color": style.ORANGE, "marker": "s"}),
     "riemann32": ("Riemann sum, float32", (0.28, 0.86), {"color": "#9a6a00", "marker": "s", "linestyle": "--"}),

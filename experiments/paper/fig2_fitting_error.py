@@ -149,8 +149,8 @@ def _against_density(ax: Any, rows: Frame, found: Frame) -> None:
         ratio, error = np.exp(here.log_density.to_numpy() - top), here.error.to_numpy()
         ax.plot(ratio, error, ".", color=colour, markersize=1.5, alpha=0.35, rasterized=True, markeredgewidth=0)
         tenths = np.array_split(np.arange(len(here)), 10)
-        medians = [[np.median(values[tenth]) for tenth in tenths] for values in (ratio, error)]
-        panels.curve(ax, *medians, color=colour, marker="o", markeredgecolor="white")
+        x, y = ([np.median(values[tenth]) for tenth in tenths] for values in (ratio, error))
+        panels.curve(ax, x, y, color=colour, marker="o", markeredgecolor="white")
         case = at(found, where=where).iloc[0]
         text = f"{where}: ρ {case.rho:.2f} ({case.low:.2f}, {case.high:.2f})"
         panels.words(ax, 0.985, height, text, colour, ha="right", va="top")
