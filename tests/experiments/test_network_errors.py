@@ -14,10 +14,11 @@ from quick_runs import quick, quick_anew
 
 import deis_analysis as da
 from deis_analysis import networks as learned
+from experiments.core import style
 from experiments.models import problems, score_defects, studies
 from experiments.models.image_data import read_images
+from experiments.networks import floors
 from experiments.networks import network_errors as errors
-from experiments.networks import network_floors as floors
 
 VP = da.VPLinear()
 CONFIG = {**errors.CONFIG, **errors.QUICK, "data_root": None}
@@ -302,20 +303,20 @@ def test_what_is_drawn_is_what_was_measured(errors_found):
 
 
 # -- floors ---------------------------------------------------------------------------------------
+def floors_of(frame, variant):
+    return frame[(frame.part == "sample") & (frame.variant == variant)]
+
+
 def test_floor_of_single_precision_is_rounding(floors_found):
     frame, _ = floors_found
-    rows = frame[frame.variant == "float32"]
-    assert rows[rows.part == "sample"].gap.between(1e-9, 1e-4).all()
-    asked = rows[rows.part == "prediction"]
-    assert asked.gap.between(1e-10, 1e-4).all()
-    assert asked.gap.max() > 1e-8  # an ulp of 1 is 6e-8
-    half = frame[(frame.variant == "bfloat16") & (frame.part == "prediction")]
-    assert half.gap.max() > 1e3 * asked.gap.max()  # 2^16 times coarser
+    single, half = (floors_of(frame, variant).gap for variant in ("float32", "bfloat16"))
+    assert single.between(1e-9, 1e-4).all()
+    assert single.max() > 1e-8  # an ulp of 1 is 6e-8
+    assert half.max() > 1e3 * single.max()  # 2^16 times coarser
 
 
 def test_exact_network_has_no_gap(floors_found):
-    frame, _ = floors_found
-    own = frame[(frame.variant == "exact") & (frame.part == "sample")]
+    own = floors_of(floors_found[0], "exact")
     assert (own.gap == 0).all()
     assert (own.error > 0).all()
 
@@ -340,31 +341,57 @@ def test_gap_and_error_by_hand(floors_found):
 
 def test_floors_verdict_turns_with_the_data(floors_found):
     frame, config = floors_found
-    assert "float32 never" in floors.verdict(frame, config)
+    assert floors.rules_from(frame, config)["float32"] == np.inf
     turned = frame.copy()
     turned.loc[(turned.variant == "float32") & (turned.calls == 20), "gap"] = 9.0
+    turned.loc[turned.variant.isin(["bfloat16", "nearest", "linear"]), "gap"] = 1e-9
     said = floors.verdict(turned, config)
-    assert "float32 from 20 (digits8), 20 (digits8_flow)" in said
-    assert "on digits8 float32 9" in said
+    assert floors.rules_from(turned, config)["float32"] == 20
+    assert said.startswith("float32 cost samples of a network more than tab3's own error from 20 calls on; ")
+    assert "at 20 calls at most float32 9, bfloat16 1e-9," in said
     turned.loc[turned.part == "sample", "gap"] = 0.0
-    assert said.count("never") < floors.verdict(turned, config).count("never") == len(config["variants"])
+    assert floors.verdict(turned, config).startswith("No arithmetic costs")
     turned.loc[(turned.variant == "exact") & (turned.model == "digits8") & (turned.calls == 20), "error"] = 7.0
-    assert "(tab3's own error 7)" in floors.verdict(turned, config)
+    turned.loc[turned.method == "quadrature", "error"] = 0.5
+    turned.loc[(turned.method == "closed64") & (turned.step < 1e-3), "error"] = np.nan
+    said = floors.verdict(turned, config)
+    assert "(own error 7)" in said
+    assert "quadrature errs by at most 0.50" in said
+    lost = turned[(turned.method == "closed64") & (turned.step < 1e-3)].step.max()
+    assert f"a closed form has no digit at steps up to {style.as_text(lost, 1)}" in said
+
+
+def test_weights_by_quadrature_are_exact_and_the_other_ways_are_not(floors_found):
+    worst = floors_found[0].groupby(["panel", "method"]).error.max()
+    assert (worst[:, "quadrature"] < 1e-13).all()
+    assert 1e-5 < worst["t", "riemann64"] < 1e-3
+    assert worst["lam", "closed64"] > 1
+    h = 1e-2  # their exact values by series, degree 2 in λ: h(φ1 + 3φ2/2 + φ3), −2h(φ2 + φ3), h(φ2/2 + φ3)
+    phi = [sum(h**i / math.factorial(i + k) for i in range(20)) for k in range(4)]
+    series = [h * (phi[1] + 1.5 * phi[2] + phi[3]), -2 * h * (phi[2] + phi[3]), h * (phi[2] / 2 + phi[3])]
+    assert np.allclose(floors._closed(np.float64(h), np.float64, np.exp), series, rtol=1e-8)
 
 
 def test_floors_figure_and_bad_input(floors_found):
     frame, config = floors_found
-    assert len(floors.draw(frame, config).axes) == 2 * len(config["models"])
-    with pytest.raises(ValueError, match="'float8' is unknown; allowed: exact, float32"):
+    figure = floors.draw(frame, config)
+    assert len(figure.axes) == 2 + len(config["models"])
+    assert floors.verdict(frame, config).startswith(figure.texts[0].get_text().replace("\n", " ") + "; ")
+    note = figure.texts[1].get_text().replace("\n", " ")
+    assert "2 samples" in note
+    assert ", below all errors;" in note
+    frame = frame.assign(agreement=frame.agreement.where(frame.model != "digits8", 1.0))
+    assert "not below all errors of digits8;" in floors.draw(frame, config).texts[1].get_text().replace("\n", " ")
+    with pytest.raises(ValueError, match="'float8' is unknown; allowed: float32, bfloat16"):
         floors.load("digits8", "float8", config)
-    net = floors.load("digits8", "exact", config)
-    with pytest.raises(ValueError, match="'rhork_2heun' makes 40 calls in 20 steps"):
-        floors.sampled(net, floors.start(net, config), {**config, "solver": "rhork_2heun", "calls": [20]})
+    study = studies.on_its_own_process("digits8", config)
+    with pytest.raises(ValueError, match="solver='rhork_2heun' does not make one call a step"):
+        floors.sampled(study, {**config, "solver": "rhork_2heun", "calls": [20]}, study.model)
 
 
 def test_frames_are_tidy(errors_found, floors_found):
     for frame, config in (errors_found, floors_found):
-        assert set(frame.model) == set(config["models"])
+        assert set(frame.model) - {"weights"} == set(config["models"])
         assert frame.part.notna().all()
         assert np.isfinite(
             frame.select_dtypes("number").to_numpy()[frame.select_dtypes("number").notna().to_numpy()]
