@@ -186,10 +186,10 @@ def shaded(
         spine.set_visible(False)
 
 
-def key(fig: Figure, ax: Any, **options: Any) -> None:
-    """The legend of a panel's lines, in one line above the panels, 0.5 inches of which are for it and titles."""
+def key(fig: Figure, ax: Any, above: float = 0.5, **options: Any) -> None:
+    """The legend of a panel's lines, in one line above the panels, so many inches of which are for it and titles."""
     handles, labels = ax.get_legend_handles_labels()
-    top = min(fig.subplotpars.top, ax.get_position().y1 + 0.5 / fig.get_size_inches()[1])
+    top = min(fig.subplotpars.top, ax.get_position().y1 + above / fig.get_size_inches()[1])
     top += 0.02 / fig.get_size_inches()[1]
     fig.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.0, top), ncol=len(labels), fontsize=8,
                handlelength=2.2, columnspacing=1.4, **options)  # fmt: skip

@@ -205,25 +205,34 @@ def draw(frame: Frame, config: Config) -> Figure:
     note = (
         f"Each network on its own process, {many}; RMS error per pixel (images in [-1, 1]) against its certified flow. "
         f"Ranks: on the best of customary, {' and '.join(config['also'])} grid, without flips; thick: 95 % band; thin: "
-        f"{seeds}; at the right error and grid. Below: customary grids; ms of one image on one core."
+        f"{seeds}; at the right error and grid. Below: customary grids; upper axis: time on one core."
     )
     order = list(ranking(frame, names[-1], calls).index)
     shown = [*((names[-1], n) for n in config["ranked_at"]), *((name, calls) for name in names[:-1])]
     more = {f"rank on {len(group)} trainings of {name}": group for name, group in by if len(group) > 1}
     titles = [*(f"rank on {name}, {n} calls" for name, n in shown), *more]
-    above, below = -(-len(titles) // 3) * (0.155 * len(order) + 0.42), 2.95
+    above, below = -(-len(titles) // 3) * (0.155 * len(order) + 0.42), 3.25
     fig = panels.sheet(headline(frame, config), note, above + below)
-    axes, _ = panels.small_multiples(fig, titles, 3, left=1.15, bottom=below + 0.2, hspace=0.22, wspace=0.06)
+    axes, _ = panels.small_multiples(fig, titles, 3, left=1.15, bottom=below + 0.1, hspace=0.22, wspace=0.06)
     for ax, (name, n) in zip(axes, shown, strict=False):
         _ranks(ax, order, ranks(frame, "seed", model=name, calls=n), ranking(frame, name, n))
     for ax, group in zip(axes[len(shown) :], more.values(), strict=True):
         _ranks(ax, order, ranks(frame, "model", model=group, calls=calls, seed=frame.seed.min()))
     times = at(frame, part="reference").groupby("model").ms_per_call.min()
-    panels.lines(
+    lower = panels.lines(
         fig, at(frame, part="error", customary=True, seed=frame.seed.min()),
-        {name: f"{name}, {style.as_text(times[name])} ms a call" for name in names}, 3, x="nfe", y="rms", names=_NAMED,
-        band=("low", "high"), ticks=config["calls"], ylabel="RMS error per pixel", extra_top=above + 0.5, wspace=0.08,
+        dict.fromkeys(names, ""), 3, x="nfe", y="rms", names=_NAMED,
+        band=("low", "high"), ticks=config["calls"], ylabel="RMS error per pixel", extra_top=above + 0.7, wspace=0.08,
+        legend=False,
     )  # fmt: skip
+    for ax, name in zip(lower, names, strict=True):  # a second axis: the time that the calls take
+        upper = ax.secondary_xaxis(
+            "top", functions=(lambda n, ms=times[name]: n * ms, lambda t, ms=times[name]: t / ms)
+        )
+        style.plain_log_ticks(upper.xaxis, [float(f"{n * times[name]:.2g}") for n in config["calls"]])
+        upper.tick_params(labelsize=panels.TICKS, pad=1)
+        ax.set_title(f"{name}: ms of one image", fontsize=8.5, pad=6)
+    panels.key(fig, lower[0], above=0.62)
     return fig
 
 
