@@ -14,7 +14,7 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 import deis_analysis as da
-from experiments.models import problems, studies
+from experiments.models import guided, problems, studies
 from experiments.paper import appendix_sde as sde
 from experiments.study import guidance
 from experiments.study import rectified_flow as flow
@@ -301,10 +301,10 @@ def test_network_of_vp_on_the_rectified_flow(monkeypatch):
 # -- guidance -------------------------------------------------------------------------------------
 def test_guided_model_by_hand():
     config = {**guidance.CONFIG, "samples": 10}
-    mix = guidance.class_mixture(config)
-    everything, each, d = guidance.classes("mixture", config, VP)
+    mix = guided.class_mixture(config)
+    everything, each, d = guided.classes("mixture", config, VP)
     scales, x = [0.0, 1.0, 7.5], torch.tensor(problems.noise(10, 4, 3)).repeat(3, 1)
-    found = guidance.guided(everything, each, scales, 10)(x, 0.3).numpy().reshape(3, 10, d)
+    found = guided.guided_eps(everything, each, scales, 10)(x, 0.3).numpy().reshape(3, 10, d)
     a, s, one = float(VP.alpha(0.3)), float(VP.sigma(0.3)), x[:10].numpy()
     v = a**2 * config["class_std"] ** 2 + s**2
     gaps = one[:, None] - a * mix.means
@@ -320,7 +320,7 @@ def test_digits_of_all_classes_are_the_mean_of_the_classes():
     from sklearn.datasets import load_digits
 
     config, label, data = guidance.CONFIG, load_digits().target, problems.digits()
-    everything, each, d = guidance.classes("digits", config, VP)
+    everything, each, d = guided.classes("digits", config, VP)
     assert (len(each), d) == (10, 64)
     rng = np.random.default_rng(0)
     t = 0.15
@@ -338,7 +338,7 @@ def test_scale_one_is_the_flow_of_the_class(guidance_found):
     _, config = guidance_found
     problem = guidance.setup("mixture", config)
     process, x, truth, estimate = problem.process, problem.x_T, problem.truth, problem.estimate
-    mix, n = guidance.class_mixture(config), config["samples"]
+    mix, n = guided.class_mixture(config), config["samples"]
     for i in range(12):
         k = i % config["classes"]
         own = da.GaussianMixture([1.0], mix.means[k : k + 1], mix.covariances[k : k + 1])
@@ -411,7 +411,7 @@ def test_at_scale_one_all_data_are_not_asked_for():
         asked.append(len(x))
         return torch.zeros_like(x)
 
-    model = guidance.guided(everything, [lambda x, t: x], [1.0, 3.0], 2)
+    model = guided.guided_eps(everything, [lambda x, t: x], [1.0, 3.0], 2)
     assert torch.equal(model(torch.ones(4, 1), 0.5)[:, 0], torch.tensor([1.0, 1.0, 3.0, 3.0]))
     assert asked == [2]
 
@@ -420,10 +420,10 @@ def test_network_is_guided_toward_exact_modes(monkeypatch):
     mix = problems.product_mixture()
     as_network(monkeypatch, mix)
     config = {**guidance.CONFIG, **guidance.QUICK}
-    everything, each, d = guidance.classes("network", config, VP)
+    everything, each, d = guided.classes("network", config, VP)
     assert (len(each), d) == (1, 4)  # one Gaussian in the first coordinate: guidance does nothing
     x = torch.tensor(problems.noise(3, 4, 0))
-    assert np.allclose(guidance.guided(everything, each, [15.0], 3)(x, 0.4), everything(x, 0.4), atol=1e-10)
+    assert np.allclose(guided.guided_eps(everything, each, [15.0], 3)(x, 0.4), everything(x, 0.4), atol=1e-10)
 
 
 def test_classes_of_a_gaussian_are_its_laws_given_a_measurement():
@@ -433,17 +433,17 @@ def test_classes_of_a_gaussian_are_its_laws_given_a_measurement():
     whole = da.GaussianMixture([1.0], mean[None], covariance[None])
     u = turn[:, 1]  # of the larger variance, 2, and so measured with noise of variance 2
     joint = np.block([[covariance, (covariance @ u)[:, None]], [(u @ covariance)[None], np.array([[4.0]])]])
-    for k, one in enumerate(sorted(guidance.measured(whole, {"classes": 6}), key=lambda g: float(g.means[0] @ u))):
+    for k, one in enumerate(sorted(guided.measured(whole, {"classes": 6}), key=lambda g: float(g.means[0] @ u))):
         y = norm.ppf((k + 0.5) / 6, u @ mean, 2.0)
         assert np.allclose(one.means[0], mean + joint[:2, 2] / joint[2, 2] * (y - u @ mean))
         assert np.allclose(one.covariances[0], covariance - np.outer(joint[:2, 2], joint[2, :2]) / joint[2, 2])
-    many = guidance.measured(whole, {"classes": 1001})
+    many = guided.measured(whole, {"classes": 1001})
     means = np.array([one.means[0] for one in many])
     assert np.allclose(means.mean(axis=0), mean)
     assert np.allclose(np.cov(means.T) + many[0].covariances[0], covariance, atol=0.01)
-    everything, each, d = guidance.classes("gaussian", guidance.CONFIG, VP)
+    everything, each, d = guided.classes("gaussian", guidance.CONFIG, VP)
     assert (len(each), d) == (6, 64)
     x = torch.tensor(problems.noise(2, 64, 0))
     own = studies.study("gaussian", guidance.CONFIG).exact
     assert torch.allclose(everything(x, 0.4), own.eps(VP)(x, 0.4))
-    assert torch.allclose(each[3](x, 0.4), guidance.measured(own, guidance.CONFIG)[3].eps(VP)(x, 0.4))
+    assert torch.allclose(each[3](x, 0.4), guided.measured(own, guidance.CONFIG)[3].eps(VP)(x, 0.4))
