@@ -25,7 +25,7 @@ from experiments.core.paths import FIGURES
 
 MOST_MB = 5.0
 NAMES = (  # quick runs of seconds each, of exact models and networks, with cached references and without; no clocks
-    *("transfer", "weights_accuracy", "appendix_sde", "fig3_discretization", "convergence", "rectified_flow"),
+    *("transfer", "convergence", "appendix_sde", "fig3_discretization", "floors", "rectified_flow"),
     *("appendix_time_grids", "teleportation", "guidance", "appendix_vesde"),
     *("budget_of_errors", "appendix_blackbox", "fig4_extrapolation"),
 )

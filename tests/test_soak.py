@@ -24,6 +24,6 @@ def test_the_harness_sees_what_it_looks_for(monkeypatch):
 
 
 def test_a_run_that_is_killed_and_started_again_ends_as_in_peace(tmp_path):
-    found, _, differ = soak.killed(("transfer", "weights_accuracy"), 2, 0, tmp_path)
+    found, _, differ = soak.killed(("transfer", "convergence"), 2, 0, tmp_path)
     assert len(found) == 2
     assert differ == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,14 @@ def observed_order(
         raise ValueError(f"steps={counts} must exceed starting_steps={lead}")
     first = float(grid(process, 1, kind, t_start, t_end)[0])
     x = mix.sample(samples, seed, process, first)
+    flow = cache(lambda start, end: mix.flow(process, x, start, end))  # most grids end at the same time
     errors, floors = [], []
     for n in counts:
         ts = grid(process, n, kind, t_start, t_end)
         table = builder(process, ts)
         given = range(table.grid_nodes[lead] + 1)  # every node of the start: stages and predicted states too
         exact = {k: mix.flow(process, x, ts[0], table.times[k]) if k else x for k in given}
-        truth = mix.flow(process, x, ts[0], ts[-1])
+        truth = flow(float(ts[0]), float(ts[-1]))
         result = walk(table, mix.model(process, table.prediction), exact)[table.times.size - 1]
         errors.append(_rms(result - truth))
         floors.append(np.finfo(float).eps * (amplification(table) + _rms(truth)) * np.sqrt(n))

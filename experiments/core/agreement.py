@@ -13,7 +13,7 @@ from experiments import Config, Frame
 # (relative, absolute) by which numbers of the same computation may differ between machines: in float64 arithmetic, and
 # where a network takes part, whose float32 sums depend on the machine. An experiment's TOLERANCES, by column, go first.
 EXACT, LEARNED = (1e-6, 1e-12), (1e-3, 1e-6)
-EXACT_MODELS = ("mixture", "gaussian", "digits")  # whose rows are float64 arithmetic
+EXACT_MODELS = ("mixture", "gaussian", "digits", "weights")  # whose rows are float64 arithmetic
 TIMINGS = (
     "seconds",
     "images_per_second",

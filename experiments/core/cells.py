@@ -14,13 +14,14 @@ import numpy as np
 
 import deis_analysis as da
 from deis_analysis.process.process import Array
-from experiments import Progress
+from experiments import Config, Progress
 from experiments.core import units
 from experiments.models.problems import steps_for
 from experiments.models.studies import Study
 
 Rows = list[dict[str, Any]]
 Grids = Iterable[str] | Callable[[str, int], Iterable[str]]
+Judge = Callable[[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def sweep(
     solvers: Iterable[str],
     grids: Grids,
     calls: Iterable[int],
-    judge: Callable[[Any], dict[str, Any]],
+    judge: Judge,
     *,
     progress: Progress | None = None,
     **limits: Any,
@@ -106,6 +107,22 @@ def sweep(
     """
     cells = plan(study, solvers, grids, calls, **limits)
     return [{**cell.columns, **judge(x)} for cell, x in runs(study, cells, progress)]
+
+
+def customary(
+    study: Study, solvers: dict[str, str], others: Iterable[str], config: Config, judge: Judge, **limits: Any
+) -> Rows:
+    """`sweep` on each solver's customary grid at ``config["calls"]``; at ``config["ranked_at"]`` on others, too.
+
+    Args:
+        solvers: solver → its customary grid; the column ``customary`` says whether a row is on it.
+    """
+
+    def grids(solver: str, calls: int) -> list[str]:
+        return [solvers[solver], *(others if calls in config["ranked_at"] else ())]
+
+    rows = sweep(study, solvers, grids, config["calls"], judge, **limits)
+    return [{"part": "error", "customary": row["grid"] == solvers[row["solver"]], **row} for row in rows]
 
 
 def squares_to(truth: Any) -> Callable[[Any], dict[str, Array]]:

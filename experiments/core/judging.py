@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+import deis_analysis as da
 from deis_analysis.process.process import Array
 from deis_analysis.tuning.judged import Judged
 from experiments import Config, Frame
@@ -76,18 +78,65 @@ def mean_square(squares: Array) -> float:
     return float(np.nanmean(squares)) if np.isfinite(squares).any() else math.inf
 
 
+def nearest(x: Any, places: Any) -> Array:
+    """(n,) index of the place (m, d) next to each sample (n, d)."""
+    import torch
+
+    return np.asarray(torch.cdist(x, places).argmin(dim=1).cpu())
+
+
+def best(rows: Frame) -> Frame:
+    """Of each solver the row of least ``error``, which is that on its best grid, by solver, the most accurate first."""
+    ordered = rows[rows.error.notna()].sort_values("error", kind="stable")
+    return ordered.drop_duplicates("solver").set_index("solver")
+
+
+def duel(judges: list[Judge], a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
+    """``ratio, low, high`` of the errors of two cells of the first judge, and ``least, most`` over all judges.
+
+    Args:
+        a, b: ``solver, grid, steps`` and ``squares``, see `Judge.cell`.
+    """
+    seed = judges[0].config["seed"]
+    found = ratio_row(a["squares"], b["squares"], seed)
+    over = [found["ratio"]]
+    for judge in judges[1:]:
+        first, second = (judge.counted(judge.end(cell["solver"], cell["grid"], cell["steps"])) for cell in (a, b))
+        over.append(ratio(first, second, seed)[0])
+    return {**found, "least": min(over), "most": max(over)}
+
+
+def middle(config: Config) -> int:
+    """The number of calls, of those at which solvers are ranked, that sentences are of."""
+    return int(sorted(config["ranked_at"])[len(config["ranked_at"]) // 2])
+
+
+def distinct(duels: Any) -> Any:
+    """Whether the first is ahead of the second beyond the 95 % band, and with every seed; of one duel or of many."""
+    return (duels.high < 1) & (duels.most < 1)
+
+
 class Judge:
     """Path errors of results for one study, and how much further from the data their law is than the exact flow's."""
 
     def __init__(self, study: Study, config: Config) -> None:
+        self.study, self.config = study, config
+        self.truth, self.estimate = study.reference(config["t_end"])
+
+    @cached_property
+    def data(self) -> Any:
+        """(m, d) what the law is compared with."""
         import torch
 
-        self.study, self.config = study, config
-        self.data = torch.tensor(study.data, device=study.x_T.device)
-        self.truth, self.estimate = study.reference(config["t_end"])
-        self.exact = law_terms(self.truth, self.data)
-        self._places = self.data if study.name == "digits" else self.truth
-        self._own = self._nearest(self.truth)
+        return torch.tensor(self.study.data, device=self.study.x_T.device)
+
+    @cached_property
+    def _exact(self) -> Array:
+        return law_terms(self.truth, self.data)
+
+    @cached_property
+    def _own(self) -> Array:
+        return self._nearest(self.truth)
 
     @property
     def reference(self) -> dict[str, Any]:
@@ -114,7 +163,7 @@ class Judge:
         The RMS is over all samples, of which one that ends at another image can be most of it; ``flips`` is the share
         of those, ``unflipped`` the RMS over the others, ``median`` that over coordinates of the median sample.
         """
-        law, law_low, law_high = banded(law_terms(x, self.data) - self.exact)
+        law, law_low, law_high = banded(law_terms(x, self.data) - self._exact)
         found = {"law": law, "law_low": law_low, "law_high": law_high}
         if path:
             judged = Judged(self.squares(x), self.flips(x), law, (law_low, law_high))
@@ -133,10 +182,18 @@ class Judge:
         """
         return self._nearest(x) != self._own
 
-    def _nearest(self, x: Any) -> Array:
-        import torch
+    def cell(self, x: Any) -> dict[str, Any]:
+        """`row`, the squares that count, and ``error``, their root mean: by it samplers and grids are ranked."""
+        squares = self.counted(x)
+        return {**self.row(x), "squares": squares, "error": math.sqrt(mean_square(squares))}
 
-        return np.asarray(torch.cdist(x, self._places).argmin(dim=1).cpu())
+    def end(self, solver: str, kind: str, steps: int) -> Any:
+        """(n, d) where a registry solver takes the study's starts."""
+        ts = da.grid(self.study.process, steps, kind, self.config["t_start"], self.config["t_end"])
+        return self.study.solve(solver, ts)
+
+    def _nearest(self, x: Any) -> Array:
+        return nearest(x, self.data if self.study.name == "digits" else self.truth)
 
     def _band(self, squares: Array) -> tuple[float, float]:
         """95 % band of the root mean square, NaN of no sample."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -184,9 +186,22 @@ def shaded(
         spine.set_visible(False)
 
 
-def key(fig: Figure, ax: Any, **options: Any) -> None:
-    """The legend of a panel's lines, in one line above the panels."""
+def key(fig: Figure, ax: Any, above: float = 0.5, **options: Any) -> None:
+    """The legend of a panel's lines, in one line above the panels, so many inches of which are for it and titles."""
     handles, labels = ax.get_legend_handles_labels()
-    top = fig.subplotpars.top + 0.02 / fig.get_size_inches()[1]
+    top = min(fig.subplotpars.top, ax.get_position().y1 + above / fig.get_size_inches()[1])
+    top += 0.02 / fig.get_size_inches()[1]
     fig.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.0, top), ncol=len(labels), fontsize=8,
                handlelength=2.2, columnspacing=1.4, **options)  # fmt: skip
+
+
+def sampler(spec: str, width: int = 0, options: bool = True) -> str:
+    """A released sampler's spec as a label, cut at a width: without what is the same in all, or but for its order."""
+    name, _, query = spec.rpartition(":")[2].partition("?")
+    found = [re.sub("(Discrete)?Scheduler|Sampler|sample_", "", name)]
+    for key, _, value in (item.partition("=") for item in query.split("&") if item):
+        key = key.removeprefix("use_").removesuffix("_type")
+        if value != "flow_prediction" and (options or key == "solver_order"):
+            number = value.replace(".", "").isdigit()
+            found.append(f"{key}={value}" if number else {"true": key, "false": f"no {key}"}.get(value, value))
+    return textwrap.shorten(", ".join(found), width, placeholder=" …") if width else ", ".join(found)

@@ -15,7 +15,7 @@ import numpy as np
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config
-from experiments.models.problems import bootstrap_ratio
+from experiments.models.problems import bootstrap_ratio, noise
 from experiments.models.studies import Study
 
 Model = Callable[[Any, float], Any]
@@ -104,6 +104,36 @@ def _relative(means: Array) -> Array:
     """(3, …) mean squares of residual, left and right side → (…)."""
     own, left, right = np.sqrt(np.maximum(means, 0.0))
     return np.asarray(own / (left + right))
+
+
+# -- of an image network --------------------------------------------------------------------------
+def noised(
+    points: Any, count: int, seed: int, process: Process, levels: list[float]
+) -> Iterator[tuple[dict[str, float], float, Any, Any]]:
+    """At each level σ/α (its rho and t, t, x_t, ε) in float64: the same points, ``count`` at most, and the same ε."""
+    import torch
+
+    clean = points[np.random.default_rng(seed).permutation(len(points))[:count]].to(torch.float64)
+    eps = torch.as_tensor(noise(len(clean), clean.shape[1], seed), device=clean.device)
+    for rho in levels if len(clean) else ():
+        t = float(process.time_from_rho(rho))
+        yield {"rho": rho, "t": t}, t, float(process.alpha(t)) * clean + float(process.sigma(t)) * eps, eps
+
+
+def network_rows(eps: Model, process: Process, clean: Any, config: Config) -> list[dict[str, Any]]:
+    """Rows (rho, t, measure, samples, value, low, high) of its asymmetry and residual at noised ``clean`` points."""
+    score, rows = da.diagnostics.as_score(eps, process), []
+    levels, seed = config["derivative_levels"], config["seed"] + 1
+    for key, t, x, _ in noised(clean, config["derivative_samples"], seed, process, levels):
+        with differentiable():
+            found = {
+                "asymmetry": asymmetry(score, x, t, config),
+                "residual": residual(score, process, x, t, config),
+            }
+        for name, (value, low, high) in found.items():
+            row = {"part": "derivative", **key, "measure": name, "samples": len(x)}
+            rows.append({**row, "value": value, "low": low, "high": high})
+    return rows
 
 
 # -- of a model of the study, about which more is known -------------------------------------------

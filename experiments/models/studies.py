@@ -72,6 +72,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 FEWER = {"mnist28": 2}  # whose calls cost five times as much: a half of the samples, and of the seeds the first only
 NETWORKS = tuple(sorted(card.parent.name for card in CHECKPOINTS.glob("*/card.json")))
 _OWN_SAMPLES, _OWN_STEPS, _OWN_SEED = 256, 25, 1  # of a network's own law
+_OF_MIXTURES = 4096  # samples that stand for the law of a mixture
 _CACHE_BYTES = 2**30
 _CACHED_PIXELS = 16 * 28 * 28  # measured: parts of 8 to 16 images of MNIST take 0.8 times the time of 32 at once
 
@@ -184,6 +185,28 @@ def on_its_own_process(name: str, config: Config) -> Study:
     return study(name, {**config, "t_start": start, "t_end": end}, net.process)
 
 
+def problem_on(name: str, config: Config, process: Process) -> problems.Problem:
+    """A model on any process from ``t_start`` to ``t_end`` of the configuration.
+
+    The small network was trained on VPLinear: it is asked its ε at x σ_VP/σ where ρ is the same, beyond its times at
+    its last, and its flow is DOPRI5's.
+    """
+    span, vp = (config["t_start"], config["t_end"]), problems.vp_linear(config)
+    if name != "network" or process == vp:
+        found = study(name, config, process)
+        truth, estimate = found.reference(span[1])
+        exact = None if found.trained else found.exact
+        return problems.Problem(process, found.model, found.x_T, truth, span, estimate, exact)
+    on_vp = study(name, {**config, "t_start": 1.0}, vp)
+
+    def eps(x: Any, t: float) -> Any:
+        t_vp = float(vp.time_from_rho(min(float(process.rho(t)), float(vp.rho(1.0)))))
+        return on_vp.model(x * float(vp.sigma(t_vp) / process.sigma(t)), t_vp)
+
+    x_T = problems.start_scale(process, span[0]) * on_vp.x_T
+    return problems.Problem.solved(process, eps, x_T, span, config["rtol"])
+
+
 def is_model(name: str) -> bool:
     """Whether ``name`` can be meant as a model: one of `MODELS`, a shipped network, a path, FILE.py:make, a hub id."""
     known = name in MODELS or name in NETWORKS or Path(name).exists()
@@ -202,8 +225,12 @@ def _build(name: str, process: Process, settings: tuple[tuple[str, Any], ...]) -
     if name in MODELS:
         known, parts = MODELS[name]
         model, exact, data, trained = parts(process, config)
-        x_T = starts(config["samples"], data.shape[1])
-        return Study(name, known, process, model, x_T, lambda: data, exact, trained, settings)
+        x_T = starts(config["samples"], exact.dimension if data is None else data.shape[1])
+
+        def samples() -> Array:
+            return exact.sample(_OF_MIXTURES, seed=1) if data is None else data
+
+        return Study(name, known, process, model, x_T, samples, exact, trained, settings)
     net = image_network(name, config["device"], config["allow_pickle"], config["network_dtype"])
     x_T = starts(_count(name, config), math.prod(net.shape))
 
@@ -345,17 +372,19 @@ def own_samples(net: Network, digest: str, process: Process, t_start: float, t_e
     return np.asarray(da.run(table, flat(net, process), torch.tensor(z, device=device)).cpu())
 
 
-Parts = tuple[Callable[[Any, float], Any], Any, Array, bool]
+Parts = tuple[
+    Callable[[Any, float], Any], Any, Array | None, bool
+]  # ε, exact mixture, data if not its samples, trained
 
 
 def _mixture(process: Process, config: Config) -> Parts:
     mix = problems.product_mixture()
-    return mix.eps(process), mix, mix.sample(4096, seed=1), False
+    return mix.eps(process), mix, None, False
 
 
 def _gaussian(process: Process, config: Config) -> Parts:
     mix = problems.gaussian_like(problems.digits(), config["floor"])
-    return mix.eps(process), mix, mix.sample(4096, seed=1), False
+    return mix.eps(process), mix, None, False
 
 
 def _digits(process: Process, config: Config) -> Parts:
@@ -372,7 +401,7 @@ def _network(process: Process, config: Config) -> Parts:
     settings = {key: value for key, value in config.items() if key in TRAINING or key.startswith("beta_")}
     net = _trained(tuple(sorted(settings.items())), depends_on(toy_network.__module__)).to(config["device"])
     mix = toy_mixture()
-    return net, mix, mix.sample(4096, seed=1), True
+    return net, mix, None, True
 
 
 WHAT_NETWORKS = f"{', '.join(NETWORKS)}, the folder of a network, FILE.py:make, or a hub id owner/name"

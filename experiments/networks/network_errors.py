@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
@@ -17,8 +18,9 @@ from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
+from experiments.core.frames import at, span
 from experiments.models import score_defects, studies
-from experiments.models.image_data import ImageSet, read_images
+from experiments.models.image_data import read_images
 from experiments.models.problems import bootstrap_ratio, noise, start_scale, step_points
 from experiments.models.toy_network import QUICK_TRAINING
 
@@ -27,68 +29,36 @@ if TYPE_CHECKING:
 
 NAME = "network_errors"
 QUESTION = "How far is a trained network from the ideal denoiser of its training images, and from any score?"
-DATA = "DEIS_ANALYSIS_DATA"
+DATA = "$DEIS_ANALYSIS_DATA"
 CONFIG: Config = {
-    "models": ["digits8", "digits8_flow", "mnist28", "network"],
-    "kept": ["mnist28"],
-    "data_root": f"${DATA}",
-    "levels": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 8.0, 20.0, 80.0],
-    "samples": 512,
-    "batch": 128,
-    "steps": 10,
-    "grid": "t2",
-    "points": 2,
-    "degrees": [0, 1, 2, 3],
-    "path_samples": 16,
-    "rtol": 1e-4,
-    "derivative_levels": [0.05, 0.3, 2.0, 10.0],
-    "derivative_samples": 3,
-    "full_jacobian": 100,
-    "jacobian_probes": 32,
-    "divergence_probes": 4,
-    "score": {
-        "times": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95],
-        "points": 200,
-        "loops": 20,
-        "radius": 1.0,
-        "data_points": 40,
-    },
-    "seed": 0,
-    "allow_pickle": False,
-    "device": "cpu",
+    "models": ["digits8", "digits8_flow", "mnist28", "network"], "kept": ["digits8", "digits8_flow", "mnist28"],
+    "data_root": DATA, "levels": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 8.0, 20.0, 80.0],
+    "samples": 512, "batch": 128, "steps": 10, "grid": "t2", "points": 2, "degrees": [0, 1, 2, 3],
+    "path_samples": 32, "rtol": 1e-4, "derivative_levels": [0.05, 0.3, 2.0, 10.0], "derivative_samples": 3,
+    "full_jacobian": 100, "jacobian_probes": 32, "divergence_probes": 4,
+    "score": {"times": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95], "points": 200, "loops": 20, "radius": 1.0,
+              "data_points": 40},
+    "seed": 0, "allow_pickle": False, "device": "cpu",
     "choices": {
         "levels": "σ/α, the same for all processes: there the ideal ε of one data set is one function",
-        "data_root": f"folder of MNIST or CIFAR-10, or ${DATA}; without it networks trained on them lack rows",
-        "fitting": "float32 network, x_t = αx₀ + σε with x₀ a training or a held-out image",
-        "path": "flow of the float32 network, and of the ideal denoiser, by DOPRI5 at rtol, not certified",
-        "derivatives": "float64 network at noised training images, or its own samples where the former are missing",
-        "derivatives in x": "exact up to full_jacobian dimensions; above, the Jacobian by jacobian_probes random "
-        "directions, the residual squared as the product of two estimates by divergence_probes directions each",
-        "score": "of models whose data are known otherwise, as the 2-D network: samples of p_t, circles of radius σ_t "
-        "times radius around some; data_points: samples for a model without closed form",
-        "intervals": "bootstrap over the samples, 2.5 to 97.5 %; of so few derivative samples it is too narrow",
+        "data_root": f"folder of MNIST or CIFAR-10, or {DATA}; without it networks trained on them lack rows",
+        "derivatives": "of the float64 network; above full_jacobian dimensions by random directions",
+        "score": "of models whose data are known otherwise: samples of p_t, circles of radius σ_t times radius",
     },
-}
-QUICK: Config = {"models": ["digits8", "network"], "kept": [], "levels": [0.05, 0.4, 2.0], "samples": 64,
-                 "steps": 5, "points": 1, "path_samples": 4, "rtol": 1e-3, "derivative_levels": [0.4],
-                 "derivative_samples": 1,
+}  # fmt: skip
+QUICK: Config = {"models": ["digits8", "network"], "kept": [], "levels": [0.05, 0.4, 2.0], "samples": 64, "steps": 5,
+                 "points": 1, "path_samples": 4, "rtol": 1e-3, "derivative_levels": [0.4], "derivative_samples": 1,
                  "score": {"times": [0.05, 0.3, 0.9], "points": 40, "loops": 4, "radius": 1.0, "data_points": 8,
                            **QUICK_TRAINING}}  # fmt: skip
 THOROUGH: Config = {"kept": [], "samples": 10_000, "path_samples": 64, "rtol": 1e-6, "points": 6,
-                    "derivative_samples": 32,
-                    "derivative_levels": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 8.0, 20.0],
+                    "derivative_samples": 32, "derivative_levels": CONFIG["levels"][:-1],
                     "divergence_probes": 16}  # fmt: skip
-PARTS = {"train": "training images", "held_out": "held-out images"}
-MEASURES = {  # of part "derivative": colour and printed name; the last two of models of the study only
-    "asymmetry": (style.GREEN, "Jacobian asymmetry"),
-    "residual": (style.PURPLE, "Fokker–Planck residual"),
-    "fitting": (style.VERMILLION, "error of the score"),
-    "loop": (style.SKY, "loop integral"),
-}
+COLUMNS = ["model", "part", "images", "rho", "t", "fit", "loss", "ideal_loss", "size", "fit_low", "fit_high", "ratio",
+           "ratio_low", "ratio_high", "field", "estimate", "quantity", "degree", "step", "delta", "measure", "samples",
+           "value", "low", "high"]  # fmt: skip
 Model = Callable[[Any, float], Any]
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "fitting" (images, rho), "path" (field, quantity, degree, t), "derivative" (measure, rho); of models
     of the study, whose data are no images, the last alone."""
@@ -99,299 +69,203 @@ def compute(config: Config, progress: Progress) -> Frame:
             given = {**studies.BASE, "seed": config["seed"], "device": config["device"], **config["score"]}
             return [{"part": "derivative", **row} for row in score_defects.rows_of(studies.study(name, given), given)]
         net = studies.image_network(name, config["device"], config["allow_pickle"])
-        images, ideal = training_images(net, config), None
-        rows: Rows = []
-        if images is not None:
-            ideal = da.ideal_denoiser(_points(images.train, config), net.process)
-            rows += fitting_rows(eps_of(net), ideal, net.process, images, config)
+        images, ideal, fitted = images_of(net, config), None, []
+        if images:
+            ideal = da.ideal_denoiser(images["train"], net.process)
+            fitted = fitting_rows(eps_of(net), ideal, net.process, images, config)
         progress(0.2)
-        found, ends = path_rows(net, ideal, config)
+        changed, ends = path_rows(net, ideal, config)
         progress(0.4)
-        clean = ends if images is None else _points(images.train, config)
-        return rows + found + derivative_rows(net.to(dtype=torch.float64), clean, config)
+        exact, clean = net.to(dtype=torch.float64), images["train"] if images else ends
+        return fitted + changed + score_defects.network_rows(eps_of(exact), net.process, clean, config)
 
-    return by_model(NAME, config, rows_of, progress)
-
-
-def training_images(net: Network, config: Config) -> ImageSet | None:
-    """What the network was trained on, None where that is not at hand; ValueError for other images in its place."""
-    about = (net.card or {}).get("data", {})
-    root = os.path.expandvars(config["data_root"]) if config["data_root"] else None
-    root = None if root == f"${DATA}" else root  # the variable is not set
-    if about.get("name") not in ("digits", "mnist", "cifar10") or (about["name"] != "digits" and root is None):
-        return None
-    images = read_images(about["name"], None if root is None else Path(root))
-    if hashlib.sha256(np.ascontiguousarray(images.train).data).hexdigest() != about.get("sha256"):
-        raise ValueError(f"data_root={config['data_root']!r}: not the images that {net.name!r} was trained on")
-    return images
+    return by_model(NAME, config, rows_of, progress).reindex(columns=COLUMNS)
 
 
-def _points(images: Array, config: Config) -> Any:
-    """(n, d) float32 tensor on the device."""
+def images_of(net: Network, config: Config) -> dict[str, Any]:
+    """(n, d) float32 images, ``train`` and ``held_out``, empty where they are not at hand.
+
+    Raises:
+        ValueError: there are others in their place.
+    """
     import torch
 
-    return torch.as_tensor(images.reshape(len(images), -1), device=config["device"])
+    about = (net.card or {}).get("data", {})
+    root = os.path.expandvars(config["data_root"] or "").removeprefix(DATA)  # empty where the variable is not set
+    if about.get("name") not in (("digits", "mnist", "cifar10") if root else ("digits",)):
+        return {}
+    images = read_images(about["name"], Path(root))
+    if hashlib.sha256(np.ascontiguousarray(images.train).data).hexdigest() != about.get("sha256"):
+        raise ValueError(f"data_root={config['data_root']!r}: not the images that {net.name!r} was trained on")
+    parts = {"train": images.train, "held_out": images.held_out}
+    return {name: torch.as_tensor(part, device=config["device"]).flatten(1) for name, part in parts.items()}
 
 
 def eps_of(net: Network) -> Model:
     """ε of a network on flat states (n, d) of its own process, differentiable."""
     model = net.carried_to(net.process, "eps")
-
-    def eps(x: Any, t: float) -> Any:
-        return model(x.reshape(-1, *net.shape), t).reshape(x.shape)
-
-    return eps
+    return lambda x, t: model(x.reshape(-1, *net.shape), t).reshape(x.shape)
 
 
-def _noised(clean: Any, z: Array, process: Process, t: float) -> tuple[Any, Any]:
-    """(x_t, ε) in float64."""
+def fitting_rows(eps: Model, ideal: Model, process: Process, images: dict[str, Any], config: Config) -> Rows:
+    """Mean squares of ε_θ − ε* ("fit"), ε_θ − ε ("loss"), ε* − ε and ε*, per level and images; the losses' ratio."""
     import torch
 
-    eps = torch.as_tensor(z, device=clean.device)
-    return float(process.alpha(t)) * clean.to(torch.float64) + float(process.sigma(t)) * eps, eps
+    def asked(model: Model, x: Any, t: float) -> Any:
+        with torch.no_grad():
+            return torch.cat([model(part, t) for part in x.split(config["batch"])])
 
+    def band(name: str, a: Array, b: Array) -> dict[str, float]:
+        low, high = bootstrap_ratio(a, b, seed)
+        return {f"{name}_low": low**2, f"{name}_high": high**2}
 
-def _some(points: Any, count: int, seed: int) -> Any:
-    """At most ``count`` of the points, without repetition."""
-    return points[np.random.default_rng(seed).permutation(len(points))[:count]]
-
-
-def fitting_rows(eps: Model, ideal: Model, process: Process, images: ImageSet, config: Config) -> list[dict[str, Any]]:
-    """Per level and images: E|ε_θ − ε*|²/d, E|ε_θ − ε|²/d, E|ε* − ε|²/d, the ratio of the two losses."""
-    rows = []
-    for part in PARTS:
-        clean = _some(_points(getattr(images, part), config), config["samples"], config["seed"])
-        if len(clean) == 0:
-            continue
-        z = noise(len(clean), clean.shape[1], config["seed"])
-        for rho in config["levels"]:
-            t = float(process.time_from_rho(rho))
-            x, drawn = _noised(clean, z, process, t)
-            found, best = _in_batches(eps, x, t, config["batch"]), _in_batches(ideal, x, t, config["batch"])
+    rows, seed = [], config["seed"]
+    for part, clean in images.items():
+        for key, t, x, drawn in score_defects.noised(clean, config["samples"], seed, process, config["levels"]):
+            found, best = asked(eps, x, t), asked(ideal, x, t)
             gaps = {"fit": found - best, "loss": found - drawn, "ideal_loss": best - drawn, "size": best}
-            values = {key: np.asarray((gap**2).mean(dim=1).cpu()) for key, gap in gaps.items()}
-            rows.append({"part": "fitting", "images": part, "rho": rho, "t": t, **_summary(values, config["seed"])})
-            rows[-1]["score"] = math.sqrt(rows[-1]["fit"]) / float(process.sigma(t))
+            squares = {name: np.asarray((gap**2).mean(dim=1).cpu()) for name, gap in gaps.items()}
+            row: dict[str, Any] = {name: float(values.mean()) for name, values in squares.items()}
+            row |= {"part": "fitting", "images": part, **key, **band("fit", squares["fit"], np.ones(len(x)))}
+            if squares["ideal_loss"].min() > 0:
+                row |= band("ratio", squares["loss"], squares["ideal_loss"])
+                row["ratio"] = row["loss"] / row["ideal_loss"]
+            rows.append(row)
     return rows
 
 
-def _in_batches(model: Model, x: Any, t: float, batch: int) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return torch.cat([model(part, t) for part in torch.split(x, batch)])
-
-
-def _summary(values: dict[str, Array], seed: int) -> dict[str, float]:
-    """Means, the interval of the fitting error, and the network's loss over the ideal denoiser's with its interval."""
-    low, high = bootstrap_ratio(values["fit"], np.ones_like(values["fit"]), seed)
-    row = {key: float(v.mean()) for key, v in values.items()} | {"fit_low": low**2, "fit_high": high**2}
-    row["relative"] = math.sqrt(row["fit"] / row["size"])
-    if values["ideal_loss"].min() > 0:
-        low, high = bootstrap_ratio(values["loss"], values["ideal_loss"], seed)
-        row |= {"ratio": row["loss"] / row["ideal_loss"], "ratio_low": low**2, "ratio_high": high**2}
-    return row
-
-
-def path_rows(net: Network, ideal: Model | None, config: Config) -> tuple[list[dict[str, Any]], Any]:
+def path_rows(net: Network, ideal: Model | None, config: Config) -> tuple[Rows, Any]:
     """(Δ_s and Δ_ε of each degree on the flow of the network and of the ideal denoiser, clean ends of the former)."""
     import torch
 
-    process = net.process
+    process, rtol, ends, rows = net.process, config["rtol"], [], []
     ts = da.grid(process, config["steps"], config["grid"])
     z = noise(config["path_samples"], math.prod(net.shape), config["seed"])
     x_T = torch.as_tensor(start_scale(process, float(ts[0])) * z, device=config["device"])
-    rows, ends = [], None
-    for field, model in (("network", eps_of(net)), ("ideal", ideal)):
-        if model is None:
-            continue
+    for field, model in {"network": eps_of(net), **({"ideal": ideal} if ideal else {})}.items():
         with torch.no_grad():
-            path = da.reference_path(
-                model, process, x_T, step_points(ts, config["points"]), config["rtol"], config["rtol"], certify=False
-            )
+            times = step_points(ts, config["points"])
+            path = da.reference_path(model, process, x_T, times, rtol, rtol, certify=False)
             eps = {t: np.asarray(model(path(t), t).cpu()) for t in path.times}
-        ends = path.states[-1] / float(process.alpha(path.times[-1])) if ends is None else ends
+        ends.append(path.states[-1] / float(process.alpha(path.times[-1])))
         rows.append({"part": "reference", "field": field, "estimate": path.error_estimate})
         rows += [{"part": "path", "field": field, **row} for row in changes(eps, process, ts, config)]
-    return rows, ends
+    return rows, ends[0]
 
 
-def changes(eps: dict[float, Array], process: Process, ts: Array, config: Config) -> list[dict[str, Any]]:
-    """Root mean squares of extrapolated minus true ε by time, "s": of a frozen score; delta_score: over σ."""
+def changes(eps: dict[float, Array], process: Process, ts: Array, config: Config) -> Rows:
+    """Root mean squares of extrapolated minus true ε by time, "s": of a frozen score."""
     score = {t: -e / float(process.sigma(t)) for t, e in eps.items()}
+    cases = [("s", score, "score", 0), *(("eps", eps, "eps", degree) for degree in config["degrees"])]
     rows = []
-    for quantity, known, degrees in (("s", score, [0]), ("eps", eps, config["degrees"])):
-        prediction = "score" if quantity == "s" else "eps"
-        for degree in degrees:
-            times, deltas = da.extrapolation_error(
-                lambda x, t, known=known: known[t], process, lambda t: None, ts, degree,
-                prediction=prediction, unit="eps", points=config["points"],
-            )  # fmt: skip
-            for step, (visited, values) in enumerate(zip(times, deltas, strict=True)):
-                rows += [
-                    {"quantity": quantity, "degree": degree, "step": step, "t": t, "rho": float(process.rho(t)),
-                     "delta": d, "delta_score": d / float(process.sigma(t))}
-                    for t, d in zip(visited, values, strict=True)
-                ]  # fmt: skip
-    return rows
-
-
-def derivative_rows(net: Network, clean: Any, config: Config) -> list[dict[str, Any]]:
-    """Asymmetry of the Jacobian and Fokker–Planck residual of the score, relative, at noised ``clean`` points."""
-    from deis_analysis.diagnostics import as_score
-
-    chosen = _some(clean, config["derivative_samples"], config["seed"] + 1)
-    z = noise(len(chosen), chosen.shape[1], config["seed"] + 1)
-    score, rows = as_score(eps_of(net), net.process), []
-    for rho in config["derivative_levels"]:
-        t = float(net.process.time_from_rho(rho))
-        x, _ = _noised(chosen, z, net.process, t)
-        with score_defects.differentiable():
-            for measure, values in (
-                ("asymmetry", score_defects.asymmetry(score, x, t, config)),
-                ("residual", score_defects.residual(score, net.process, x, t, config)),
-            ):
-                row = {"part": "derivative", "measure": measure, "rho": rho, "t": t, "samples": len(x)}
-                rows.append(row | dict(zip(("value", "low", "high"), values, strict=True)))
+    for quantity, known, prediction, degree in cases:
+        times, deltas = da.extrapolation_error(
+            lambda x, t, known=known: known[t], process, lambda t: None, ts, degree,
+            prediction=prediction, unit="eps", points=config["points"],
+        )  # fmt: skip
+        rows += [
+            {"quantity": quantity, "degree": degree, "step": step, "t": t, "rho": float(process.rho(t)), "delta": delta}
+            for step, visited in enumerate(zip(times, deltas, strict=True))
+            for t, delta in zip(*visited, strict=True)
+        ]
     return rows
 
 
 # -- what was found -------------------------------------------------------------------------------
-def findings(frame: Frame, config: Config) -> dict[str, dict[str, Any]]:
-    """Per model: fitting errors, where it beats the ideal denoiser on held-out images, Δ, asymmetry, residual."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in config["models"]:
-        rows = frame[frame.model == name]
-        fitting = rows[rows.part == "fitting"] if "images" in rows else rows[:0]
-        found[name] = {part: _extremes(fitting[fitting.images == part], "fit") for part in PARTS if len(fitting)}
-        held = fitting[fitting.images == "held_out"] if len(fitting) else fitting
-        if len(held):
-            least = held.loc[held.ratio.idxmin()]
-            better, worse = int((held.ratio_high < 1).sum()), int((held.ratio_low > 1).sum())
-            found[name]["held"] = {"better": better, "worse": worse, "levels": len(held),
-                                   "least": float(least.ratio), "at": float(least.rho)}  # fmt: skip
-        path = rows[rows.part == "path"]
-        groups = path.groupby(["field", "quantity", "degree"]) if len(path) else ()
-        found[name]["path"] = {
-            (str(field), str(q), int(degree)): float(np.sqrt((part.delta**2).mean()))
-            for (field, q, degree), part in groups
-        }
-        measures = rows[rows.part == "derivative"]
-        for measure in MEASURES:
-            found[name][measure] = _extremes(measures[measures.measure == measure], "value")
-    return found
+_LARGEST = {"asymmetry": "Jacobians are asymmetric by up to", "residual": "Fokker–Planck residuals are up to",
+            "fitting": "errors of the score up to"}  # fmt: skip
 
 
-def _extremes(rows: Frame, column: str) -> dict[str, float] | None:
-    """Least and largest value, and the σ/α of the latter."""
-    if not len(rows):
-        return None
-    worst = rows.loc[rows[column].idxmax()]
-    return {"least": float(rows[column].min()), "most": float(worst[column]), "at": float(worst.rho)}
+def headline(frame: Frame) -> str:
+    """At how many noise levels the networks beat the ideal denoiser on held-out images, as far as bands tell."""
+    held = at(frame, part="fitting", images="held_out")
+    if held.empty:
+        return _largest(frame, "asymmetry")
+    return (
+        "On held-out images the networks beat the ideal denoiser of their training images at "
+        f"{(held.ratio_high < 1).sum()} of {len(held)} noise levels"
+    )
+
+
+def _largest(frame: Frame, measure: str) -> str:
+    return f"{_LARGEST[measure]} {style.as_text(at(frame, measure=measure).value.max())}"
 
 
 def verdict(frame: Frame, config: Config) -> str:
-    """Of each model: fitting error, loss on held-out images beside the ideal denoiser's, Δ_ε, asymmetry, residual."""
-    found = findings(frame, config)
-    return f"{_most(found)}. {'; '.join(_told(name, f, config) for name, f in found.items())}."
+    """The headline, at how many levels they are worse, what a high degree leaves of Δ_ε, how far from a score."""
+    said, high = [headline(frame)], max(config["degrees"])
+    held = at(frame, part="fitting", images="held_out")
+    path = at(frame, part="path", field="network", quantity="eps")
+    if len(held):
+        said[0] += f", at {(held.ratio_low > 1).sum()} they are worse"
+    if len(path):
+        moved = np.sqrt((path.delta**2).groupby([path.model, path.degree]).mean()).unstack()
+        said.append(f"degree {high} leaves {span(moved[high] / moved[0])} of a frozen ε's change")
+    said += [_largest(frame, measure) for measure in _LARGEST if (frame.measure == measure).any()]
+    return "; ".join(dict.fromkeys(said)) + "."
 
 
-def _told(name: str, f: dict[str, Any], config: Config) -> str:
-    text, high = style.as_text, max(config["degrees"])
-    if f.get("train"):
-        told = f"{name}: E|ε_θ − ε*|²/d up to {text(f['train']['most'])} on {PARTS['train']}"
-        if "held" in f:
-            held = f["held"]
-            told += (f", {text(f['held_out']['most'])} on {PARTS['held_out']}, where its loss is below the ideal "
-                     f"denoiser's at {held['better']} and above at {held['worse']} of {held['levels']} levels "
-                     f"(least {text(held['least'])} times)")  # fmt: skip
-    elif f["fitting"]:
-        told = f"{name}: error of the score up to {text(f['fitting']['most'])}, loop up to {text(f['loop']['most'])}"
-    else:
-        told = f"{name}: no training images at hand"
-    moved = {key: f["path"].get(("network", "eps", r)) for key, r in (("frozen", 0), ("high", high))}
-    if None not in moved.values():
-        told += f", Δ_ε {text(moved['frozen'])} frozen and {text(moved['high'])} at degree {high}"
-    return told + f", asymmetry up to {text(f['asymmetry']['most'])}, residual up to {text(f['residual']['most'])}"
+# -- the figure -----------------------------------------------------------------------------------
+ROWS = {"fitting": "loss", "path": "change of ε", "derivative": "not a score by"}
+_CHANGES = {("s", 0): ("frozen score", style.GREY), ("eps", 0): ("frozen ε", style.BLACK),
+            ("eps", 3): ("ε of degree 3", style.BLUE)}  # fmt: skip
+LOOKS: dict[str, dict[str, Any]] = {
+    "network, train": {"color": style.BLUE, "marker": "o"}, "ε*, train": {"color": style.BLUE, "linestyle": ":"},
+    "network, held-out": {"color": style.VERMILLION, "marker": "o"},
+    "ε*, held-out": {"color": style.VERMILLION, "linestyle": ":"},
+    **{name: {"color": colour} for name, colour in _CHANGES.values()},
+    **{f"{name} on ε*": {"color": colour, "linestyle": ":", "label": "_"} for name, colour in _CHANGES.values()},
+    "asymmetry": {"color": style.GREEN, "marker": "o", "label": "Jacobian asymmetry"},
+    "residual": {"color": style.PURPLE, "marker": "o", "label": "Fokker–Planck residual"},
+    "fitting": {"color": style.VERMILLION, "marker": "o", "label": "error of the score"},
+    "loop": {"color": style.SKY, "marker": "o", "label": "loop integral"},
+}  # fmt: skip
 
 
-def _most(found: dict[str, dict[str, Any]]) -> str:
-    known = [f["held"] for f in found.values() if "held" in f]
-    if not known:
-        return f"Jacobians asymmetric by up to {style.as_text(max(f['asymmetry']['most'] for f in found.values()))}"
-    better, levels = (sum(held[key] for held in known) for key in ("better", "levels"))
-    return (
-        f"On held-out images the networks beat the ideal denoiser of their training images at {better} of {levels} "
-        "noise levels"
-    )
+def curves(frame: Frame) -> Frame:
+    """The frame with a column ``line``, of `LOOKS`, and what is drawn in ``value``."""
+    fitted, scores = at(frame, part="fitting"), at(frame, part="derivative")
+    parts = [scores.assign(line=scores.measure)]
+    for what, name in (("loss", "network"), ("ideal_loss", "ε*")):
+        lines = fitted.images.map({"train": f"{name}, train", "held_out": f"{name}, held-out"})
+        parts.append(fitted.assign(line=lines, value=fitted[what]))
+    for (quantity, degree), (name, _) in _CHANGES.items():
+        path = at(frame, part="path", quantity=quantity, degree=degree)
+        parts.append(path.assign(line=np.where(path.field == "ideal", f"{name} on ε*", name), value=path.delta))
+    return pd.concat(parts)
 
 
 def draw(frame: Frame, config: Config) -> Figure:
     """Columns: models. Rows: losses; change of ε along the flow; how far from a score. Noise levels below."""
-    found = findings(frame, config)
     note = (
         f"Top: mean square of predicted minus drawn ε, of the network and of ε*, the ideal denoiser of its training "
         f"images; {config['samples']} images at most. Middle: root mean square of ε extrapolated over a step minus ε, "
-        f"{config['steps']} steps, {config['grid']} grid, {config['path_samples']} flows of the network (solid) and of "
-        f"ε* (dotted). Bottom: ‖J − Jᵀ‖/‖J‖ and the Fokker–Planck residual over its two sides, at "
-        f"{config['derivative_samples']} samples, whose bootstrap the bands are; 0 for a true score. Of models "
-        f"whose score is known, at {config['score']['points']} points: ‖s − ∇log p‖/‖∇log p‖, |∮ s·dl|/(length × ‖s‖)."
+        f"{config['steps']} steps, {config['grid']} grid, {config['path_samples']} flows of the network (solid) and "
+        f"of ε* (dotted). Bottom, relative: ‖J − Jᵀ‖, the Fokker–Planck residual, at {config['derivative_samples']} "
+        f"samples (bands: bootstrap); where the score is known its error and ∮ s·dl, at {config['score']['points']}."
     )
-    fig = panels.sheet(_most(found), note, 6.4)
-    whole = [name for name, f in found.items() if f["path"]]
-    rows = (
-        ("loss", _draw_loss, "fitting", whole),
-        ("change of ε", _draw_path, "path", whole),
-        ("not a score by", _draw_derivatives, "derivative", list(found)),
-    )
-    columns = len(found) if len(found) > len(whole) else len(found) + 1  # one is left for the keys
-    for i, (label, panel, part, names) in enumerate(rows):
+    fig, drawn, models = panels.sheet(headline(frame), note, 6.0), curves(frame), config["models"]
+    whole = [name for name in models if name not in studies.MODELS]
+    columns = len(models) + (len(whole) == len(models))  # one is left for the keys
+    for i, (part, ylabel) in enumerate(ROWS.items()):
+        last = part == "derivative"
+        names = models if last else whole
+        rows, titles = at(drawn, part=part), [panels.short(m) if i == 0 or m not in whole else "" for m in names]
         if not names:
             continue
-        titles = [panels.short(name) if name not in whole or i == 0 else "" for name in names]
-        axes, _ = panels.small_multiples(fig, titles, columns, extra_top=0.25, begin=0.345 * i, end=0.345 * i + 0.3,
-                                         wspace=0.16)  # fmt: skip
-        for ax, name in zip(axes, names, strict=True):
-            panel(ax, frame[(frame.model == name) & (frame.part == part)], config)
-            ax.tick_params(labelbottom=True)
-        axes[0].set(xscale="log", yscale="log")
-        axes[0].set_ylabel(label, fontsize=8.5)
-        if i < 2:
-            axes[0].set_ylim(bottom=1e-4)
-        lines = dict(zip(*reversed(axes[-1].get_legend_handles_labels()), strict=True))
-        place, above = axes[0].get_position(), len(names) == columns  # the key, in the last column or above its panel
-        fig.legend(lines.values(), lines.keys(), fontsize=7.5, handlelength=1.6,
-                   loc="lower left" if above else "upper left",
-                   bbox_to_anchor=(1 - 0.98 / columns, place.y1 + 0.02 * above))  # fmt: skip
-    for ax in axes:
-        ax.set_xlabel("noise level σ/α", fontsize=8.5, labelpad=1)
+        axes = panels.lines(
+            fig, rows, dict(zip(names, titles, strict=True)), columns, x="rho", y="value", line="line",
+            names=[name for name in LOOKS if (rows.line == name).any()], look=LOOKS.__getitem__,
+            band=("low", "high") if last else None, ticks=(0.01, 1, 100), ylabel=ylabel,
+            xlabel="noise level σ/α" if last else "", legend=False, begin=0.345 * i, end=0.345 * i + 0.31,
+        )  # fmt: skip
+        axes[0].set(xlim=(8e-4, 150), ylim=(None if last else 1e-4, None))
+        for name, ax in zip(names, axes, strict=True):
+            ax.tick_params(labelbottom=last)
+            if not (rows.model == name).any():
+                ax.text(0.5, 0.5, "training images\nnot at hand", ha="center", transform=ax.transAxes, color="#777777")
+        taken = len(names) == columns  # then the key is above the last panel, in the column that is free there
+        fig.legend(*axes[0].get_legend_handles_labels(), fontsize=7.5, handlelength=1.6,
+                   loc="lower left" if taken else "upper left",
+                   bbox_to_anchor=(1 - 0.98 / columns, axes[0].get_position().y1 + 0.02 * taken))  # fmt: skip
     return fig
-
-
-def _draw_loss(ax: Any, rows: Frame, config: Config) -> None:
-    for part, colour in zip(PARTS, (style.BLUE, style.VERMILLION), strict=True):
-        mine = rows[rows.images == part].sort_values("rho") if len(rows) else rows
-        if len(mine):
-            panels.curve(ax, mine.rho, mine.loss, label=f"network, {part.replace('_', '-')}", color=colour, marker="o")
-            ax.plot(mine.rho, mine.ideal_loss, ":", color=colour, lw=1.8, label=f"ε*, {part.replace('_', '-')}")
-    if not len(rows):
-        ax.text(0.5, 0.5, "training images\nnot at hand", ha="center", transform=ax.transAxes, color="#777777")
-
-
-def _draw_path(ax: Any, rows: Frame, config: Config) -> None:
-    high = max(config["degrees"])
-    lines = (("s", 0, style.GREY, "frozen score"), ("eps", 0, style.BLACK, "frozen ε"),
-             ("eps", high, style.BLUE, f"ε of degree {high}"))  # fmt: skip
-    for quantity, degree, colour, label in lines:
-        for field, line in (("network", "-"), ("ideal", ":")):
-            part = rows[(rows.quantity == quantity) & (rows.degree == degree) & (rows.field == field)]
-            part = part.sort_values("rho")
-            ax.plot(part.rho, part.delta, line, color=colour, lw=1.3, label=label if field == "network" else None)
-
-
-def _draw_derivatives(ax: Any, rows: Frame, config: Config) -> None:
-    for measure, (colour, label) in MEASURES.items():
-        part = rows[rows.measure == measure].sort_values("rho")
-        if len(part):
-            panels.curve(ax, part.rho, part.value, part.get("low"), part.get("high"), label=label, color=colour,
-                         marker="o")  # fmt: skip

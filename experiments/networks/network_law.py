@@ -11,7 +11,8 @@ import deis_analysis as da
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
-from experiments.models.features import Features, Floor, Frechet, difference, floor, frechet, precision_recall
+from experiments.core.frames import at
+from experiments.models.features import Features, Frechet, difference, floor, frechet, precision_recall
 from experiments.models.problems import start_scale, steps_for
 
 if TYPE_CHECKING:
@@ -22,43 +23,29 @@ QUESTION = (
     "Which sampler's images are nearest to the data in law at 5, 10 and 20 model calls, and who can be told apart?"
 )
 CONFIG: Config = {
-    "models": ["digits8", "mnist28"],
-    "kept": ["mnist28"],
-    "solvers": ["ddim", "tab3", "unipc2_bh2_x0"],
-    "calls": [5, 10, 20],
-    "grid": "t2",
-    "samples": {"digits8": 256, "digits8_flow": 256, "mnist28": 128},
-    "samples_else": 128,
-    "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 40},
-    "features": {},
-    "inception": None,
-    "neighbours": 5,
-    "floor_draws": 20,
-    "seed": 0,
-    "batch": 64,
-    "allow_pickle": False,
+    "models": ["digits8", "mnist28"], "kept": ["mnist28"], "solvers": ["ddim", "tab3", "unipc2_bh2_x0"],
+    "calls": [5, 10, 20], "grid": "t2", "samples": {"digits8": 256, "digits8_flow": 256, "mnist28": 128},
+    "samples_else": 128, "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 40}, "features": {},
+    "inception": None, "neighbours": 5, "floor_draws": 20, "seed": 0, "batch": 64, "allow_pickle": False,
     "device": "cpu",
     "choices": {
         "features": "of the network's own folder, or as named here (network: folder); with inception, a mapping with "
         "weights, data and data_root, those of Inception (FID) instead",
-        "reference": "the network's own flow from the same starts, not certified: so many calls of a method of order 4",
+        "reference": "the network's own flow from the same starts, not certified",
         "real": "all kept training features for d^2; as many as samples, drawn at random, for precision and recall",
     },
-}
+}  # fmt: skip
 QUICK: Config = {"models": ["digits8"], "kept": [], "solvers": ["ddim", "tab3"], "calls": [5, 10],
-                 "samples": {"digits8": 128},
-                 "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 20}, "floor_draws": 5}  # fmt: skip
-THOROUGH: Config = {"models": ["digits8", "digits8_flow", "mnist28"], "kept": [],
+                 "samples": {"digits8": 128}, "reference": {**CONFIG["reference"], "calls": 20},
+                 "floor_draws": 5}  # fmt: skip
+THOROUGH: Config = {"models": [*CONFIG["samples"]], "kept": [], "reference": {**CONFIG["reference"], "calls": 100},
                     "solvers": ["ddim", "tab3", "rhoab2", "dpmpp_2m", "unipc2_bh2_x0", "edm_heun"],
-                    "samples": {"digits8": 800, "digits8_flow": 800, "mnist28": 5000},
-                    "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 100}}  # fmt: skip
+                    "samples": {"digits8": 800, "digits8_flow": 800, "mnist28": 5000}}  # fmt: skip
 FLOW = "reference"  # the solver column of the network's own flow
-METRICS = ("frechet", "precision", "recall")
+TITLES = {"frechet": "Fréchet distance²", "excess": "above the flow's", "precision": "precision", "recall": "recall"}
 BANDS = {"frechet": ("low", "high"), "excess": ("excess_low", "excess_high")}
-TITLES = ("Fréchet distance²", "above the flow's", "precision", "recall")
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """A row per model, solver and number of calls, and one per model of the network's own flow (`FLOW`).
 
@@ -72,33 +59,32 @@ def _model(name: str, config: Config, report: Progress) -> Rows:
     from deis_analysis import networks as learned
 
     net = learned.load(name, device=config["device"], allow_pickle=config["allow_pickle"])
-    features, n = _features(name, config), config["samples"].get(name, config["samples_else"])
-    real = floor(features, n, k=config["neighbours"], draws=config["floor_draws"], seed=config["seed"])
-    drawn = np.random.default_rng(config["seed"]).choice(len(features.train), n, replace=False)
-    starts = noise(net, n, config["seed"])
-    total, spent = (len(config["solvers"]) * sum(config["calls"]) + config["reference"]["calls"]), 0
-
-    def measured(solver: str, kind: str, calls: int) -> tuple[Frechet, dict[str, Any]]:
-        nonlocal spent
+    features, k, seed = _features(name, config), config["neighbours"], config["seed"]
+    n, metrics = config["samples"].get(name, config["samples_else"]), ("frechet", "precision", "recall")
+    real = floor(features, n, k=k, draws=config["floor_draws"], seed=seed)
+    common = {"n": n, "seed": seed, **{f"floor_{metric}": getattr(real, metric) for metric in metrics}}
+    common |= {f"floor_{metric}_sd": sd for metric, sd in zip(metrics, real.sd, strict=True)}
+    common |= {"floor_source": real.source, "features": features.name}
+    drawn = features.train[np.random.default_rng(seed).choice(len(features.train), n, replace=False)]
+    starts, by, kind = noise(net, n, seed), config["reference"], config["grid"]
+    asked = [(solver, kind, calls) for calls in config["calls"] for solver in config["solvers"]]
+    asked = [(by["solver"], by["grid"], by["calls"]), *(one for one in asked if steps_for(one[0], one[2]))]
+    found: list[tuple[Frechet, dict[str, Any]]] = []
+    for solver, kind, calls in asked:
         images, nfe = sample(net, solver, kind, calls, starts, config["batch"])
         fake = features(images)
-        spent += calls
-        report(spent / total)
-        found = frechet(features.train, fake)
-        precision, recall = precision_recall(features.train[drawn], fake, config["neighbours"])
-        return found, {"calls": calls, "nfe": nfe, "frechet": found.value, "low": found.low, "high": found.high,
-                       "corrected": found.corrected, "precision": precision, "recall": recall}  # fmt: skip
-
-    by = config["reference"]
-    own, own_row = measured(by["solver"], by["grid"], by["calls"])
-    rows = [{"solver": FLOW, **own_row}]
-    for calls in config["calls"]:
-        tried = {s: measured(s, config["grid"], calls) for s in config["solvers"] if steps_for(s, calls)}
-        best = min((found for found, _ in tried.values()), key=lambda found: found.value)
-        for solver, (found, row) in tried.items():
-            rows.append({"solver": solver, **row, **_gap("behind", found, best), **_gap("excess", found, own)})
-    common = {"n": n, "seed": config["seed"], **_floor(real), "features": features.name}
-    return [{**row, **common} for row in rows]
+        d2 = frechet(features.train, fake)
+        precision, recall = precision_recall(drawn, fake, k)
+        row = {"solver": solver if found else FLOW, "calls": calls, "nfe": nfe, "frechet": d2.value, "low": d2.low,
+               "high": d2.high, "corrected": d2.corrected, "precision": precision, "recall": recall}  # fmt: skip
+        found.append((d2, {**row, **common}))
+        report(len(found) / len(asked))
+    (own, _), *others = found
+    for d2, row in others:
+        best = min((one for one, at in others if at["calls"] == row["calls"]), key=lambda one: one.value)
+        for what, beside in (("behind", best), ("excess", own)):
+            row |= dict(zip((what, f"{what}_low", f"{what}_high"), difference(d2, beside), strict=True))
+    return [row for _, row in found]
 
 
 def _features(name: str, config: Config) -> Features:
@@ -111,17 +97,6 @@ def _features(name: str, config: Config) -> Features:
     given = config["inception"]
     images = read_images(given["data"], Path(given["data_root"]) if given.get("data_root") else None)
     return Features.inception(images, Path(given["weights"]))
-
-
-def _gap(name: str, found: Frechet, other: Frechet) -> dict[str, float]:
-    gap, low, high = difference(found, other)
-    return {name: gap, f"{name}_low": low, f"{name}_high": high}
-
-
-def _floor(real: Floor) -> dict[str, Any]:
-    means = {name: getattr(real, name) for name in METRICS}
-    spread = dict(zip((f"{name}_sd" for name in METRICS), real.sd, strict=True))
-    return {**{f"floor_{key}": value for key, value in (means | spread).items()}, "floor_source": real.source}
 
 
 def noise(net: Network, n: int, seed: int) -> Any:
@@ -147,13 +122,13 @@ def sample(net: Network, solver: str, kind: str, calls: int, starts: Any, batch:
 # -- what they say --------------------------------------------------------------------------------
 def at_calls(frame: Frame, model: str, calls: int) -> Frame:
     """The solvers at a number of calls on a model, nearest to the data first."""
-    rows = frame[(frame.model == model) & (frame.calls == calls) & (frame.solver != FLOW)]
+    rows = at(frame[frame.solver != FLOW], model=model, calls=calls)
     return rows.sort_values("frechet", kind="stable").set_index("solver")
 
 
-def flow(frame: Frame, model: str) -> Any:
-    """The row of a network's own flow."""
-    return frame[(frame.model == model) & (frame.solver == FLOW)].iloc[0]
+def tied(nearest: Frame) -> list[str]:
+    """Those of `at_calls` after the first whose band of the distance behind it reaches 0."""
+    return [str(name) for name in nearest.index[1:] if nearest.behind_low[name] <= 0]
 
 
 def printed(model: str) -> str:
@@ -161,98 +136,67 @@ def printed(model: str) -> str:
     return model.rstrip("/").split("/")[-1]
 
 
-def tied(at: Frame) -> list[str]:
-    """Those of `at_calls` after the first whose band of the distance behind it reaches 0."""
-    return [str(name) for name in at.index[1:] if at.behind_low[name] <= 0]
+def headline(frame: Frame, config: Config) -> str:
+    """From how many calls on the nearest sampler is not further from the data than the flow, as far as bands tell."""
+    parts, counts = [], sorted(config["calls"])
+    for model in frame.model.unique():
+        further = [calls for calls in counts if at_calls(frame, model, calls).excess_low.iloc[0] > 0]
+        later = [calls for calls in counts if not further or calls > further[-1]]
+        told = f"from {later[0]} calls on" if later else f"not within {counts[-1]} calls"
+        parts.append(f"on {printed(model)} {told}")
+    return f"As far as bands tell the best sampler is as near to the data as the flow: {', '.join(parts)}"
 
 
 def verdict(frame: Frame, config: Config) -> str:
-    """Per model and number of calls the nearest and who cannot be told from it; the network's own flow; the floor."""
-    parts = []
-    for model in dict.fromkeys(frame.model):
-        own, cells = flow(frame, model), []
-        for calls in config["calls"]:
-            at = at_calls(frame, model, calls)
-            same = tied(at)
-            rest = "all" if same and len(same) == len(at) - 1 else ", ".join(same) or "none"
-            cells.append(f"{at.index[0]} {style.as_text(at.frechet.iloc[0])} ({rest})")
-        parts.append(
-            f"{printed(model)} (n={own.n}) {', '.join(cells)}; its own flow {style.as_text(own.frechet)}, "
-            f"real images {style.as_text(own.floor_frechet)}±{style.as_text(own.floor_frechet_sd, 1)}"
-        )
-    counts = ", ".join(map(str, config["calls"]))
-    return (
-        f"Least squared Fréchet distance to the training images at {counts} calls, {config['grid']} grid (in brackets "
-        f"who cannot be told from it): {'. '.join(parts)}."
-    )
-
-
-def headline(frame: Frame, config: Config) -> str:
-    """From how many calls on the nearest sampler is not further from the data than the flow, as far as bands tell."""
-    parts = []
-    for model in dict.fromkeys(frame.model):
-        as_near: list[int] = []
-        for calls in sorted(config["calls"], reverse=True):
-            if at_calls(frame, model, calls).excess_low.iloc[0] > 0:
-                break
-            as_near.append(calls)
-        if as_near:
-            parts.append(
-                f"on {printed(model)} from {as_near[-1]} calls on ({at_calls(frame, model, as_near[-1]).index[0]})"
-            )
-        else:
-            parts.append(f"on {printed(model)} not within {max(config['calls'])} calls")
-    return f"The best sampler's images are as near to the data as the flow's, as far as bands tell: {', '.join(parts)}"
+    """The headline; and per model who is nearest at the fewest calls, and who cannot be told from it."""
+    fewest, parts = min(config["calls"]), []
+    for model in frame.model.unique():
+        nearest = at_calls(frame, model, fewest)
+        distance, same = style.as_text(nearest.frechet.iloc[0]), ", ".join(tied(nearest)) or "none"
+        parts.append(f"{nearest.index[0]} {distance} on {printed(model)} (tied: {same})")
+    return f"{headline(frame, config)}; least squared Fréchet distance at {fewest} calls: {', '.join(parts)}."
 
 
 def draw(frame: Frame, config: Config) -> Figure:
     """A row per model: d², d² above the flow's, precision, recall, against calls."""
-    names = list(dict.fromkeys(frame.model))
-    by = config["reference"]
-    sizes = ", ".join(f"{printed(name)} n = {flow(frame, name).n}" for name in names)
+    own, by = frame[frame.solver == FLOW].set_index("model"), config["reference"]
+    sizes = ", ".join(f"{printed(name)} n = {n}" for name, n in own.n.items())
     note = (
-        f"Fréchet distance and {config['neighbours']}-nearest-neighbour precision and recall in the last hidden layer "
-        "of a classifier, whose features have a total variance of 1 on the training images: squared distances are in "
-        f"units of it. {sizes}; seed {config['seed']}, the same starts for all; {config['grid']} grid. Bars: 95 %, "
-        "jackknife over samples, paired in the second column. Grey: n real images, mean ± 2 sd of "
-        f"{config['floor_draws']} draws. "
+        f"Fréchet distance and {config['neighbours']}-nearest-neighbour precision and recall in a classifier's last "
+        f"hidden layer, whose total variance is 1 on the training images. {sizes}; the same starts for all; "
+        f"{config['grid']} grid. Bars: 95 %, jackknife, paired in the second column. Grey: n real images, mean ± 2 sd. "
         f"Dashed: the network's own flow, {by['calls']} calls of {by['solver']}."
     )
-    fig = panels.sheet(headline(frame, config), note, 0.75 + 1.6 * len(names))
+    fig = panels.sheet(headline(frame, config), note, 0.75 + 1.6 * len(own))
     axes, _ = panels.small_multiples(
-        fig, [title for _ in names for title in TITLES], len(TITLES), share_y=False, extra_top=0.5, wspace=0.36,
-        hspace=0.3, left=0.75,
+        fig, [title for _ in own.index for title in TITLES.values()], len(TITLES), share_y=False, extra_top=0.5,
+        wspace=0.36, hspace=0.3, left=0.75,
     )  # fmt: skip
-    for row, name in enumerate(names):
-        mine = axes[len(TITLES) * row : len(TITLES) * (row + 1)]
-        mine[0].set_ylabel(printed(name), fontsize=8.5)
-        for ax, what in zip(mine, ("frechet", "excess", "precision", "recall"), strict=True):
-            _panel(ax, frame[frame.model == name], flow(frame, name), what, config)
+    for ax, (name, what) in zip(axes, ((name, what) for name in own.index for what in TITLES), strict=True):
+        _panel(ax, at(frame[frame.solver != FLOW], model=name), own.loc[name], what)
+        if what == "frechet":
+            ax.set_ylabel(printed(name), fontsize=8.5)
     panels.calls_axis(axes, config["calls"])
     panels.key(fig, axes[0])
     return fig
 
 
-def _panel(ax: Any, frame: Frame, own: Any, what: str, config: Config) -> None:
-    rows = frame[frame.solver != FLOW]
-    groups = list(rows.groupby("solver", sort=False))
-    ax.axhline(0.0 if what == "excess" else own[what], color="#222222", lw=1.1, ls="--", zorder=1, label="own flow")
-    bottom = 0.4 * min(rows.frechet.min(), own.floor_frechet)
-    if what in METRICS:
-        middle, reach = float(own[f"floor_{what}"]), 2 * float(own[f"floor_{what}_sd"])
-        low, high = (max(middle - reach, bottom), middle + reach) if what == "frechet" else (
-            middle - reach, min(1.0, middle + reach))  # fmt: skip
-        ax.axhspan(low, high, color="#e6e6e6", zorder=0, label="real images")
-    for i, (name, part) in enumerate(groups):
-        look = {k: v for k, v in style.look(str(name)).items() if k != "linestyle"}
-        x = part.nfe * 1.06 ** (i - (len(groups) - 1) / 2)  # keeps the bars apart
-        bars = None
-        if what in BANDS:
-            low, high = (part[column] for column in BANDS[what])
-            bars = [part[what] - (low.clip(lower=bottom) if what == "frechet" else low), high - part[what]]
-        ax.errorbar(x, part[what], yerr=bars, **look, linewidth=1.2, elinewidth=0.9, markersize=4, label=str(name))
-    if what == "frechet":
+def _panel(ax: Any, rows: Frame, own: Any, what: str) -> None:
+    ax.axhline(0.0 if what == "excess" else own[what], color="#222222", lw=1.1, ls="--", label="own flow")
+    bottom, logarithmic = 0.4 * min(rows.frechet.min(), own.floor_frechet), what == "frechet"
+    if what != "excess":
+        middle, reach = own[f"floor_{what}"], 2 * own[f"floor_{what}_sd"]
+        ends = (
+            (max(middle - reach, bottom), middle + reach) if logarithmic else (middle - reach, min(middle + reach, 1))
+        )
+        ax.axhspan(*ends, color="#e6e6e6", zorder=0, label="real images")
+    for i, (name, part) in enumerate(rows.groupby("solver", sort=False)):
+        x = part.nfe * 1.06 ** (i - (rows.solver.nunique() - 1) / 2)  # keeps the bars apart
+        band = [part[column].clip(lower=bottom if logarithmic else None) for column in BANDS.get(what, ())]
+        bars = [part[what] - band[0], band[1] - part[what]] if band else None
+        look = {**style.look(str(name)), "linestyle": "-", "linewidth": 1.2, "markersize": 4}
+        ax.errorbar(x, part[what], yerr=bars, elinewidth=0.9, label=str(name), **look)
+    if logarithmic:
         ax.set(yscale="log", ylim=(bottom, None))
-        top = ax.get_ylim()[1]
         ticks = [m * 10.0**e for e in range(-5, 2) for m in (1, 2, 5)]
-        style.plain_log_ticks(ax.yaxis, [tick for tick in ticks if bottom <= tick <= top])
+        style.plain_log_ticks(ax.yaxis, [tick for tick in ticks if bottom <= tick <= ax.get_ylim()[1]])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import math
+import timeit
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,10 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style
 from experiments.core.by_model import Rows, by_model
-from experiments.core.judging import FLIPPED, mean_square, ratio
+from experiments.core.frames import at
+from experiments.core.judging import FLIPPED, best, error_row, mean_square, middle, nearest, ratio
 from experiments.core.paths import FIGURES
 from experiments.models import studies
-from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
 
 NAME = "network_work_precision"
@@ -25,39 +27,21 @@ CONFIG: Config = {
     **studies.BASE,
     "models": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
     "kept": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
-    "seeds": [0, 1, 2],
+    "seeds": [0, 1, 2], "calls": [5, 10, 20], "ranked_at": [5, 10, 20], "draws": 2000,
     "customary": {
-        "ddim": "rho7",
-        "ipndm4": "rho7",
-        "tab1": "t2",
-        "tab2": "t2",
-        "tab3": "t2",
-        "rhoab2": "rho7",
-        "rhoab3": "rho7",
-        "dpmpp_2m": "logrho",
-        "dpmpp_3m": "logrho",
-        "unipc2_bh2_x0": "logrho",
-        "unipc3_bh2_x0": "logrho",
-        "edm_heun": "rho7",
-        "flow_euler": "t1",
-        "flow_heun": "t1",
+        "ddim": "rho7", "ipndm4": "rho7", "tab1": "t2", "tab2": "t2", "tab3": "t2", "rhoab2": "rho7", "rhoab3": "rho7",
+        "dpmpp_2m": "logrho", "dpmpp_3m": "logrho", "unipc2_bh2_x0": "logrho", "unipc3_bh2_x0": "logrho",
+        "edm_heun": "rho7", "flow_euler": "t1", "flow_heun": "t1",
     },
     "also": ["t2", "t1"],
-    "calls": [5, 10, 20],
-    "ranked_at": [5, 10, 20],
-    "draws": 2000,
     "choices": {
-        "truth": "end of the flow of the same network in float64, the same x_T, certified; the network that is "
-        "sampled computes in float32",
+        "truth": "end of the certified flow of the same network in float64; what is sampled computes in float32",
         "process": "the network's own, over its sampling range",
-        "grids": "each sampler's customary one and those of also; the best of them is ranked, by the samples that do "
-        "not flip",
-        "bands": "95 %, bootstrap over the samples, paired; of a rank its 2.5 and 97.5 % quantiles, the best "
-        "grid chosen anew in each draw",
+        "bands": "95 %, paired bootstrap over samples; of a rank the best grid is chosen anew in each draw",
         "seeds": "of the starts; the first is what sentences and tables state, the others say how far that moves",
         "digits8:seed1": "a further training of digits8, by its own command with --seed 1; on the first starts only",
     },
-}
+}  # fmt: skip
 QUICK: Config = {**studies.BASE_QUICK, "models": ["digits8", "digits8_flow"], "kept": [], "samples": 8,
                  "seeds": [0], "calls": [5, 10], "ranked_at": [5, 10], "draws": 200}  # fmt: skip
 THOROUGH: Config = {"also": ["t1", "t2", "t3", "rho7", "logrho"], "calls": [5, 6, 7, 8, 10, 12, 14, 17, 20, 30, 40],
@@ -73,19 +57,21 @@ def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, seed, solver, grid, calls), "rank" (on the best grid, ranked) and "reference"."""
 
     def rows_of(name: str, progress: Progress) -> Rows:
-        seeds = config["seeds"][:1] if ":seed" in name else studies.seeds(name, config)
-        rows: Rows = []
+        seeds, found = config["seeds"][:1] if ":seed" in name else studies.seeds(name, config), []
         for done, seed in enumerate(seeds):
             study = studies.on_its_own_process(weights(name), {**config, "seed": seed})
-            reference = study.certified()
-            part = cells.part_of(progress, done, len(seeds))
-            found, tried = _errors(study, reference.states[-1], config, part)
-            for calls in config["ranked_at"]:
-                found += [{"calls": calls, **row} for row in ranked(tried[calls], config)]
-            rows += [{"seed": seed, **row} for row in (_reference(study, reference), *found)]
-        return rows
+            flow, part = study.certified(), cells.part_of(progress, done, len(seeds))
+            reference = {"part": "reference", "title": study.title, "samples": len(study.x_T), "nfe": flow.nfe,
+                         "rms": flow.error_estimate, "agreement": flow.agreement, "certified": flow.certified,
+                         "process": repr(study.process), "ms_per_call": milliseconds(study)}  # fmt: skip
+            judge = partial(_judged, truth=flow.states[-1], config=config)
+            rows = cells.customary(study, config["customary"], config["also"], config, judge, progress=part)
+            tried = pd.DataFrame(rows)
+            ranks = [row for calls in config["ranked_at"] for row in ranked(at(tried, calls=calls), config)]
+            found += [{"seed": seed, **row} for row in (reference, *rows, *ranks)]
+        return found
 
-    return by_model(NAME, config, rows_of, progress)
+    return by_model(NAME, config, rows_of, progress).drop(columns=["steps", "squares", "error"], errors="ignore")
 
 
 def weights(name: str) -> str:
@@ -96,82 +82,46 @@ def weights(name: str) -> str:
     """
     base, _, seed = name.partition(":seed")
     folder = TRAININGS / f"{base}_seed{seed}"
-    if not seed:
-        return name
-    if not (folder / "card.json").exists():
+    if seed and not (folder / "card.json").exists():
         command = f"python -m experiments train --data digits --seed {seed} --out {folder}"
         raise ValueError(f"model={name!r} is a training that does not ship; make it by: {command}")
-    return str(folder)
-
-
-def _reference(study: Study, found: Any) -> dict[str, Any]:
-    return {"part": "reference", "title": study.title, "samples": len(study.x_T), "rms": found.error_estimate,
-            "agreement": found.agreement, "nfe": found.nfe, "certified": found.certified,
-            "process": repr(study.process), "ms_per_call": milliseconds(study)}  # fmt: skip
+    return str(folder) if seed else name
 
 
 def milliseconds(study: Study) -> float:
     """Time of one model call for one image, of a batch of `_TIMED`: the least of `_REPEATS`."""
     x, t = study.x_T[:1].repeat(_TIMED, 1), 0.5 * (study.process.t_min + study.process.t_max)
-    study.model(x, t)
-    found = []
-    for _ in range(_REPEATS):
-        begin = time.perf_counter()
-        study.model(x, t)
-        found.append(time.perf_counter() - begin)
-    return 1e3 * min(found) / _TIMED
+    return 1e3 * min(timeit.repeat(lambda: study.model(x, t), number=1, repeat=1 + _REPEATS)) / _TIMED
 
 
-def _errors(study: Study, truth: Any, config: Config, progress: Progress) -> tuple[Rows, dict[int, Any]]:
-    """(rows, calls → solver → grid → (n,) mean square errors where ranked, NaN where a sample flips)."""
-    import torch
-
-    customary, tried = config["customary"], dict[int, Any]()
-
-    def grids(solver: str, calls: int) -> list[str]:
-        return [customary[solver], *(config["also"] if calls in config["ranked_at"] else ())]
-
-    def judge(x: Any) -> dict[str, Any]:
-        squares = np.asarray(((x - truth) ** 2).mean(dim=1).cpu())
-        flips = np.asarray(torch.cdist(x, truth).argmin(dim=1).cpu()) != np.arange(len(x))
-        low, high = bootstrap_ratio(squares, np.ones_like(squares), config["seed"], config["draws"])
-        kept = squares[~flips]
-        return {"rms": float(np.sqrt(squares.mean())), "low": low, "high": high, "flips": float(flips.mean()),
-                "unflipped": float(np.sqrt(kept.mean())) if kept.size else np.nan,
-                "squares": np.where(flips, np.nan, squares)}  # fmt: skip
-
-    rows = cells.sweep(study, customary, grids, config["calls"], judge, progress=progress)
-    for row in rows:
-        squares, solver, kind = row.pop("squares"), row["solver"], row["grid"]
-        row |= {"part": "error", "customary": kind == customary[solver]}
-        del row["steps"]
-        if row["calls"] in config["ranked_at"]:
-            tried.setdefault(row["calls"], {}).setdefault(solver, {})[kind] = squares
-    return rows, tried
+def _judged(x: Any, truth: Any, config: Config) -> dict[str, Any]:
+    squares, flips = cells.squares_to(truth)(x)["squares"], nearest(x, truth) != np.arange(len(x))
+    counted = np.where(flips, math.nan, squares)
+    error = math.sqrt(mean_square(counted))
+    return {**error_row(squares, config["seed"], config["draws"]), "flips": float(flips.mean()),
+            "unflipped": error if flips.mean() < 1 else math.nan, "squares": counted, "error": error}  # fmt: skip
 
 
-def ranked(tried: dict[str, dict[str, Array]], config: Config) -> list[dict[str, Any]]:
+def ranked(rows: Frame, config: Config) -> Rows:
     """Solvers by error on the best grid: RMS, rank with its band, and the ratio to the first with its band.
 
     Args:
-        tried: solver → grid → (n,) mean square errors of the same starts, NaN of samples that do not count.
+        rows: ``solver, grid, error`` and ``squares``, of the same starts, NaN of samples that do not count.
     """
-    best = {solver: min((mean_square(v), kind) for kind, v in grids.items())[1] for solver, grids in tried.items()}
-    squares = {solver: tried[solver][kind] for solver, kind in best.items()}
-    order = sorted(squares, key=lambda solver: mean_square(squares[solver]))
-    table = np.array([squares[solver] for solver in order])
-    index = np.random.default_rng(config["seed"]).integers(0, table.shape[1], (config["draws"], table.shape[1]))
-    again = np.array([np.min([means(v[index]) for v in tried[solver].values()], axis=0) for solver in order])
-    ranks = 1 + (again[:, None, :] > again[None, :, :]).sum(axis=1)
-    rows = []
-    for place, solver in enumerate(order):
-        first, last = np.quantile(ranks[place], [0.025, 0.975])
-        found, low, high = ratio(table[place], table[0], config["seed"], config["draws"])
-        rms, rms_low, rms_high = ratio(table[place], np.ones(table.shape[1]), config["seed"], config["draws"])
-        rows.append({"part": "rank", "solver": solver, "grid": best[solver], "rank": place + 1, "rank_low": first,
-                     "rank_high": last, "rms": rms, "low": rms_low, "high": rms_high, "ratio": found,
-                     "ratio_low": low, "ratio_high": high})  # fmt: skip
-    return rows
+    top, seed, draws = best(rows), config["seed"], config["draws"]
+    table = np.array(list(top.squares))
+    index = np.random.default_rng(seed).integers(0, table.shape[1], (draws, table.shape[1]))
+    again = [np.min([means(v[index]) for v in at(rows, solver=solver).squares], axis=0) for solver in top.index]
+    places = 1 + (np.array(again)[:, None] > np.array(again)).sum(axis=1)
+    found = []
+    for i, (solver, kind) in enumerate(top.grid.items()):
+        first, last = np.quantile(places[i], [0.025, 0.975])
+        row = {"part": "rank", "calls": top.calls.iloc[0], "solver": solver, "grid": kind}
+        row |= {"rank": i + 1, "rank_low": first, "rank_high": last}
+        row |= zip(("rms", "low", "high"), ratio(table[i], np.ones(table.shape[1]), seed, draws), strict=True)
+        row |= zip(("ratio", "ratio_low", "ratio_high"), ratio(table[i], table[0], seed, draws), strict=True)
+        found.append(row)
+    return found
 
 
 def means(draws: Array) -> Array:
@@ -182,192 +132,123 @@ def means(draws: Array) -> Array:
 
 
 # -- what was found -------------------------------------------------------------------------------
-def ranking(frame: Frame, model: str, calls: int, seed: int | None = None) -> Frame:
-    """Rows of part "rank" of one seed, by default the first, the most accurate solver first."""
-    rows = frame[(frame.part == "rank") & (frame.model == model) & (frame.calls == calls)]
-    return rows[rows.seed == (rows.seed.min() if seed is None else seed)].sort_values("rank").set_index("solver")
+def ranking(frame: Frame, model: str, calls: int) -> Frame:
+    """Rows of part "rank" of the first seed, the most accurate solver first."""
+    rows = at(frame, part="rank", model=model, calls=calls, seed=frame.seed.min())
+    return rows.sort_values("rank").set_index("solver")
 
 
-def over_seeds(frame: Frame, model: str, calls: int) -> Frame:
-    """Columns ``min`` and ``max``: of a solver's ranks on the seeds."""
-    rows = frame[(frame.part == "rank") & (frame.model == model) & (frame.calls == calls)]
-    return rows.groupby("solver")["rank"].agg(["min", "max"])
+def ranks(frame: Frame, by: str, **where: Any) -> Frame:
+    """Solver × what is in the column ``by``, seeds or models: ranks."""
+    return at(frame, part="rank", **where).pivot(index="solver", columns=by, values="rank")
 
 
-def winners(frame: Frame, model: str, calls: int) -> list[str]:
-    """The most accurate solver, and those whose ratio to it is not beyond its 95 % band."""
+def first(frame: Frame, model: str, calls: int) -> str:
+    """The most accurate solver, with one whose ratio to it is not beyond its band, and how many more there are."""
     rows = ranking(frame, model, calls)
-    return [str(rows.index[0]), *(str(s) for s in rows.index[1:] if rows.ratio_low[s] <= 1.0)]
+    names = [str(rows.index[0]), *rows.index[1:][rows.ratio_low.iloc[1:] <= 1]]
+    return " or ".join(names[:2]) + (f" or {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def table(frame: Frame, model: str, calls: tuple[int, ...], most: int = 5) -> str:
     """The table of a model in docs/results: the first solvers at each number of calls, with bands."""
     lines = ["| rank | " + " | ".join(f"{n} calls" for n in calls) + " |", "|---|" + "---|" * len(calls)]
-    columns = [ranking(frame, model, n).reset_index() for n in calls]
-    for place in range(most):
-        cells = []
-        for rows in columns:
-            at = rows.iloc[place]
-            error = f"{style.as_text(at.rms)} ({style.as_text(at.low)} to {style.as_text(at.high)})"
-            cells.append(f"`{at.solver}` on {at.grid}: {error}, rank {at.rank_low:.0f} to {at.rank_high:.0f}")
-        lines.append(f"| {place + 1} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    columns = [list(ranking(frame, model, n).reset_index().itertuples()) for n in calls]
+    for place, line in enumerate(zip(*columns, strict=True), 1):
+        told = [
+            f"`{row.solver}` on {row.grid}: {style.as_text(row.rms)} ({style.as_text(row.low)} to "
+            f"{style.as_text(row.high)}), rank {row.rank_low:.0f} to {row.rank_high:.0f}" for row in line
+        ]  # fmt: skip
+        lines.append(f"| {place} | " + " | ".join(told) + " |")
+    return "\n".join(lines[: 2 + most])
 
 
-def first(frame: Frame, model: str, calls: int) -> str:
-    """The most accurate solver, with one that cannot be told from it, and how many more there are."""
-    names = winners(frame, model, calls)
-    return " or ".join(names[:2]) + (f" or {len(names) - 2} more" if len(names) > 2 else "")
+def trainings(config: Config) -> dict[str, list[str]]:
+    """Network that ships → it and its further trainings."""
+    found: dict[str, list[str]] = {}
+    for name in config["models"]:
+        found.setdefault(name.partition(":seed")[0], []).append(name)
+    return found
 
 
-def shipped(config: Config) -> list[str]:
-    """The models that are not further trainings of another one."""
-    return [name for name in config["models"] if ":seed" not in name]
-
-
-def trainings(config: Config) -> list[str]:
-    """A network and its further trainings; empty where there are none."""
-    further = [name for name in config["models"] if ":seed" in name]
-    return [further[0].partition(":")[0], *further] if further else []
-
-
-def moved(frame: Frame, config: Config, calls: int) -> tuple[float, float]:
+def moved(frame: Frame, names: list[str], calls: int) -> tuple[float, float]:
     """(how far training moves a rank at most, least Spearman correlation of two trainings' ranks)."""
-    ranks = pd.DataFrame({name: ranking(frame, name, calls)["rank"] for name in trainings(config)})
-    return float((ranks.max(axis=1) - ranks.min(axis=1)).max()), float(ranks.corr().min().min())
-
-
-def _middle(config: Config) -> int:
-    return int(sorted(config["ranked_at"])[len(config["ranked_at"]) // 2])
-
-
-def verdict(frame: Frame, config: Config) -> str:
-    """Who is first at each number of calls on each network, how certain the truth is, and what training moves."""
-    reference = frame[frame.part == "reference"].groupby("model")
-    won, names = [], shipped(config)
-    for name in names:
-        firsts = [first(frame, name, calls) for calls in config["ranked_at"]]
-        won.append(f"{name}: {', '.join(firsts)}")
-    sure, apart = reference.certified.all(), reference.agreement.max()
-    said = (
-        f"Least RMS path error at {', '.join(map(str, config['ranked_at']))} calls, of the best of customary and "
-        f"{', '.join(config['also'])} grids ('or': not distinct at 95 %): {'; '.join(won)}. The truth is certified for "
-        f"{sum(bool(sure[name]) for name in names)} of {len(names)} networks: two methods differ by at most "
-        f"{', '.join(style.as_text(apart[name], 1) for name in names)} in any pixel."
-    )
-    if trainings(config):
-        places, least = moved(frame, config, _middle(config))
-        said += (
-            f" Over {len(trainings(config))} trainings of {trainings(config)[0]} a rank moves by up to {places:.0f} "
-            f"places, Spearman at least {least:.2f}."
-        )
-    return said
+    places = ranks(frame, "model", model=names, calls=calls, seed=frame.seed.min())
+    return float((places.max(axis=1) - places.min(axis=1)).max()), float(places.corr().min().min())
 
 
 def headline(frame: Frame, config: Config) -> str:
-    """Who is first on the last of the shipped networks, and how far from its flow."""
-    name, calls = shipped(config)[-1], _middle(config)
-    at = ranking(frame, name, calls).iloc[0]
-    return (
-        f"On {name} at {calls} calls {first(frame, name, calls)} is most accurate: {style.as_text(at.rms)} RMS from "
-        "the network's own flow"
-    )
+    """Who is first on the last of the networks, and how far from its flow."""
+    name, calls = list(trainings(config))[-1], middle(config)
+    who, error = first(frame, name, calls), style.as_text(ranking(frame, name, calls).rms.iloc[0])
+    return f"On {name} at {calls} calls {who} is most accurate: {error} RMS from the network's own flow"
+
+
+def verdict(frame: Frame, config: Config) -> str:
+    """Who is first on each network, how certain the truth is, and what training moves."""
+    by, calls, said = trainings(config), middle(config), headline(frame, config)
+    sure = at(frame, part="reference", model=list(by)).groupby("model").certified.all().sum()
+    said += "".join(f"; on {name} {first(frame, name, calls)}" for name in list(by)[:-1])
+    said += f" ('or': not distinct at 95 %); the flow is certified for {sure} of {len(by)} networks"
+    for name, names in by.items():
+        if len(names) > 1:
+            most, least = moved(frame, names, calls)
+            said += f"; {len(names)} trainings of {name} move ranks by up to {most:.0f}, Spearman at least {least:.2f}"
+    return said + "."
 
 
 # -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Ranks of one network at each number of calls; of the others, and of trainings, at one; error against calls."""
-    reference = frame[frame.part == "reference"]
-    names, calls = shipped(config), _middle(config)
+    names, calls, by = list(trainings(config)), middle(config), trainings(config).items()
     many, seeds = (said({**config, "models": names}) for said in (studies.how_many, studies.how_many_seeds))
     note = (
-        f"Each network on its own process, {many}; RMS error per pixel (images in [-1, 1]) against the certified flow "
-        f"of the same network. Ranks: on the best of customary, {' and '.join(config['also'])} grid, by the samples "
-        f"that do not flip; thick: 95 % band of the first seed; thin: range over {seeds}. At the right: that error and "
-        f"the grid. Lowest: customary grids, all samples; upper axis: time for one image in a batch of {_TIMED} on one "
-        "core; grey: the other samplers."
+        f"Each network on its own process, {many}; RMS error per pixel (images in [-1, 1]) against its certified flow. "
+        f"Ranks: on the best of customary, {' and '.join(config['also'])} grid, without flips; thick: 95 % band; thin: "
+        f"{seeds}; at the right error and grid. Below: customary grids; upper axis: time on one core."
     )
     order = list(ranking(frame, names[-1], calls).index)
-    shown = [(names[-1], n) for n in config["ranked_at"]]
-    shown += [(name, calls) for name in names[:-1]]
-    more = trainings(config)
-    titles = [f"rank on {name}, {n} calls" for name, n in shown]
-    titles += [f"rank on {len(more)} trainings of {more[0]}"] if more else []
-    rows = -(-len(titles) // 3)
-    ranks, between, curves = rows * (0.155 * len(order) + 0.42), 0.8, 2.3  # inches
-    height = ranks + between + curves
-    fig = panels.sheet(headline(frame, config), note, height)
-    axes, _ = panels.small_multiples(
-        fig, titles, 3, left=1.15, right=0.08, end=(ranks - 0.15) / height, hspace=0.22, wspace=0.06, bottom=0.32
-    )
+    shown = [*((names[-1], n) for n in config["ranked_at"]), *((name, calls) for name in names[:-1])]
+    more = {f"rank on {len(group)} trainings of {name}": group for name, group in by if len(group) > 1}
+    titles = [*(f"rank on {name}, {n} calls" for name, n in shown), *more]
+    above, below = -(-len(titles) // 3) * (0.155 * len(order) + 0.42), 3.25
+    fig = panels.sheet(headline(frame, config), note, above + below)
+    axes, _ = panels.small_multiples(fig, titles, 3, left=1.15, bottom=below + 0.1, hspace=0.22, wspace=0.06)
     for ax, (name, n) in zip(axes, shown, strict=False):
-        _ranks(ax, ranking(frame, name, n), over_seeds(frame, name, n), order)
-    if more:
-        _trained(axes[-1], {name: ranking(frame, name, calls) for name in more}, order)
-    below, _ = panels.small_multiples(
-        fig,
-        [f"{name}, error" for name in names],
-        3,
-        left=0.6,
-        right=0.08,
-        begin=(ranks + between) / height,
-        bottom=0.4,
-        wspace=0.08,
-    )
-    errors = frame[(frame.part == "error") & (frame.customary == True) & (frame.seed == frame.seed.min())]  # noqa: E712
-    for ax, name in zip(below, names, strict=True):
-        milliseconds = float(reference[reference.model == name].ms_per_call.min())
-        _curves(ax, errors[errors.model == name], milliseconds, config)
-    below[0].set_ylabel("RMS error per pixel", fontsize=8.5)
-    panels.calls_axis(below, config["calls"])
-    place = below[0].get_position().y1 + 0.32 / fig.get_size_inches()[1]
-    fig.legend(*below[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, place), ncol=6,
-               fontsize=7.5, handlelength=2.2, columnspacing=1.2)  # fmt: skip
+        _ranks(ax, order, ranks(frame, "seed", model=name, calls=n), ranking(frame, name, n))
+    for ax, group in zip(axes[len(shown) :], more.values(), strict=True):
+        _ranks(ax, order, ranks(frame, "model", model=group, calls=calls, seed=frame.seed.min()))
+    times = at(frame, part="reference").groupby("model").ms_per_call.min()
+    lower = panels.lines(
+        fig, at(frame, part="error", customary=True, seed=frame.seed.min()),
+        dict.fromkeys(names, ""), 3, x="nfe", y="rms", names=_NAMED,
+        band=("low", "high"), ticks=config["calls"], ylabel="RMS error per pixel", extra_top=above + 0.7, wspace=0.08,
+        legend=False,
+    )  # fmt: skip
+    for ax, name in zip(lower, names, strict=True):  # a second axis: the time that the calls take
+        upper = ax.secondary_xaxis(
+            "top", functions=(lambda n, ms=times[name]: n * ms, lambda t, ms=times[name]: t / ms)
+        )
+        style.plain_log_ticks(upper.xaxis, [float(f"{n * times[name]:.2g}") for n in config["calls"]])
+        upper.tick_params(labelsize=panels.TICKS, pad=1)
+        ax.set_title(f"{name}: ms of one image", fontsize=8.5, pad=6)
+    panels.key(fig, lower[0], above=0.62)
     return fig
 
 
-def _ranks(ax: Any, rows: Frame, over: Frame, order: list[str]) -> None:
+def _ranks(ax: Any, order: list[str], places: Frame, rows: Frame | None = None) -> None:
+    """Ranks, with their range; of ``rows`` that of the first with its band, its error and grid."""
     for y, solver in enumerate(order):
-        at, colour = rows.loc[solver], style.look(solver)["color"]
-        ax.plot(over.loc[solver], [y, y], color=colour, lw=1.0)
-        ax.plot([at.rank_low, at.rank_high], [y, y], color=colour, lw=4, alpha=0.45, solid_capstyle="butt")
-        ax.plot(at["rank"], y, **_marker(solver))
-        ax.text(len(order) + 6.8, y, f"{style.as_text(at.rms)} {at.grid}", fontsize=panels.SMALL, ha="right",
-                va="center", color="#555555")  # fmt: skip
-    _places(ax, order)
-
-
-def _trained(ax: Any, tables: dict[str, Frame], order: list[str]) -> None:
-    for y, solver in enumerate(order):
-        places = [float(rows["rank"][solver]) for rows in tables.values()]
-        ax.plot([min(places), max(places)], [y, y], color=style.look(solver)["color"], lw=1.0)
-        for place in places:
-            ax.plot(place, y, **_marker(solver))
-    _places(ax, order)
-
-
-def _marker(solver: str) -> dict[str, Any]:
-    return {**style.look(solver), "linestyle": "", "markersize": 4}
-
-
-def _places(ax: Any, order: list[str]) -> None:
-    ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(0.2, len(order) + 6.9))
-    ax.set_xticks([1, 5, 10, len(order)])
+        look, found = {**style.look(solver), "linestyle": "", "markersize": 4, "zorder": 3}, list(places.loc[solver])
+        marks = found if rows is None else found[:1]
+        ax.plot([min(found), max(found)], [y, y], color=look["color"], lw=1.0)
+        ax.plot(marks, [y] * len(marks), **look)
+        if rows is not None:
+            row = rows.loc[solver]
+            ax.plot([row.rank_low, row.rank_high], [y, y], color=look["color"], lw=4, alpha=0.45, solid_capstyle="butt")
+            ax.text(len(order) + 6.8, y, f"{style.as_text(row.rms)} {row.grid}", fontsize=panels.SMALL, ha="right",
+                    va="center", color="#555555")  # fmt: skip
+    ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(0.2, len(order) + 6.9), xticks=[1, 5, 10, len(order)])
     ax.set_yticks(range(len(order)), order)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
-
-
-def _curves(ax: Any, rows: Frame, milliseconds: float, config: Config) -> None:
-    for solver, part in rows.groupby("solver", sort=False):
-        if solver not in _NAMED:
-            ax.plot(part.nfe, part.rms, color="#d0d0d0", lw=0.8, zorder=1)
-    for solver in _NAMED:
-        part = rows[rows.solver == solver]
-        if len(part):
-            panels.curve(ax, part.nfe, part.rms, part.low, part.high, label=solver, **style.look(solver))
-    ax.set_yscale("log")
-    for calls in config["calls"]:
-        ax.text(calls, 1.02, f"{style.as_text(calls * milliseconds)} ms", transform=ax.get_xaxis_transform(),
-                fontsize=panels.SMALL, ha="center", va="bottom", color="#555555")  # fmt: skip
-    ax.set_title(ax.get_title(loc="left"), fontsize=8.5, pad=13)

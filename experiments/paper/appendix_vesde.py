@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,20 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress
-from experiments.core import panels, style
+from experiments.core import judging, panels, style
+from experiments.core.frames import at, calls_for
 from experiments.models import studies
-from experiments.models.problems import bootstrap_ratio, steps_for, vp_linear
+from experiments.models.problems import Problem, vp_linear
 
 NAME = "appendix_vesde"
 QUESTION = "Do samplers on VE and EDM need more model calls than on VP for the same error?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "digits"],
-    "ve": [0.01, 50.0],
-    "edm": [0.002, 80.0],
+    "models": ["mixture", "digits"], "ve": [0.01, 50.0], "edm": [0.002, 80.0],
     "solvers": ["ddim", "tab1", "tab2", "tab3", "rhoab1", "rhoab2", "rhoab3", "rhork_2heun", "rhork_3kutta",
                 "edm_heun", "dpmpp_2m", "unipc2_bh2_x0"],
     "grids": {"VP": ["t2"], "VE": ["t1", "vp_t2"], "EDM": ["rho7", "vp_t2"]},
-    "calls": [5, 10, 20, 50],
-    "compared_at": 10,
+    "calls": [5, 10, 20, 50], "compared_at": 10,
     "choices": {
         "VE": "noise levels of score SDE on CIFAR-10; the paper's table on VESDE and its grids are not known to us",
         "EDM": "not in the paper; noise levels of EDM",
@@ -37,24 +36,22 @@ CONFIG: Config = {
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture"], "solvers": ["ddim", "tab3", "dpmpp_2m"],
                  "calls": [5, 10, 20]}  # fmt: skip
 THOROUGH: Config = {
-    "models": ["mixture", "gaussian", "digits", "network"],
-    "samples": 512,
+    "models": ["mixture", "gaussian", "digits", "network"], "samples": 512, "calls": [5, 7, 10, 14, 20, 28, 40, 56],
     "grids": {"VP": ["t2", "rho7", "logrho"], "VE": ["t1", "rho7", "vp_t2"], "EDM": ["rho7", "logrho", "vp_t2"]},
-    "calls": [5, 7, 10, 14, 20, 28, 40, 56],
-}
-ALIKE = 1.05  # call counts within this factor are "about as many"
+}  # fmt: skip
 BORROWED = "vp_t2"  # the levels ρ of VP's t2 grid, on another process
-LINES = {"VP": (style.BLACK, "-", "o"), "VE": (style.VERMILLION, "-", "s"), "EDM": (style.BLUE, "-", "^")}
+OTHERS = ["VE", "EDM"]
+LEVELS = ", on VP's levels"  # of a line: with the borrowed grid too
+LINES = {"VP": (style.BLACK, "o"), "VE": (style.VERMILLION, "s"), "EDM": (style.BLUE, "^")}
 
 
 def processes(config: Config) -> dict[str, tuple[Process, float, float]]:
     """Name → (process, t_start, t_end): from each one's own largest level down to the ρ of VP's ``t_end``."""
     vp = vp_linear(config)
     level = float(vp.rho(config["t_end"]))
-    found: dict[str, tuple[Process, float, float]] = {"VP": (vp, config["t_start"], config["t_end"])}
-    for name, process in (("VE", da.VE(*config["ve"])), ("EDM", da.EDM(*config["edm"]))):
-        found[name] = (process, process.sampling_range[0], float(process.time_from_rho(level)))
-    return found
+    others = {"VE": da.VE(*config["ve"]), "EDM": da.EDM(*config["edm"])}
+    found = {name: (q, q.sampling_range[0], float(q.time_from_rho(level))) for name, q in others.items()}
+    return {"VP": (vp, config["t_start"], config["t_end"]), **found}
 
 
 def make_grid(config: Config, name: str, kind: str, steps: int) -> Array:
@@ -69,25 +66,10 @@ def make_grid(config: Config, name: str, kind: str, steps: int) -> Array:
     return ts
 
 
-def setup(model: str, config: Config, name: str) -> tuple[Any, Any, Any, float]:
-    """(ε model on the process, starts N(0, σ²), exact states at the end, their estimated error).
-
-    A network was trained on VP: of a state x of another process it is asked ε at x α_VP/α where ρ is the same.
-    """
+def setup(model: str, config: Config, name: str) -> Problem:
+    """A model of the study on a process by name."""
     process, start, end = processes(config)[name]
-    on_vp = studies.study(model, config)
-    if not on_vp.trained or name == "VP":
-        problem = studies.study(model, {**config, "t_start": start, "t_end": end}, process)
-        return (problem.model, problem.x_T, *problem.reference(end))
-    vp, net, x_T = vp_linear(config), on_vp.model, float(process.sigma(start)) * on_vp.x_T
-
-    def eps(x: Any, t: float) -> Any:
-        t_vp = float(np.clip(vp.time_from_rho(process.rho(t)), 0.0, 1.0))
-        return net(x * float(vp.alpha(t_vp) / process.alpha(t)), t_vp)
-
-    rtol = config["rtol"]
-    found = da.reference_solution(eps, process, x_T, end, rtol, rtol, t_start=start, certify=False)
-    return eps, x_T, found.x, found.error_estimate
+    return studies.problem_on(model, {**config, "t_start": start, "t_end": end}, process)
 
 
 def compute(config: Config, progress: Progress) -> Frame:
@@ -97,181 +79,105 @@ def compute(config: Config, progress: Progress) -> Frame:
     borrowed one (``own``) or with it (``any``), with its 95 % interval over samples, which start from the same noise.
     """
     rows: list[dict[str, Any]] = []
-    total, done = len(config["models"]) * len(config["grids"]), 0
-    for model in config["models"]:
-        kept: dict[tuple[str, str, str, int], Array] = {}
-        for name, kinds in config["grids"].items():
-            eps, x_T, truth, estimate = setup(model, config, name)
-            for solver, kind, calls in [(s, k, c) for s in config["solvers"] for k in kinds for c in config["calls"]]:
-                steps = steps_for(solver, calls)
-                if not steps:
-                    continue
-                ts = make_grid(config, name, kind, steps)
-                process = processes(config)[name][0]
-                table = da.build(solver, process, ts).in_terms_of(process, "eps")
-                squares = np.asarray(((da.run(table, eps, x_T) - truth) ** 2).mean(1).cpu())
-                kept[name, solver, kind, calls] = squares
-                rows.append({"part": "error", "model": model, "process": name, "solver": solver, "grid": kind,
-                             "calls": calls, "nfe": table.nfe, "steps": steps, "rms": float(np.sqrt(squares.mean())),
-                             "estimate": estimate})  # fmt: skip
-            done += 1
-            progress(done / total)
-        rows += [{"part": "ratio", "model": model, **row} for row in _ratios(kept, config)]
+    for done, model in enumerate(config["models"]):
+        best: dict[tuple[str, int, str, str], Array] = {}  # (solver, calls, process, choice of grids)
+        for k, (name, kinds) in enumerate(config["grids"].items(), 1):
+            problem = setup(model, config, name)
+            tried = problem.tried(config["solvers"], kinds, config["calls"], grid=partial(make_grid, config, name))
+            for row, squares in tried:
+                rows.append({"part": "error", "model": model, "process": name, **row,
+                             "rms": float(np.sqrt(squares.mean())), "estimate": problem.estimate})  # fmt: skip
+                for choice in ("own", "any") if row["grid"] != BORROWED else ("any",):
+                    cell = (row["solver"], row["calls"], name, choice)
+                    best[cell] = min(best.get(cell, squares), squares, key=np.mean)
+            progress((done + k / len(config["grids"])) / len(config["models"]))
+        for (solver, calls, name, choice), squares in best.items():
+            if name != "VP":
+                ratio = judging.ratio_row(squares, best[solver, calls, "VP", "own"], config["seed"], 500)
+                rows.append({"part": "ratio", "model": model, "process": name, "solver": solver, "calls": calls,
+                             "choice": choice, **ratio})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _ratios(kept: dict[tuple[str, str, str, int], Array], config: Config) -> list[dict[str, Any]]:
-    rows = []
-    for solver, calls in {(s, c): None for _, s, _, c in kept}:
-        best: dict[tuple[str, str], Array] = {}
-        for name, kinds in config["grids"].items():
-            for choice in ("own", "any"):
-                allowed = [k for k in kinds if choice == "any" or k != BORROWED]
-                best[name, choice] = min((kept[name, solver, k, calls] for k in allowed), key=lambda s: float(s.mean()))
-        for (name, choice), squares in best.items():
-            if name != "VP":
-                base = best["VP", "own"]
-                low, high = bootstrap_ratio(squares, base, config["seed"], draws=500)
-                ratio = float(np.sqrt(squares.mean() / base.mean()))
-                rows.append({"process": name, "solver": solver, "calls": calls, "choice": choice,
-                             "ratio": ratio, "low": low, "high": high})  # fmt: skip
-    return rows
+# -- what was found -------------------------------------------------------------------------------
+def envelopes(frame: Frame) -> Frame:
+    """Least RMS error of all solvers and grids: ``model, line, calls, rms``, a line being a process on its own grids
+    or, with `LEVELS` after its name, with the borrowed grid too."""
+    rows = at(frame, part="error")
+    borrowed = rows[rows.process != "VP"].assign(line=lambda part: part.process + LEVELS)
+    lines = pd.concat([rows[rows.grid != BORROWED].assign(line=lambda part: part.process), borrowed])
+    return lines.groupby(["model", "line", "calls"], sort=False, as_index=False).rms.min()
 
 
-def envelope(frame: Frame, model: str, process: str, *, borrowed: bool) -> Any:
-    """Series over calls: the least RMS error of all solvers and grids, with or without the borrowed grid."""
-    rows = frame[(frame.part == "error") & (frame.model == model) & (frame.process == process)]
-    if not borrowed:
-        rows = rows[rows.grid != BORROWED]
-    return rows.groupby("calls").rms.min()
+def needed(frame: Frame, config: Config) -> Frame:
+    """Calls that each line of `envelopes` takes for the least error that VP has with ``compared_at``: model × line."""
+    least = envelopes(frame).pivot(index="calls", columns=["model", "line"], values="rms")
+    found = {cell: calls_for(least.index, errors, least.loc[config["compared_at"], (cell[0], "VP")])
+             for cell, errors in least.items()}  # fmt: skip
+    return pd.Series(found).unstack(sort=False)
 
 
-def calls_for(errors: Any, target: float) -> float:
-    """Calls at which a series over calls falls to ``target`` for good, between counts in log–log; inf if it does not.
-
-    Where the first entry is at the target or below, its calls.
-    """
-    calls, rms = errors.index.to_numpy(float), errors.to_numpy(float)
-    above = np.flatnonzero(rms > target)
-    if above.size == 0:
-        return float(calls[0])
-    i = int(above[-1])
-    if i == rms.size - 1:
-        return float("inf")
-    share = np.log(rms[i] / target) / np.log(rms[i] / rms[i + 1])
-    return float(np.exp(np.log(calls[i]) + share * np.log(calls[i + 1] / calls[i])))
+def more(frame: Frame, config: Config) -> Frame:
+    """Per process: of how many ``cases`` (model, solver) at the compared calls, on own grids, ``more`` error than VP's,
+    and clearly more (``clear``) or ``less``."""
+    rows = at(frame, part="ratio", choice="own", calls=config["compared_at"])
+    marked = rows.assign(more=rows.ratio > 1, clear=rows.low > 1, less=rows.high < 1, cases=1)
+    return marked.groupby("process", sort=False)[["more", "clear", "less", "cases"]].sum()
 
 
-def findings(frame: Frame, config: Config, model: str) -> dict[str, dict[str, Any]]:
-    """Per process other than VP: its ratios at the compared calls, and the calls for VP's least error there."""
-    found = {}
-    calls = config["compared_at"]
-    target = float(envelope(frame, model, "VP", borrowed=True)[calls])
-    for name in [p for p in config["grids"] if p != "VP"]:
-        at = frame[(frame.part == "ratio") & (frame.model == model) & (frame.process == name) & (frame.calls == calls)]
-        own, every = at[at.choice == "own"], at[at.choice == "any"]
-        found[name] = {
-            "solvers": len(own),
-            "more": int((own.ratio > 1).sum()),
-            "clear": int((own.low > 1).sum()),
-            "less": int((own.high < 1).sum()),
-            "median": float(own.ratio.median()),
-            "median_any": float(every.ratio.median()),
-            "target": target,
-            "calls": calls_for(envelope(frame, model, name, borrowed=False), target),
-            "calls_any": calls_for(envelope(frame, model, name, borrowed=True), target),
-            "most": int(frame.calls.max()),
-        }
-    return found
-
-
-def _count(calls: float, most: int) -> str:
-    return f"{calls:.0f}" if np.isfinite(calls) else f"more than {most}"
+def headline_of(frame: Frame, config: Config) -> str:
+    """How many calls VE takes on the last model."""
+    found = needed(frame, config).VE
+    count = f"{found.iloc[-1]:.0f}" if np.isfinite(found.iloc[-1]) else f"more than {frame.calls.max()}"
+    return f"On the {found.index[-1]} VE takes {count} calls for the least error that VP has at {config['compared_at']}"
 
 
 def verdict(frame: Frame, config: Config) -> str:
     """Calls in which the other processes reach VP's least error, and for how many solvers they err more."""
-    calls, every = config["compared_at"], {m: findings(frame, config, m) for m in frame.model.unique()}
-    took, more = [], []
-    for name in next(iter(every.values())):
-        own = [found[name] for found in every.values()]
-        reached, borrowed = (" and ".join(_count(f[key], f["most"]) for f in own) for key in ("calls", "calls_any"))
-        took.append(f"{name} {reached} ({borrowed})")
-        more.append(f"{name} in {sum(f['more'] for f in own)} of {sum(f['solvers'] for f in own)}")
-    said = ", ".join(f"{_needs(found['VE']['calls'] / calls)} on the {m}" for m, found in every.items())
+    found, cases = needed(frame, config).replace(np.inf, np.nan).round(), more(frame, config)
+    calls = found.map(lambda count: f"more than {frame.calls.max()}" if np.isnan(count) else f"{count:.0f}")
+    others = "".join(f"; on the {model} VE takes {row.VE}" for model, row in calls.iloc[:-1].iterrows())
+    borrowed = style.in_words([f"{name} {calls.iloc[-1][name + LEVELS]}" for name in OTHERS])
+    solvers = style.in_words([f"{name} in {row.more} of {row.cases}" for name, row in cases.iterrows()])
     return (
-        f"VP's least error at {calls} calls takes {', '.join(took)} calls (brackets: on VP's noise levels): VE needs "
-        f"{said}; solver by solver {', '.join(more)} cases has more error than VP."
+        f"{headline_of(frame, config)}, EDM {calls.EDM.iloc[-1]}{LEVELS} {borrowed}{others}; "
+        f"solver by solver {solvers} cases has more error than VP."
     )
 
 
-def _needs(ratio: float) -> str:
-    return "more calls" if ratio > ALIKE else "fewer calls" if ratio < 1 / ALIKE else "about as many calls"
-
-
+# -- figure ---------------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """A column per model: least error of all solvers per process and kind of grid; each solver's ratio to VP."""
-    names, calls = list(frame.model.unique()), config["compared_at"]
-    found = findings(frame, config, names[-1])["VE"]
-    headline = (
-        f"On the {names[-1]} VE takes {_count(found['calls'], found['most'])} calls for the least error that VP has at "
-        f"{calls}"
-    )
-    own = "; ".join(
-        f"{name}: {', '.join(k for k in kinds if k != BORROWED)}" for name, kinds in config["grids"].items()
-    )
+    names, calls, solvers = list(frame.model.unique()), config["compared_at"], config["solvers"]
     note = (
         f"VE({config['ve'][0]:g}, {config['ve'][1]:g}), EDM up to {config['edm'][1]:g}, {style.setting(config)}; all "
-        f"stop at the same noise level ρ = {float(vp_linear(config).rho(config['t_end'])):.4f} and start from the same "
-        f"noise. Own grids: {own}; t1 on VE is uniform in log ρ. Upper: least error of all solvers. Lower: error over "
-        f"VP's at {calls} calls, same solver, each on its best grid, with 95 % interval over {config['samples']} "
-        "samples. Hollow and dashed: VE and EDM may also use the noise levels of VP's t2 grid."
+        f"stop at the same ρ and start from the same noise. Upper: least error of all solvers. Lower: error over VP's "
+        f"at {calls} calls, same solver, on its best own grid, with 95 % interval over {config['samples']} samples. "
+        "Hollow and dashed: also on the noise levels of VP's t2 grid."
     )
-    upper, between, lower = 2.0, 0.75, 0.2 * len(config["solvers"]) + 0.5
-    height, columns = upper + between + lower, max(len(names), 2)
-    fig = panels.sheet(headline, note, height)
-    titles = [panels.short(model) for model in names]
-    axes, _ = panels.small_multiples(fig, titles, columns, extra_top=0.45, wspace=0.06, left=1.0, end=upper / height)
-    for ax, model in zip(axes, names, strict=True):
-        _envelopes(ax, frame, config, model, findings(frame, config, model))
-    axes[0].set(yscale="log")
-    axes[0].set_ylabel("RMS error", fontsize=8.5)
-    panels.calls_axis(axes, config["calls"])
-    panels.key(fig, axes[0])
-    below, _ = panels.small_multiples(fig, [""] * len(names), columns, wspace=0.06, left=1.0,
-                                      begin=(upper + between) / height)  # fmt: skip
-    for ax, model in zip(below, names, strict=True):
-        _ratio_panel(ax, frame, config, model)
-        ax.set_xlabel(f"RMS error over that on VP, {calls} calls", fontsize=8.5, labelpad=2)
+    upper, between = 1.9, 0.95
+    height, least = upper + between + 0.2 * len(solvers) + 0.5, envelopes(frame)
+    fig = panels.sheet(headline_of(frame, config), note, height)
+    axes = panels.lines(fig, least, {name: panels.short(name) for name in names}, max(len(names), 2), x="calls",
+                        y="rms", line="line", look=_look, ylabel="RMS error", wspace=0.06, left=1.0,
+                        end=upper / height)  # fmt: skip
+    for ax, name in zip(axes, names, strict=True):
+        ax.axhline(at(least, model=name, line="VP", calls=calls).rms.item(), color="#999999", lw=0.8, zorder=0)
+    cells = [(model, other) for model in names for other in OTHERS]
+    below, _ = panels.small_multiples(fig, [f"{panels.short(model)}, {other}" for model, other in cells], len(cells),
+                                      wspace=0.08, left=1.0, begin=(upper + between) / height)  # fmt: skip
+    ratios = at(frame, part="ratio", calls=calls)
+    for ax, (model, other) in zip(below, cells, strict=True):
+        rows = at(ratios, model=model, process=other)
+        own, every = (at(rows, choice=choice).set_index("solver").loc[solvers] for choice in ("own", "any"))
+        panels.intervals(ax, own[["ratio", "low", "high"]].to_numpy(), [0.5, 1, 2, 5], solvers)
+        ax.plot(every.ratio, range(len(solvers)), "o", color="#333333", markerfacecolor="none", markersize=5)
+        ax.set_xlabel("error over VP's", fontsize=8.5, labelpad=2)
     return fig
 
 
-def _envelopes(ax: Any, frame: Frame, config: Config, model: str, found: dict[str, Any]) -> None:
-    for name in config["grids"]:
-        colour, line, marker = LINES[name]
-        for borrowed in (False, True) if name != "VP" else (False,):
-            least = envelope(frame, model, name, borrowed=borrowed)
-            panels.curve(ax, least.index, least, label=f"{name}, VP's levels" if borrowed else name, color=colour,
-                         ls="--" if borrowed else line, marker=marker,
-                         markerfacecolor="white" if borrowed else colour)  # fmt: skip
-    ax.axhline(next(iter(found.values()))["target"], color="#999999", lw=0.8, zorder=0)
-
-
-def _ratio_panel(ax: Any, frame: Frame, config: Config, model: str) -> None:
-    at = frame[(frame.part == "ratio") & (frame.calls == config["compared_at"])]
-    others = [name for name in config["grids"] if name != "VP"]
-    for name, shift in zip(others, np.linspace(-0.2, 0.2, len(others)) if len(others) > 1 else [0.0], strict=True):
-        colour, _, marker = LINES[name]
-        for row in at[(at.process == name) & (at.model == model)].itertuples():
-            y = config["solvers"].index(row.solver) + shift
-            if row.choice == "own":
-                ax.plot([row.low, row.high], [y, y], color=colour, lw=2.2, alpha=0.45)
-            ax.plot(row.ratio, y, marker, color=colour, markersize=4.5, zorder=3 if row.choice == "own" else 2,
-                    markerfacecolor=colour if row.choice == "own" else "white")  # fmt: skip
-    ax.axvline(1.0, color="#333333", lw=0.9, zorder=0)
-    low, high = min(at.ratio.min(), 1.0) / 1.6, max(at.ratio.max(), 1.0) * 1.6  # long intervals run out of the panel
-    ax.set(xscale="log", xlim=(low, high), ylim=(len(config["solvers"]) - 0.5, -0.5))
-    style.plain_log_ticks(ax.xaxis, [v for v in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= v <= high])
-    ax.set_yticks(range(len(config["solvers"])), config["solvers"])
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="y", visible=False)
+def _look(line: str) -> dict[str, Any]:
+    process, _, borrowed = line.partition(", ")
+    colour, marker = LINES[process]
+    return {"color": colour, "marker": marker, "ls": "--" if borrowed else "-",
+            "markerfacecolor": "white" if borrowed else colour}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -14,90 +15,63 @@ from deis_analysis.problems.painters import gaussian_of, teleport
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
-from experiments.models.problems import DigitsProblem, digits_problem, steps_for
+from experiments.core.frames import at, calls_for
+from experiments.models.problems import DigitsProblem, digits_problem
 
 NAME = "teleportation"
 QUESTION = "How many model calls does a start at the Gaussian closed form save on the digits, and at which bias?"
 CONFIG: Config = {
-    "beta_min": 0.1,
-    "beta_max": 20.0,
-    "t_start": 1.0,
-    "t_end": 1e-3,
-    "grids": ["t2", "rho7"],
-    "solvers": ["tab3", "dpmpp_2m"],
-    "t_skips": [0.7, 0.6, 0.5, 0.4, 0.3],
-    "calls": [5, 7, 10, 15, 20],
-    "compared_at": [10, 15],
-    "std": 0.0,
-    "floor": 1e-6,
-    "samples": 256,
-    "seed": 0,
-    "rtol": 1e-6,
-    "bias_rtol": 1e-5,
-    "draws": 400,
-    "device": "cpu",
+    "beta_min": 0.1, "beta_max": 20.0, "t_start": 1.0, "t_end": 1e-3,
+    "grids": ["t2", "rho7"], "solvers": ["tab3", "dpmpp_2m"], "t_skips": [0.7, 0.6, 0.5, 0.4, 0.3],
+    "calls": [5, 7, 10, 15, 20], "compared_at": [10, 15], "std": 0.0, "floor": 1e-6, "samples": 256, "seed": 0,
+    "rtol": 1e-6, "bias_rtol": 1e-5, "draws": 400, "device": "cpu",
     "choices": {
         "source": "not in the DEIS paper; the closed form of one Gaussian down to t_skips, then a sampler",
         "model": "the ideal denoiser of the digits, std = 0: the data themselves, not smoothed",
         "best": "each point the best of solvers and grids with at most so many calls",
     },
-}
-QUICK: Config = {
-    "samples": 16,
-    "rtol": 1e-4,
-    "bias_rtol": 1e-3,
-    "calls": [5, 10, 15],
-    "t_skips": [0.6, 0.4],
-    "draws": 50,
-}
-THOROUGH: Config = {
-    "samples": 1024,
-    "rtol": 1e-8,
-    "bias_rtol": 1e-6,
-    "grids": ["t2", "rho7", "logrho"],
-    "t_skips": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2],
-    "calls": [5, 6, 7, 8, 10, 12, 15, 20, 30],
-    "draws": 2000,
-}
-Curve = tuple[Array, Array]
+}  # fmt: skip
+QUICK: Config = {"samples": 16, "rtol": 1e-4, "bias_rtol": 1e-3, "calls": [5, 10, 15], "t_skips": [0.6, 0.4],
+                 "draws": 50}  # fmt: skip
+THOROUGH: Config = {"samples": 1024, "rtol": 1e-8, "bias_rtol": 1e-6, "grids": ["t2", "rho7", "logrho"],
+                    "t_skips": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], "calls": [5, 6, 7, 8, 10, 12, 15, 20, 30],
+                    "draws": 2000}  # fmt: skip
+Curve = tuple[Array, Array]  # calls, and the least error with at most so many
 METRICS = {"rms": "all samples, RMS", "median": "typical sample, median"}
 
 
 def compute(config: Config, progress: Progress) -> Frame:
-    """Rows "run" (start, solver, grid, calls), "bias" (exact flow from a teleported start), "interval", "reference"."""
+    """Rows "run" (start, solver, grid, nfe), "bias" (exact flow from a teleported start), "interval", "reference"."""
     problem = digits_problem(config)
-    gaussian = gaussian_of(problem.data, config["floor"])
-    rows: list[dict[str, Any]] = [{"part": "reference", "nfe": problem.nfe, "estimate": problem.error_estimate}]
+    gaussian, rtol = gaussian_of(problem.data, config["floor"]), config["bias_rtol"]
+    rows: list[dict[str, Any]] = [{"part": "reference", "estimate": problem.estimate}]
     squares: list[Array] = []
     starts = [config["t_start"], *config["t_skips"]]
     progress(0.2)
     for done, start in enumerate(starts, 1):
-        x = problem.x_T
+        moved = problem
         if start < config["t_start"]:
-            x = teleport(gaussian, problem.process, x, config["t_start"], start)
-            tolerance = config["bias_rtol"]
+            x = teleport(gaussian, problem.process, problem.x_T, config["t_start"], start)
+            moved = dataclasses.replace(problem, x_T=x, span=(start, config["t_end"]))
             exact = da.reference_solution(
-                problem.model, problem.process, x, config["t_end"], tolerance, tolerance, t_start=start, certify=False
+                problem.model, problem.process, x, config["t_end"], rtol, rtol, t_start=start, certify=False
             )
-            cost = {"nfe": exact.nfe, "estimate": exact.error_estimate}
-            rows.append({"part": "bias", "start": start, **_errors(problem, exact.x)[0], **cost})
-        for solver, kind, calls in itertools.product(config["solvers"], config["grids"], config["calls"]):
-            ts = da.grid(problem.process, steps_for(solver, calls), kind, start, config["t_end"])
-            table = da.build(solver, problem.process, ts).in_terms_of(problem.process, "eps")
-            errors, square = _errors(problem, da.run(table, problem.model, x))
-            rows.append({"part": "run", "start": start, "solver": solver, "grid": kind, "nfe": table.nfe, **errors})
-            squares.append(square)
+            rows.append({"part": "bias", "start": start, **_errors(problem, exact.x), "estimate": exact.error_estimate})
+        for row, x in moved.tried(config["solvers"], config["grids"], config["calls"], judge=lambda x: x):
+            found = {key: row[key] for key in ("solver", "grid", "nfe")}
+            rows.append({"part": "run", "start": start, **found, **_errors(problem, x)})
+            squares.append(problem.judged(x))
         progress(0.2 + 0.75 * done / len(starts))
     frame = pd.DataFrame(rows)
     return pd.concat([frame, _intervals(frame, np.array(squares), config)], ignore_index=True)
 
 
-def _errors(problem: DigitsProblem, x: Any) -> tuple[dict[str, float], Array]:
-    """Errors per pixel of all samples and of the median one, share that ends at another digit; squares (n,)."""
-    square = ((x - problem.reference) ** 2).mean(dim=1).cpu().numpy()
-    elsewhere = problem.nearest(x) != problem.nearest(problem.reference)
-    share = float(elsewhere.double().mean())
-    return {"rms": _measure("rms", square), "median": _measure("median", square), "elsewhere": share}, square
+def _errors(problem: DigitsProblem, x: Any) -> dict[str, float]:
+    """Errors per pixel of all samples and of the median one, and the share that ends at another digit."""
+    square, elsewhere = problem.judged(x), problem.nearest(x) != problem.nearest(problem.truth)
+    return {metric: float(_measure(metric, square)) for metric in METRICS} | {
+        "elsewhere": float(elsewhere.double().mean())
+    }
 
 
 def _measure(metric: str, square: Array) -> Any:
@@ -106,16 +80,16 @@ def _measure(metric: str, square: Array) -> Any:
 
 def _intervals(frame: Frame, squares: Array, config: Config) -> Frame:
     """95 % intervals of the calls saved, samples resampled, from the start that `findings` names."""
-    runs = frame[frame.part == "run"]
-    nfe, of = runs.nfe.to_numpy(dtype=float), {s: (runs.start == s).to_numpy() for s in runs.start.unique()}
-    rng, count = np.random.default_rng(config["seed"]), squares.shape[1]
+    runs, count = at(frame, part="run"), squares.shape[1]
+    rng = np.random.default_rng(config["seed"])
     draws = [rng.integers(0, count, count) for _ in range(config["draws"])]
     rows = []
     for (metric, start), cases in findings(frame, config).groupby(["metric", "start"], sort=False):
-        saved: list[list[float]] = []
+        places = [np.flatnonzero(runs.start == s) for s in (config["t_start"], start)]
+        both = [(runs.nfe.to_numpy()[place], squares[place]) for place in places]
+        saved = []
         for index in draws:
-            errors = _measure(metric, squares[:, index])
-            plain, other = (_envelope(nfe[of[s]], errors[of[s]]) for s in (config["t_start"], start))
+            plain, other = (_envelope(nfe, _measure(metric, part[:, index])) for nfe, part in both)
             saved.append([calls_saved(plain, other, level_at(plain, calls)) for calls in cases.calls])
         for calls, (low, high) in zip(cases.calls, np.quantile(saved, [0.025, 0.975], axis=0).T, strict=True):
             rows.append({"part": "interval", "metric": metric, "calls": calls, "low": low, "high": high})
@@ -123,15 +97,14 @@ def _intervals(frame: Frame, squares: Array, config: Config) -> Frame:
 
 
 def _envelope(nfe: Array, errors: Array) -> Curve:
-    """(calls, least error with at most so many calls)."""
     calls = np.unique(nfe)
     return calls, np.minimum.accumulate([errors[nfe == n].min() for n in calls])
 
 
 def best_curve(frame: Frame, start: float, metric: str) -> Curve:
     """Calls, and the least error with at most so many over solvers and grids, for one start."""
-    runs = frame[(frame.part == "run") & (frame.start == start)]
-    return _envelope(runs.nfe.to_numpy(dtype=float), runs[metric].to_numpy(dtype=float))
+    runs = at(frame, part="run", start=start)
+    return _envelope(runs.nfe.to_numpy(float), runs[metric].to_numpy(float))
 
 
 def level_at(curve: Curve, calls: float) -> float:
@@ -140,19 +113,8 @@ def level_at(curve: Curve, calls: float) -> float:
 
 
 def calls_needed(curve: Curve, level: float) -> float:
-    """Calls at which the curve comes down to ``level``, between step counts by interpolation of log error; inf if not.
-
-    The first count, where the curve begins below the level: then it is an upper bound.
-    """
-    calls, errors = curve
-    reached = np.flatnonzero(errors <= level)
-    if reached.size == 0:
-        return float("inf")
-    i = int(reached[0])
-    if i == 0 or errors[i] == level:
-        return float(calls[i])
-    share = np.log(errors[i - 1] / level) / np.log(errors[i - 1] / errors[i])
-    return float(calls[i - 1] + share * (calls[i] - calls[i - 1]))
+    """As `calls_for`, but between two counts log error is taken for linear in the calls, not in their logarithm."""
+    return float(np.log(calls_for(np.exp(curve[0]), curve[1], level)))
 
 
 def calls_saved(plain: Curve, other: Curve, level: float) -> float:
@@ -161,103 +123,68 @@ def calls_saved(plain: Curve, other: Curve, level: float) -> float:
 
 
 def findings(frame: Frame, config: Config) -> Frame:
-    """Per metric and number of plain calls: their error, the start that needs the fewest calls for it, and the bias.
-
-    ``biased_from`` is the highest start whose own bias exceeds the error of those plain calls, 0 if none.
-    """
-    bias = frame[frame.part == "bias"].set_index("start")
-    rows = []
-    for metric in METRICS:
+    """Per ``metric`` and number of plain ``calls``: their error ``level``, the ``start`` that needs the fewest calls
+    for it, how many it has ``saved``, ``at_least`` so many where its first error is less; and the highest start whose
+    own bias exceeds the level, ``biased_from``, 0 if none."""
+    bias, rows = at(frame, part="bias").set_index("start"), []
+    for metric, calls in itertools.product(METRICS, config["compared_at"]):
         plain = best_curve(frame, config["t_start"], metric)
-        for calls in config["compared_at"]:
-            level = level_at(plain, calls)
-            curves = {s: best_curve(frame, s, metric) for s in bias.index}
-            best = min(curves, key=lambda s: calls_needed(curves[s], level))
-            beyond = bias.index[bias[metric] > level]
-            rows.append(
-                {
-                    "metric": metric,
-                    "calls": calls,
-                    "level": level,
-                    "start": best,
-                    "saved": calls_saved(plain, curves[best], level),
-                    "at_least": curves[best][1][0] <= level,
-                    "biased_from": float(beyond.max()) if len(beyond) else 0.0,
-                }
-            )
-    return pd.DataFrame(rows)
+        level, curves = level_at(plain, calls), {start: best_curve(frame, start, metric) for start in bias.index}
+        best = min(curves, key=lambda start: calls_needed(curves[start], level))
+        rows.append({"metric": metric, "calls": calls, "level": level, "start": best,
+                     "saved": calls_saved(plain, curves[best], level), "at_least": curves[best][1][0] <= level,
+                     "biased_from": bias.index[bias[metric] > level].max()})  # fmt: skip
+    return pd.DataFrame(rows).fillna({"biased_from": 0.0})
 
 
-def _saving(frame: Frame, row: Any) -> str:
-    if row.saved < 0.05:
-        return "none"
-    spread = frame[(frame.part == "interval") & (frame.metric == row.metric) & (frame.calls == row.calls)].iloc[0]
-    return f"{'at least ' * row.at_least}{row.saved:.1f} [{spread.low:.1f}, {spread.high:.1f}]"
+def headline_of(frame: Frame, config: Config) -> str:
+    """What is saved of the least calls compared on the typical sample."""
+    row = at(findings(frame, config), metric="median").iloc[0]
+    least = "at least " if row.at_least else ""
+    return f"A start at the Gaussian closed form saves {least}{row.saved:.1f} of {row.calls} calls on the median digit"
 
 
 def verdict(frame: Frame, config: Config) -> str:
     """Calls saved at the error of so many plain calls, by both measures, and where the bias is the larger error."""
-    saved, limits, calls = [], [], config["compared_at"]
-    for metric, rows in findings(frame, config).groupby("metric", sort=False):
-        name, biased = METRICS[metric].split(", ")[1], rows.biased_from.iloc[0]
-        saved.append(f"{' and '.join(_saving(frame, row) for row in rows.itertuples())} by {name}")
-        limits.append(f"{f't = {biased:g}' if biased else 'no start'} ({name})")
+    found, spread = findings(frame, config), at(frame, part="interval")
+    both = found.merge(spread[["metric", "calls", "low", "high"]], on=["metric", "calls"])
+    typical, whole = (at(both, metric=metric).iloc[0] for metric in ("median", "rms"))
+    limit = f"from t = {typical.biased_from:g} down" if typical.biased_from else "from no start"
     return (
-        f"On the digits a start at the Gaussian closed form saves, of {' and '.join(map(str, calls))} calls of the "
-        f"best of {', '.join(config['solvers'])}, {', '.join(saved)} [95 %]; its bias exceeds the error of {calls[0]} "
-        f"calls first at {', '.join(limits)}."
+        f"{headline_of(frame, config)} [{typical.low:.1f}, {typical.high:.1f}], by the RMS over all samples "
+        f"{whole.saved:.1f} [{whole.low:.1f}, {whole.high:.1f}]; {limit} its bias exceeds the median error of "
+        f"{typical.calls} calls."
     )
 
 
 def draw(frame: Frame, config: Config) -> Figure:
     """Best error against calls for every start, by both measures, and the bias against the start."""
-    found = findings(frame, config)
-    saved = found[found.metric == "rms"].iloc[-1]
-    headline = f"A start at the Gaussian closed form saves {saved.saved:.1f} of {saved.calls} calls by RMS error"
-    reference = frame[frame.part == "reference"].iloc[0]
-    calls = config["compared_at"][0]
-    best = frame[(frame.part == "run") & (frame.start == config["t_start"]) & (frame.nfe <= calls)]
-    best = best.loc[best.rms.idxmin()]
+    calls, plain = config["compared_at"][0], config["t_start"]
+    best = at(frame, part="run", start=plain).query("nfe <= @calls").sort_values("rms").iloc[0]
     note = (
         f"Ideal denoiser of the digits, {style.setting(config)}, {config['samples']} samples; each point the best of "
-        f"{', '.join(config['solvers'])} on grids {', '.join(config['grids'])} with at most so many calls; error per "
-        f"pixel against the flow from t = {config['t_start']:g}, accurate to {style.as_text(reference.estimate, 1)}. "
-        f"With {calls} calls from there {best.elsewhere:.0%} of the samples end at another digit: in the RMS, not the "
-        f"median. Right: error of the start alone; dashed: {calls} calls from t = {config['t_start']:g}."
+        f"{', '.join(config['solvers'])} on {', '.join(config['grids'])}; error per pixel against the flow from "
+        f"t = {plain:g}. With {calls} calls from there {best.elsewhere:.0%} of the samples end at another digit: in "
+        f"the RMS, not the median. Right: error of the start alone; dashed: {calls} calls from t = {plain:g}."
     )
-    fig = panels.sheet(headline, note, 3.2)
-    margins = style.body(fig, bottom=0.42, left=0.6, right=0.1, extra_top=0.5)
-    axes = fig.subplots(1, 3, sharey=True, gridspec_kw={**margins, "wspace": 0.08})
-    for ax, metric in zip(axes, METRICS, strict=False):
-        _curves(ax, frame, config, metric)
-    _bias(axes[2], frame, config)
+    fig = panels.sheet(headline_of(frame, config), note, 3.2)
+    axes, (right,) = panels.small_multiples(fig, list(METRICS.values()), 3, more=1, extra_top=0.5, wspace=0.08)
+    faces = style.plt.get_cmap("viridis")(np.linspace(0.9, 0.15, len(config["t_skips"])))
+    for metric, ax, colour in zip(METRICS, axes, (style.VERMILLION, style.BLUE), strict=False):
+        for start, face in zip([plain, *config["t_skips"]], ["#000000", *faces], strict=True):
+            panels.curve(ax, *best_curve(frame, start, metric), label=f"t = {start:g}", color=face, marker="o",
+                         linewidth=2.2 if start == plain else 1.4)  # fmt: skip
+        ax.set_xlabel("model calls (NFE)", fontsize=8.5, labelpad=2)
+        bias = at(frame, part="bias").sort_values("start")
+        panels.curve(right, bias.start, bias[metric], color=colour, marker="s")
+        right.axhline(level_at(best_curve(frame, plain, metric), calls), color=colour, ls="--", lw=1.2)
+        right.annotate(metric, (bias.start.iloc[0], bias[metric].iloc[0]), xytext=(3, 4), color=colour,
+                         textcoords="offset points", fontsize=panels.TICKS)  # fmt: skip
+    right.set_title("bias of the start", fontsize=8.5, pad=3)
+    right.sharey(axes[0])
+    right.tick_params(labelleft=False)
+    right.set_xlabel("start t (less noise to the left)", fontsize=8.5, labelpad=2)
     axes[0].set(yscale="log", ylim=(None, 1.0))
     axes[0].set_ylabel("error per pixel", fontsize=8.5)
-    for ax in axes:
-        ax.tick_params(labelsize=panels.TICKS)
     panels.key(fig, axes[0])
     return fig
-
-
-def _curves(ax: Any, frame: Frame, config: Config, metric: str) -> None:
-    starts = [config["t_start"], *config["t_skips"]]
-    shades = style.plt.get_cmap("viridis")(np.linspace(0.9, 0.15, max(len(starts) - 1, 1)))
-    for start, colour in zip(starts, ["#000000", *shades], strict=True):
-        plain = start == config["t_start"]
-        panels.curve(ax, *best_curve(frame, start, metric), label=f"t = {start:g}", color=colour, marker="o",
-                     linewidth=2.2 if plain else 1.4, zorder=3 if plain else 2)  # fmt: skip
-    ax.set_title(METRICS[metric], fontsize=8.5, pad=3)
-    ax.set_xlabel("model calls (NFE)", fontsize=8.5, labelpad=2)
-    ax.set_xticks(config["calls"])
-
-
-def _bias(ax: Any, frame: Frame, config: Config) -> None:
-    bias, calls = frame[frame.part == "bias"].sort_values("start"), config["compared_at"][0]
-    for metric, colour in zip(METRICS, (style.VERMILLION, style.BLUE), strict=True):
-        panels.curve(ax, bias.start, bias[metric], color=colour, marker="s")
-        ax.axhline(level_at(best_curve(frame, config["t_start"], metric), calls), color=colour, ls="--", lw=1.2)
-        last = bias.iloc[0]
-        ax.annotate(metric, (last.start, last[metric]), xytext=(3, 4), textcoords="offset points", color=colour,
-                    fontsize=panels.TICKS)  # fmt: skip
-    ax.set_title("bias of the start", fontsize=8.5, pad=3)
-    ax.set_xlabel("start t (less noise to the left)", fontsize=8.5, labelpad=2)

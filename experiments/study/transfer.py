@@ -8,126 +8,84 @@ from matplotlib.figure import Figure
 
 import deis_analysis as da
 from experiments import Config, Frame, Progress
-from experiments.core import style
+from experiments.core import panels, style
+from experiments.core.frames import at, span
 from experiments.models.problems import digits, steps_for, vp_linear
 
 NAME = "transfer"
 QUESTION = "By which factor does a sampler at 10 calls get the standard deviation of each principal direction wrong?"
 CONFIG: Config = {
-    "beta_min": 0.1,
-    "beta_max": 20.0,
-    "t_start": 1.0,
-    "t_end": 1e-3,
-    "grid": "t2",
+    "beta_min": 0.1, "beta_max": 20.0, "t_start": 1.0, "t_end": 1e-3, "grid": "t2", "calls": 10,
     "solvers": ["ddim", "rhoab3", "tab3", "rhork_2heun"],
-    "calls": 10,
     "variances": [1e-6, 10.0, 241],
-}
+}  # fmt: skip
 QUICK: Config = {"variances": [1e-6, 10.0, 41]}
 
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "curve" (solver, variance, ratio) and "spectrum" (the same at the digits' eigenvalues)."""
-    process = vp_linear(config)
-    low, high, count = config["variances"]
-    spectrum = np.linalg.eigvalsh(np.cov(digits().T))[::-1]
-    axes = {"curve": np.geomspace(low, high, count), "spectrum": np.maximum(spectrum, 0.0)}
-    rows = []
+    process, ends = vp_linear(config), (config["t_start"], config["t_end"])
+    spectrum = np.maximum(np.linalg.eigvalsh(np.cov(digits().T))[::-1], 0.0)
+    parts = []
     for done, solver in enumerate(config["solvers"], 1):
         steps = steps_for(solver, config["calls"])
-        table = da.build(solver, process, da.grid(process, steps, config["grid"], config["t_start"], config["t_end"]))
-        for part, variances in axes.items():
-            exact = da.exact_transfer(process, variances, config["t_start"], config["t_end"])
-            ratios = da.transfer(table, process, variances) / exact
-            rows += [
-                {"part": part, "solver": solver, "steps": steps, "nfe": table.nfe, "variance": v, "ratio": r}
-                for v, r in zip(variances, ratios, strict=True)
-            ]
+        table = da.build(solver, process, da.grid(process, steps, config["grid"], *ends))
+        for part, variances in {"curve": np.geomspace(*config["variances"]), "spectrum": spectrum}.items():
+            ratio = da.transfer(table, process, variances) / da.exact_transfer(process, variances, *ends)
+            row = {"part": part, "solver": solver, "steps": steps, "nfe": table.nfe}
+            parts.append(pd.DataFrame({**row, "variance": variances, "ratio": ratio}))
         progress(done / len(config["solvers"]))
-    return pd.DataFrame(rows)
+    return pd.concat(parts, ignore_index=True)
 
 
 def findings(frame: Frame) -> Frame:
-    """Per solver, over the digits' spectrum: smallest and largest ratio, and the typical |log ratio| as a factor."""
-    spectrum = frame[frame.part == "spectrum"]
-    grouped = spectrum.groupby("solver", sort=False).ratio
-    typical = grouped.apply(lambda r: float(np.exp(np.sqrt(np.mean(np.log(np.abs(r)) ** 2)))))
-    return pd.DataFrame({"low": grouped.min(), "high": grouped.max(), "typical": typical})
+    """Per solver, best first, over the digits' spectrum: the typical |log ratio| as a factor, and ``range``."""
+    ratios = at(frame, part="spectrum").groupby("solver", sort=False).ratio
+    typical = ratios.agg(lambda r: float(np.exp(np.sqrt(np.mean(np.log(np.abs(r)) ** 2)))))
+    return pd.DataFrame({"typical": typical, "range": ratios.agg(span)}).sort_values("typical")
+
+
+def headline(frame: Frame, config: Config) -> str:
+    """The best of the samplers and its factor."""
+    best = findings(frame).iloc[0]
+    return (
+        f"At {config['calls']} calls even the best of {frame.solver.nunique()} samplers, {best.name}, gets the scale "
+        f"of the digits' principal directions wrong by {best.typical:.2f}x"
+    )
 
 
 def verdict(frame: Frame, config: Config) -> str:
     """How far each solver's scale factors are from the exact ones on the digits' spectrum."""
-    found = findings(frame)
-    parts = ", ".join(
-        f"{row.Index} by {row.typical:.2f}x ({row.low:.2f} to {row.high:.2f})"
-        for row in found.sort_values("typical").itertuples()
-    )
-    shrinks = [name for name, row in found.iterrows() if row.high < 1]
-    closing = f"; {', '.join(shrinks)} shrink every direction" if shrinks else ""
-    return (
-        f"At {config['calls']} calls on the {config['grid']} grid, typically (root mean square of the log) over the "
-        f"principal directions of the digits, the standard deviation comes out wrong: {parts}{closing}."
-    )
+    told = ", ".join(f"{row.Index} {row.typical:.2f}x ({row.range})" for row in findings(frame).itertuples())
+    return f"{headline(frame, config)}; root mean square of the log, and least to largest: {told}."
 
 
 def draw(frame: Frame, config: Config) -> Figure:
     """Transfer over exact transfer against the variance, with the digits' spectrum as a rug."""
-    found = findings(frame).sort_values("typical")
-    best, worst = found.index[0], found.index[-1]
-    headline = (
-        f"{config['calls']} calls: over the digits' directions {best} is typically {found.typical.iloc[0]:.2f}× off in "
-        f"scale, {worst} {found.typical.iloc[-1]:.2f}×"
-    )
     note = (
-        "How the table scales a Gaussian direction, over how the exact flow does (transfer functions: no sampling); 1 "
-        f"is right, below 1 the sampler shrinks. {style.setting(config)}, {config['grid']} grid; ticks below: "
-        "eigenvalues of the digits' covariance."
+        "Standard deviation of a Gaussian direction after the sampler over the exact one, by transfer functions: no "
+        f"samples. Below 1 the sampler shrinks. {style.setting(config)}, {config['grid']} grid. The factor of the "
+        "headline is the root mean square of the logarithm over the eigenvalues of the digits' covariance (ticks)."
     )
-    fig = style.new_figure(10.0, 6.2, headline, note)
-    ax = fig.subplots(gridspec_kw=style.body(fig, bottom=0.6, left=0.8, right=1.75, extra_top=0.15))
-    curves = frame[frame.part == "curve"]
+    fig = panels.sheet(headline(frame, config), note, 3.3)
+    ax = fig.subplots(gridspec_kw=style.body(fig, bottom=0.45, left=0.6, right=1.05, extra_top=0.1))
+    curves = at(frame, part="curve")
     ends = []
     for solver, part in curves.groupby("solver", sort=False):
-        look = {**style.look(solver), "linewidth": 2.2, "markevery": max(1, len(part) // 12)}
-        ax.plot(part.variance, part.ratio, **look)
-        steps = int(part.steps.iloc[0])
-        ends.append(
-            (
-                part.variance.iloc[-1],
-                part.ratio.iloc[-1],
-                f"{solver}" + (f" ({steps} steps)" if steps != part.nfe.iloc[0] else ""),
-                look["color"],
-            )
-        )
-    ax.axhline(1.0, color="#333333", lw=1.2, zorder=1)
-    ax.text(curves.variance.min() * 1.3, 1.0, "exact", va="bottom", fontsize=9.5, color="#333333")
-    spectrum = frame[(frame.part == "spectrum") & (frame.solver == config["solvers"][0])].variance
+        last, look = part.iloc[-1], style.look(str(solver))
+        panels.curve(ax, part.variance, part.ratio, **look, markevery=max(1, len(part) // 12))
+        ends.append((last.variance, last.ratio, str(solver), look["color"]))
+    ax.axhline(1.0, color="#333333", lw=1.0, zorder=1)
+    spectrum = at(frame, part="spectrum", solver=config["solvers"][0]).variance
     shown = spectrum[spectrum > curves.variance.min()]
-    ax.plot(
-        shown,
-        np.full(len(shown), 0.02),
-        "|",
-        color=style.ORANGE,
-        markersize=16,
-        markeredgewidth=1.4,
-        transform=ax.get_xaxis_transform(),
-        clip_on=False,
-    )
-    rug = f"variance of the digits' principal directions ({len(shown)} of {len(spectrum)} shown)"
-    ax.text(np.sqrt(shown.min() * shown.max()), 0.065, rug, color="#9a6a00", fontsize=9.5, ha="center",
-            transform=ax.get_xaxis_transform())  # fmt: skip
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="variance of the data along a direction",
-        ylabel="standard deviation produced / exact",
-    )
+    ax.plot(shown, 0.04 + 0 * shown, "|", color=style.ORANGE, markersize=10, transform=ax.get_xaxis_transform())
+    panels.words(ax, 0.42, 0.11, f"the digits' directions ({len(shown)} of {len(spectrum)} shown)", "#9a6a00")
     low, high = curves.ratio.min(), curves.ratio.max()
-    ax.set_ylim(low / (high / low) ** 0.25, high * 1.08)
-    ax.set_xlim(curves.variance.min(), curves.variance.max())
-    style.plain_log_ticks(
-        ax.yaxis,
-        [t for t in (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4) if ax.get_ylim()[0] < t < ax.get_ylim()[1]],
-    )
-    style.end_labels(ax, ends, 10)
+    ax.set(xscale="log", yscale="log", xlim=(curves.variance.min(), curves.variance.max()),
+           ylim=(low / (high / low) ** 0.3, high * 1.08))  # fmt: skip
+    ax.set_xlabel("variance of the data along a direction", fontsize=8.5)
+    ax.set_ylabel("standard deviation produced / exact", fontsize=8.5)
+    ax.tick_params(labelsize=panels.TICKS)
+    style.plain_log_ticks(ax.yaxis, [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3])
+    style.end_labels(ax, ends, 8.0)
     return fig

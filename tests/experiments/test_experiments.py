@@ -31,9 +31,10 @@ from experiments import discover, of_this_machine
 from experiments.__main__ import main
 from experiments.core import runner, style
 from experiments.core.paths import kept_in
+from experiments.models import cube
 from experiments.models.problems import bootstrap_ratio, digits, distinct_solvers, steps_for
 from experiments.paper import appendix_sde
-from experiments.study import field_audit, solver_atlas, unnamed_corner
+from experiments.study import field_audit, solver_atlas
 
 EXPERIMENTS, HERE = discover(), of_this_machine()
 CHEAP = "transfer"
@@ -79,11 +80,11 @@ def contents(folder: Path, name: str) -> dict[str, tuple[int, bytes]]:
 
 # -- what a result is -----------------------------------------------------------------------------
 def test_the_study_is_whole():
-    core = "convergence transfer weights_accuracy solver_atlas unnamed_corner tuned_samplers"
+    core = "convergence transfer solver_atlas tuned_samplers"
     paper = "fig2_fitting_error fig3_discretization fig4_extrapolation fig5_ablation fig6_comparison table2_variants"
     appendix = "time_grids blackbox_tolerance vesde likelihood sde end_time"
     beyond = "rectified_flow guidance teleportation budget_of_errors paper_claims"
-    networks = "network_work_precision network_samples network_law network_errors network_floors gpu_validation"
+    networks = "network_work_precision network_samples network_law network_errors floors gpu_validation"
     wanted = {
         "field_audit",
         "field_history",
@@ -184,24 +185,23 @@ def test_convergence_verdict_when_an_order_is_missed(quick):
     assert f"{count} of {count} distinct" in whole
     frame.loc[(frame.solver == "tab3") & (frame.problem == "smooth"), "slope"] = 1.0
     said = EXPERIMENTS["convergence"].verdict(frame, record["config"])
-    assert f"{count - 1} of {count} distinct" in said
-    assert "tab3 with 1.00" in said
+    assert f"{count - 1} of {count} distinct samplers show their declared order within 0.15, but tab3 with 1.00" in said
+    assert f"{count - 1} of {count}" in EXPERIMENTS["convergence"].draw(frame, record["config"]).texts[0].get_text()
+    frame.loc[(frame.solver == "tab3") & (frame.problem == "whole"), "slope"] = 9.0
+    said = EXPERIMENTS["convergence"].verdict(frame, record["config"])
+    assert "most of all tab3, 9.00 for 2." in said
 
 
 def test_transfer_verdict_turns_with_the_data(quick):
     frame, record = load(quick, "transfer")
-    assert "shrink every direction" not in EXPERIMENTS["transfer"].verdict(
-        frame.assign(ratio=1 / frame.ratio.clip(upper=0.99)), record["config"]
-    )
-    assert "ddim by 1.00x" in EXPERIMENTS["transfer"].verdict(frame.assign(ratio=1.0), record["config"])
-
-
-def test_weights_verdict_turns_with_the_data(quick):
-    frame, record = load(quick, "weights_accuracy")
-    ours = frame[frame.method == "quadrature"].error
-    assert ours.max() < 1e-13
-    frame.loc[frame.method == "quadrature", "error"] = 0.5
-    assert "at most 0.50 at every step" in EXPERIMENTS["weights_accuracy"].verdict(frame, record["config"])
+    module, config = EXPERIMENTS["transfer"], record["config"]
+    assert "ddim 1.00x (1.0)" in module.verdict(frame.assign(ratio=1.0), config)
+    frame.loc[(frame.solver == "ddim") & (frame.part == "spectrum"), "ratio"] = np.where(np.arange(64) % 2, 0.99, 1.01)
+    frame.loc[frame.solver == "tab3", "ratio"] = 0.5
+    said = module.verdict(frame, config)
+    assert "the best of 4 samplers, ddim, gets the scale of the digits' principal directions wrong by 1.01x" in said
+    assert "tab3 2.00x (0.50)" in said  # to shrink by two is as wrong as to stretch by two
+    assert module.draw(frame, config).texts[0].get_text().replace("\n", " ") == said.split(";")[0]
 
 
 def declared_orders_are_met(off: pd.DataFrame) -> bool:
@@ -212,25 +212,40 @@ def test_atlas_measures_the_declared_orders(quick):
     frame, record = load(quick, "solver_atlas")
     count = int((frame.part == "order").sum())
     assert declared_orders_are_met(solver_atlas.orders_off(frame))
-    assert f"for {count} of {count} (" in record["verdict"]
+    assert f"for {count} of {count} methods" in record["verdict"]
     frame.loc[(frame.part == "order") & (frame.solver == "ddim"), "slope"] = 2.0
     assert not declared_orders_are_met(solver_atlas.orders_off(frame))
-    assert f"for {count - 1} of {count} (" in solver_atlas.verdict(frame, record["config"])
+    assert f"for {count - 1} of {count} methods" in solver_atlas.verdict(frame, record["config"])
 
 
 def test_atlas_correlation_turns_with_the_data(quick):
-    frame, _ = load(quick, "solver_atlas")
-    frame = frame[frame.part == "error"]
+    frame, record = load(quick, "solver_atlas")
+    errors = frame[frame.part == "error"]
     for sign, expected in ((-1.0, 1.0), (1.0, -1.0)):
-        forged = frame.assign(error=10.0 ** (sign * frame.order_exact_start))
+        forged = errors.assign(error=10.0 ** (sign * errors.order_exact_start))
         assert np.allclose(solver_atlas.correlations(forged, "order_exact_start"), expected)
+        said = solver_atlas.verdict(frame.assign(error=10.0 ** (sign * frame.order_exact_start)), record["config"])
+        tells = "tells" if expected > 0 else "does not tell"
+        assert said.startswith(f"At 5 calls a sampler's order {tells} how accurate it is: rank correlation at most")
+
+
+def test_atlas_figure_shows_the_best_and_the_well_known(quick):
+    frame, record = load(quick, "solver_atlas")
+    config = record["config"]
+    ranks = solver_atlas.ranking(frame, config)
+    assert list(ranks.rank().mean(axis=1)) == sorted(ranks.rank().mean(axis=1))
+    assert not {"ddpm", "sde_dpmpp_2m"} & set(ranks.index)  # they draw noise
+    figure = solver_atlas.draw(frame, config)
+    assert record["verdict"].startswith(figure.texts[0].get_text().replace("\n", " ") + " (")
+    assert [text.get_text().split()[0] for text in figure.axes[2].get_yticklabels()] == list(ranks.index)
+    style.plt.close(figure)
 
 
 def test_atlas_errors_are_those_of_the_tables(quick):
     frame, record = load(quick, "solver_atlas")
     config = record["config"]
     rows = solver_atlas.main_grid(frame, config).set_index(["problem", "solver", "calls"])
-    for problem, (process, mix) in solver_atlas.problems(config).items():
+    for problem, (process, mix) in solver_atlas.PROBLEMS.items():
         kind = config["grids"][problem][0]
         x = mix.sample(config["samples"], config["seed"], process, process.sampling_range[0])
         table = da.build("dpmpp_2m", process, da.grid(process, 10, kind))
@@ -304,7 +319,7 @@ def test_stochastic_verdict_turns_with_the_data(quick):
     assert (law.index[0], law.nfe.max()) == ("euler_maruyama", 10)
 
 
-HALF, CLEAN = field_audit.CONFIG["half"][0], "k_diffusion:sample_dpmpp_2m"
+HALF, CLEAN = field_audit.CONFIG["told"][0][1], "k_diffusion:sample_dpmpp_2m"
 
 
 def test_field_audit_names_the_half_difference_and_no_other(quick):
@@ -345,7 +360,8 @@ def test_field_audit_tells_one_shift_from_two_and_which_call_is_wasted(quick):
         said = field_audit.known(row.assign(least_level=level / (1 - level), error_codes=codes), config)
         assert [s for what, s, _ in said if "shift" in what] == [state]
     for calls, state in (("20", "reproduced"), ("7", "not reproduced")):
-        wasted = row.assign(spec=config["wasted"], error_codes="NFE-WASTED", nfe=20, wasted=1, wasted_calls=calls)
+        (deis,) = (deis for what, deis, *_ in config["told"] if "DEIS with" in what)
+        wasted = row.assign(spec=deis, error_codes="NFE-WASTED", nfe=20, wasted=1, wasted_calls=calls)
         assert [s for what, s, _ in field_audit.known(wasted, config) if "DEIS with" in what] == [state]
 
 
@@ -376,14 +392,14 @@ def test_field_audit_without_packages(monkeypatch):
     style.plt.close("all")
 
 
-def test_corner_cell_is_the_registered_method(quick):
-    frame, record = load(quick, "unnamed_corner")
-    config, process = record["config"], da.VPLinear()
-    made = unnamed_corner.table(process, config, ("eps", "t", 3, "t2"), 8)
+def test_cell_of_the_cube_is_the_registered_method(quick):
+    frame, record = load(quick, "solver_atlas")
+    config, process = {**record["config"]["cube"], "seed": 0, "device": "cpu"}, da.VPLinear()
+    made = cube.Cell("eps", "t", 3, "t2").table(process, config, 8)
     assert da.distance(made, da.build("tab3", process, da.grid(process, 8, "t2", 1.0, 1e-3))) == 0
     rows = frame[(frame.part == "choose") & (frame.calls == 8)].set_index(["data", "prediction", "variable", "degree"])
     for data in config["data"]:
-        squares = unnamed_corner.problem(data, config, config["seed"], False).squares(made)
+        squares = cube.case(data, config, config["seed"], False).squares(made)
         assert np.isclose(rows.rms[data, "eps", "t", 3], np.sqrt(squares.mean()), rtol=1e-8)
         assert rows.same_as[data, "x0", "t", 0] == "(eps, t) 0 t2"
         assert rows.published[data, "x0", "t", 0]
@@ -392,39 +408,42 @@ def test_corner_cell_is_the_registered_method(quick):
         assert rows.rms[data, "x0", "t", 1] != pytest.approx(rows.rms[data, "eps", "t", 1], rel=1e-3)
 
 
-def test_corner_is_compared_on_fresh_samples():
-    config = {**unnamed_corner.CONFIG, **unnamed_corner.QUICK}
-    assert config["seed"] not in config["fresh_seeds"]
+def test_cube_is_compared_on_fresh_samples():
+    config = {**solver_atlas.QUICK["cube"], "device": "cpu"}
+    assert solver_atlas.CONFIG["seed"] not in config["fresh_seeds"]
     for data in config["data"]:
-        before, after = (unnamed_corner.problem(data, config, 0, fresh) for fresh in (False, True))
-        other = unnamed_corner.problem(data, config, 1, True)
-        assert not np.array_equal(np.asarray(after.x), np.asarray(other.x))
-        assert before.x.shape[0] == config["samples"]
-        assert after.x.shape[0] == config["fresh_samples"]
+        before, after = (cube.case(data, config, 0, fresh) for fresh in (False, True))
+        other = cube.case(data, config, 1, True)
+        assert not np.array_equal(np.asarray(after.x_T), np.asarray(other.x_T))
+        assert before.x_T.shape[0] == config["samples"]
+        assert after.x_T.shape[0] == config["fresh_samples"]
     points = [{p.tobytes() for p in digits()[i::2]} for i in (0, 1)]
     assert not points[0] & points[1]
 
 
-def test_corner_picks_the_least_and_its_verdict_turns(quick):
-    frame, record = load(quick, "unnamed_corner")
+def test_cube_picks_the_least_and_its_verdict_turns(quick):
+    frame, record = load(quick, "solver_atlas")
     config = record["config"]
-    chosen = unnamed_corner.picks(frame)
+    chosen = solver_atlas.picks(frame)
     rows = frame[(frame.part == "choose") & (frame.data == "product") & (frame.calls == 5)]
     unnamed = rows[~rows.published.astype(bool)]
     best = unnamed.loc[unnamed.rms.idxmin()]
-    assert chosen["product", 5]["unnamed"][:3] == (best.prediction, best.variable, best.degree)
-    margin = frame[(frame.kind == "cube") & (frame.data == "product") & (frame.calls == 5)].iloc[0]
-    assert unnamed_corner.cell_of(margin.unnamed) == chosen["product", 5]["unnamed"]
+    cell = cube.Cell(best.prediction, best.variable, int(best.degree), best.grid)
+    assert chosen["product", 5]["unnamed"] == cell
+    margin = frame[(frame.kind == "named") & (frame.data == "product") & (frame.calls == 5)].iloc[0]
+    assert margin.unnamed == str(cell)
     assert margin.low <= margin.ratio <= margin.high
-    frame.loc[frame.kind == "cube", "low"] = 1.1
-    assert "better in 6 (worse in 0) of 6 cases than the named cell" in unnamed_corner.verdict(frame, config)
-    frame.loc[frame.kind == "cube", ["low", "high"]] = [0.5, 0.9]
-    assert "better in 0 (worse in 6) of 6 cases than the named cell" in unnamed_corner.verdict(frame, config)
+    named = frame.kind == "named"
+    for low, high, said in ((1.1, 1.2, "in 6 of 6, worse in 0;"), (0.5, 0.9, "in 0 of 6, worse in 6;")):
+        frame.loc[named, ["low", "seed_low"]], frame.loc[named, ["high", "seed_high"]] = low, high
+        assert f"with one {said}" in solver_atlas.verdict(frame, config)
+    frame.loc[named, "seed_high"] = 1.1  # one seed says the opposite
+    assert "with one in 0 of 6, worse in 0;" in solver_atlas.verdict(frame, config)
 
 
-@pytest.mark.parametrize("cell", [("x0", "inv_rho", 3, "logrho"), ("ipndm3", "", -1, "t2")])
-def test_corner_labels_can_be_read_back(cell):
-    assert unnamed_corner.cell_of(unnamed_corner.label(cell)) == cell
+def test_names_of_cells():
+    assert str(cube.Cell("x0", "inv_rho", 3, "logrho")) == "(x0, inv_rho) 3 logrho"
+    assert str(cube.Cell("ipndm3", "", -1, "t2")) == "ipndm3 t2"
 
 
 # -- once -----------------------------------------------------------------------------------------
@@ -475,11 +494,11 @@ def test_failure_leaves_old_files_untouched_and_the_rest_continues(tmp_path, mon
     before = contents(tmp_path, CHEAP)
     monkeypatch.setattr(EXPERIMENTS[CHEAP], step, broken)
     monkeypatch.setattr(runner, "fingerprint", lambda *_: "another")
-    result = call("run", CHEAP, "weights_accuracy", "--quick", "--jobs", 1, "--out", tmp_path)
+    result = call("run", CHEAP, "convergence", "--quick", "--jobs", 1, "--out", tmp_path)
     assert result.exit_code == 1
     assert "no such luck" in result.output
     assert contents(tmp_path, CHEAP) == before
-    assert (tmp_path / "weights_accuracy.json").is_file()
+    assert (tmp_path / "convergence.json").is_file()
     assert not list(tmp_path.glob(".*.tmp"))
     kept = tmp_path / runner.UNDRAWN / f"{CHEAP}.json"
     assert kept.is_file() == (step != "compute")
@@ -516,12 +535,12 @@ def test_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(EXPERIMENTS["weights_accuracy"], "compute", interrupted)
-    result = call("run", CHEAP, "weights_accuracy", "--quick", "--jobs", 1, "--out", tmp_path)
+    monkeypatch.setattr(EXPERIMENTS["convergence"], "compute", interrupted)
+    result = call("run", CHEAP, "convergence", "--quick", "--jobs", 1, "--out", tmp_path)
     assert result.exit_code == 130
-    assert "1 finished and kept, 1 not (weights_accuracy)" in result.output
+    assert "1 finished and kept, 1 not (convergence)" in result.output
     assert all(path.is_file() for path in runner.result_files(CHEAP, tmp_path))
-    assert not (tmp_path / "weights_accuracy.csv").exists()
+    assert not (tmp_path / "convergence.csv").exists()
 
 
 def descendants(pid: int) -> list[int]:

@@ -15,6 +15,7 @@ from deis_analysis.audit.packages.diffusers import scheduler
 from deis_analysis.audit.packages.diffusers.families import FAMILIES
 from deis_analysis.audit.packages.diffusers.scheduler import Scheduler
 from deis_analysis.process.schedules import VPDiscrete
+from experiments.core import panels
 from experiments.core.paths import FIGURES
 from experiments.study import field_history as history
 
@@ -28,7 +29,8 @@ def frame(**rows):
         for version, word in zip(VERSIONS, text.split(), strict=True):
             status = {"x": "fails", ".": "absent", "-": "clean"}.get(word, "errors")
             codes = word.replace("+", "; ") if status == "errors" else None
-            found.append({"version": version, "spec": spec, "status": status, "error_codes": codes})
+            row = {"version": version, "spec": spec, "status": status, "error_codes": codes, "warning_codes": None}
+            found.append(row)
     return pd.DataFrame(found)
 
 
@@ -65,10 +67,42 @@ def test_an_order_that_could_not_be_measured_is_not_one_that_was_right():
 
 def test_the_verdict_counts_them():
     said = history.verdict(frame(a="A A A A", b="- - A A", c="A A - -", d="x . - -"), history.CONFIG)
-    assert "Of 4 configurations in 4 versions of diffusers (0.8.1 to 0.15.1), 2 errors stand" in said
-    assert "(1 since 0.8.1 and 1 since 0.12.1)" in said
-    assert "1 are there from the first" in said
-    assert "1 were brought in later; 1 others were mended; 1 of 16 audits could not run" in said
+    assert said.startswith("2 errors stand (1 since 0.8.1) in diffusers 0.15.1, 1 of them brought in after a version")
+    assert "1 others were mended" in said
+    assert "of 16 audits, 4 configurations in 4 versions from 0.8.1 on, 1 could not run" in said
+
+
+def test_errors_are_drawn_in_the_versions_that_have_them():
+    rows = frame(a="A A - -", b="- - - -", c="x ORD-B+C C .")
+    found = history.timelines(rows)
+    assert [tuple(key) for key, _ in found.groupby(["spec", "code"], sort=False)] == [
+        ("a", "A"),
+        ("c", "C"),
+        ("c", "ORD-B"),
+    ]
+    assert list(found[found.spec == "a"].there) == [True, True, False, False]
+    assert list(found[found.code == "ORD-B"].version) == ["0.10.2", "0.12.1"]
+    assert list(found[found.code == "ORD-B"].there) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("spec", "label", "order_only"),
+    [
+        ("k_diffusion:sample_dpmpp_3m_sde?eta=0.0", "dpmpp_3m_sde, eta=0.0", "dpmpp_3m_sde"),
+        ("azula:REABSampler?order=2", "REAB, order=2", "REAB"),
+        ("LMSDiscreteScheduler", "LMS", "LMS"),
+        (
+            "diffusers:DPMSolverMultistepScheduler?solver_order=3&use_flow_sigmas=true&prediction_type=flow_prediction",
+            "DPMSolverMultistep, solver_order=3, flow_sigmas",
+            "DPMSolverMultistep, solver_order=3",
+        ),
+        ("DDIMScheduler?clip_sample=false&beta_schedule=linear", "DDIM, no clip_sample, linear", "DDIM"),
+    ],
+)
+def test_the_label_of_a_released_sampler(spec, label, order_only):
+    assert panels.sampler(spec) == label
+    assert panels.sampler(spec, options=False) == order_only
+    assert len(panels.sampler(spec, 12)) <= 12 or " " not in label
 
 
 def test_what_is_committed_is_drawn_where_no_version_lies(monkeypatch):

@@ -14,10 +14,11 @@ from quick_runs import quick, quick_anew
 
 import deis_analysis as da
 from deis_analysis import networks as learned
+from experiments.core import style
 from experiments.models import problems, score_defects, studies
-from experiments.models.image_data import ImageSet, read_images
+from experiments.models.image_data import read_images
+from experiments.networks import floors
 from experiments.networks import network_errors as errors
-from experiments.networks import network_floors as floors
 
 VP = da.VPLinear()
 CONFIG = {**errors.CONFIG, **errors.QUICK, "data_root": None}
@@ -33,10 +34,9 @@ def floors_found():
     return quick(floors)
 
 
-def images_of(points: np.ndarray) -> ImageSet:
-    """Two-pixel images of (n, 2) points, all to train on, and the same held out."""
-    x = points.astype(np.float32).reshape(-1, 1, 1, 2)
-    return ImageSet("points", x, x, "none", "made here")
+def images_of(points: np.ndarray) -> dict[str, torch.Tensor]:
+    """Two-pixel images, all to train on, and the same held out."""
+    return dict.fromkeys(("train", "held_out"), torch.as_tensor(points))
 
 
 def points(n: int, seed: int = 0) -> np.ndarray:
@@ -45,9 +45,8 @@ def points(n: int, seed: int = 0) -> np.ndarray:
 
 # -- fitting error --------------------------------------------------------------------------------
 def test_exact_denoiser_as_network_has_no_fitting_error():
-    images = read_images("digits")
-    data = torch.as_tensor(images.train.reshape(len(images.train), -1))
-    ideal, again = da.ideal_denoiser(data, VP), da.ideal_denoiser(data.double(), VP)
+    images = errors.images_of(learned.load("digits8"), CONFIG)
+    ideal, again = (da.ideal_denoiser(data, VP) for data in (images["train"], images["train"].double()))
     for row in errors.fitting_rows(again, ideal, VP, images, CONFIG):
         assert row["fit"] < 1e-20 * row["size"]
         assert row["loss"] == pytest.approx(row["ideal_loss"], abs=1e-12)
@@ -56,14 +55,12 @@ def test_exact_denoiser_as_network_has_no_fitting_error():
 @pytest.mark.parametrize("process", [VP, da.RectifiedFlow(), da.VE()], ids=["vp", "flow", "ve"])
 def test_a_scale_error_is_measured_as_it_is(process):
     images = images_of(points(40))
-    ideal = da.ideal_denoiser(torch.as_tensor(images.train.reshape(-1, 2)), process)
+    ideal = da.ideal_denoiser(images["train"], process)
     rows = errors.fitting_rows(lambda x, t: 1.01 * ideal(x, t), ideal, process, images, CONFIG)
     assert [row["rho"] for row in rows] == 2 * CONFIG["levels"]
     for row in rows:
         assert process.rho(row["t"]) == pytest.approx(row["rho"], rel=1e-9)
         assert row["fit"] == pytest.approx(1e-4 * row["size"], rel=1e-9)
-        assert row["relative"] == pytest.approx(0.01, rel=1e-9)
-        assert row["score"] == pytest.approx(math.sqrt(row["fit"]) / float(process.sigma(row["t"])), rel=1e-12)
         assert row["fit_low"] <= row["fit"] <= row["fit_high"]
 
 
@@ -71,7 +68,7 @@ def test_loss_is_fitting_error_plus_the_least_loss(monkeypatch):
     """E|ε_θ − ε|² = E|ε_θ − ε*|² + E|ε* − ε|² where x₀ is drawn from the data, because ε* = E[ε | x_t]."""
     monkeypatch.setattr(errors, "bootstrap_ratio", lambda *_: (0.0, 0.0))  # of so many it is dear, and not looked at
     images = images_of(np.tile(points(50), (400, 1)))  # 400 draws of each of 50 points
-    ideal = da.ideal_denoiser(torch.as_tensor(images.train.reshape(-1, 2)[:50]), VP)
+    ideal = da.ideal_denoiser(images["train"][:50], VP)
     config = {**CONFIG, "samples": 20000, "batch": 20000, "levels": [0.3, 1.0]}
     for row in errors.fitting_rows(lambda x, t: torch.tanh(x), ideal, VP, images, config):
         assert row["loss"] == pytest.approx(row["fit"] + row["ideal_loss"], rel=0.03)  # 1/sqrt(20000) times some
@@ -110,10 +107,12 @@ def test_numbers_are_those_of_the_network_itself(errors_found):
 
 def test_other_images_than_those_trained_on_are_refused():
     net = learned.load("digits8")
-    assert len(errors.training_images(net, CONFIG).train) == net.card["data"]["images"]
+    images, digits = errors.images_of(net, CONFIG), read_images("digits")
+    assert len(images["train"]) == net.card["data"]["images"]
+    np.testing.assert_array_equal(images["held_out"].reshape(digits.held_out.shape), digits.held_out)
     card = {**net.card, "data": {**net.card["data"], "sha256": hashlib.sha256(b"others").hexdigest()}}
     with pytest.raises(ValueError, match="not the images that 'digits8' was trained on"):
-        errors.training_images(dataclasses.replace(net, card=card), CONFIG)
+        errors.images_of(dataclasses.replace(net, card=card), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +125,7 @@ def test_without_training_images_only_their_rows_are_missing(card, own_path, mon
     net = dataclasses.replace(learned.load("digits8"), card=card)
     monkeypatch.setattr(studies, "image_network", lambda *_: net)
     monkeypatch.setattr(errors, "path_rows", lambda _, ideal, config: asked.append((ideal, config)) or own_path)
-    monkeypatch.setattr(errors, "derivative_rows", lambda _, clean, config: seen.append(clean) or measures)
+    monkeypatch.setattr(score_defects, "network_rows", lambda _, process, clean, config: seen.append(clean) or measures)
     seen: list[torch.Tensor] = []
     measures = [
         {"part": "derivative", "measure": m, "rho": 1.0, "value": 0.1, "low": 0.1, "high": 0.1}
@@ -137,8 +136,10 @@ def test_without_training_images_only_their_rows_are_missing(card, own_path, mon
     assert asked == [(None, CONFIG)]
     assert set(frame.part) == {"reference", "path", "derivative"}
     assert set(frame.field.dropna()) == {"network"}
-    assert "no training images at hand" in errors.verdict(frame, config)
-    assert errors.draw(frame, config).texts
+    assert errors.verdict(frame, config).startswith("Jacobians are asymmetric by up to 0.")
+    assert "images" not in errors.verdict(frame, config)
+    loss = errors.draw(frame, config).axes[0]
+    assert [text.get_text() for text in loss.texts] == ["training images\nnot at hand"]
     assert seen[0].shape == (config["path_samples"], 64)  # its own samples instead
     assert 0.3 < float(seen[0].abs().mean()) < 1.2  # images in [-1, 1], mostly at the two ends
 
@@ -157,7 +158,6 @@ def test_changes_of_a_known_prediction():
         elif row["degree"] == 1 and row["step"] > 0:
             frozen = 0.0
         assert row["delta"] == pytest.approx(abs(frozen), abs=1e-12)
-        assert row["delta_score"] == pytest.approx(row["delta"] / float(VP.sigma(tau)), rel=1e-12)
 
 
 def test_path_of_the_network_ends_at_its_samples(errors_found):
@@ -263,52 +263,60 @@ def test_errors_verdict_turns_with_the_data(errors_found):
     frame, config = errors_found
     levels = len(config["levels"])
     held = frame.images == "held_out"
-    good, bad = frame.copy(), frame.copy()
-    good.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [0.25, 0.2, 0.3]
-    bad.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [4.0, 3.0, 5.0]
-    assert f"below the ideal denoiser's at {levels} and above at 0 of {levels} levels (least 0.25 times)" in (
-        errors.verdict(good, config)
-    )
-    assert f"below the ideal denoiser's at 0 and above at {levels} of {levels}" in errors.verdict(bad, config)
-    unclear = frame.copy()
-    unclear.loc[held, ["ratio", "ratio_low", "ratio_high"]] = [0.9, 0.8, 1.2]
-    assert f"below the ideal denoiser's at 0 and above at 0 of {levels}" in errors.verdict(unclear, config)
+    for band, better, worse in (([0.25, 0.2, 0.3], levels, 0), ([4.0, 3.0, 5.0], 0, levels), ([0.9, 0.8, 1.2], 0, 0)):
+        turned = frame.copy()
+        turned.loc[held, ["ratio", "ratio_low", "ratio_high"]] = band
+        said = errors.verdict(turned, config)
+        assert f"at {better} of {levels} noise levels, at {worse} they are worse;" in said
+        assert said.startswith(errors.headline(turned))
     turned = frame.copy()
-    turned.loc[turned.measure == "residual", "value"] = 0.77
+    turned.loc[(turned.measure == "residual") & (turned.model == "digits8"), "value"] = 0.97
     turned.loc[turned.measure == "asymmetry", "value"] = 0.33
-    turned.loc[(turned.images == "train") & (turned.rho == 0.05), "fit"] = 123.0
-    said = errors.verdict(turned, config)
-    assert said.endswith("asymmetry up to 0.33, residual up to 0.77.")
-    assert "up to 123 on training images" in said
+    turned.loc[(turned.measure == "fitting") & (turned.t == 0.9), "value"] = 123.0
     path = (turned.part == "path") & (turned.field == "network") & (turned.quantity == "eps")
     turned.loc[path & (turned.degree == 3), "delta"] = 0.5
     turned.loc[path & (turned.degree == 0), "delta"] = 0.25
-    assert "Δ_ε 0.25 frozen and 0.50 at degree 3" in errors.verdict(turned, config)
+    assert errors.verdict(turned, config).endswith(
+        "degree 3 leaves 2.0 of a frozen ε's change; Jacobians are asymmetric by up to 0.33; "
+        "Fokker–Planck residuals are up to 0.97; errors of the score up to 123."
+    )
 
 
 def test_errors_figure_is_drawn(errors_found):
     figure = errors.draw(*errors_found)
     assert len(figure.axes) == 4
     headline = figure.texts[0].get_text().replace("\n", " ")
-    assert errors.verdict(*errors_found).startswith(f"{headline}. ")
+    assert errors.verdict(*errors_found).startswith(f"{headline}, ")
     assert all(ax.lines for ax in figure.axes)
 
 
+def test_what_is_drawn_is_what_was_measured(errors_found):
+    frame, _ = errors_found
+    lines = errors.curves(frame).set_index("line").value
+    held = frame[frame.images == "held_out"]
+    assert list(lines["network, held-out"]) == list(held.loss)
+    assert list(lines["ε*, held-out"]) == list(held.ideal_loss)
+    path = frame[(frame.part == "path") & (frame.quantity == "eps") & (frame.degree == 3)]
+    assert list(lines["ε of degree 3"]) == list(path[path.field == "network"].delta)
+    assert list(lines["ε of degree 3 on ε*"]) == list(path[path.field == "ideal"].delta)
+    assert set(lines.index) == set(errors.LOOKS)
+
+
 # -- floors ---------------------------------------------------------------------------------------
+def floors_of(frame, variant):
+    return frame[(frame.part == "sample") & (frame.variant == variant)]
+
+
 def test_floor_of_single_precision_is_rounding(floors_found):
     frame, _ = floors_found
-    rows = frame[frame.variant == "float32"]
-    assert rows[rows.part == "sample"].gap.between(1e-9, 1e-4).all()
-    asked = rows[rows.part == "prediction"]
-    assert asked.gap.between(1e-10, 1e-4).all()
-    assert asked.gap.max() > 1e-8  # an ulp of 1 is 6e-8
-    half = frame[(frame.variant == "bfloat16") & (frame.part == "prediction")]
-    assert half.gap.max() > 1e3 * asked.gap.max()  # 2^16 times coarser
+    single, half = (floors_of(frame, variant).gap for variant in ("float32", "bfloat16"))
+    assert single.between(1e-9, 1e-4).all()
+    assert single.max() > 1e-8  # an ulp of 1 is 6e-8
+    assert half.max() > 1e3 * single.max()  # 2^16 times coarser
 
 
 def test_exact_network_has_no_gap(floors_found):
-    frame, _ = floors_found
-    own = frame[(frame.variant == "exact") & (frame.part == "sample")]
+    own = floors_of(floors_found[0], "exact")
     assert (own.gap == 0).all()
     assert (own.error > 0).all()
 
@@ -333,31 +341,57 @@ def test_gap_and_error_by_hand(floors_found):
 
 def test_floors_verdict_turns_with_the_data(floors_found):
     frame, config = floors_found
-    assert "float32 never" in floors.verdict(frame, config)
+    assert floors.rules_from(frame, config)["float32"] == np.inf
     turned = frame.copy()
     turned.loc[(turned.variant == "float32") & (turned.calls == 20), "gap"] = 9.0
+    turned.loc[turned.variant.isin(["bfloat16", "nearest", "linear"]), "gap"] = 1e-9
     said = floors.verdict(turned, config)
-    assert "float32 from 20 (digits8), 20 (digits8_flow)" in said
-    assert "on digits8 float32 9" in said
+    assert floors.rules_from(turned, config)["float32"] == 20
+    assert said.startswith("float32 cost samples of a network more than tab3's own error from 20 calls on; ")
+    assert "at 20 calls at most float32 9, bfloat16 1e-9," in said
     turned.loc[turned.part == "sample", "gap"] = 0.0
-    assert said.count("never") < floors.verdict(turned, config).count("never") == len(config["variants"])
+    assert floors.verdict(turned, config).startswith("No arithmetic costs")
     turned.loc[(turned.variant == "exact") & (turned.model == "digits8") & (turned.calls == 20), "error"] = 7.0
-    assert "(tab3's own error 7)" in floors.verdict(turned, config)
+    turned.loc[turned.method == "quadrature", "error"] = 0.5
+    turned.loc[(turned.method == "closed64") & (turned.step < 1e-3), "error"] = np.nan
+    said = floors.verdict(turned, config)
+    assert "(own error 7)" in said
+    assert "quadrature errs by at most 0.50" in said
+    lost = turned[(turned.method == "closed64") & (turned.step < 1e-3)].step.max()
+    assert f"a closed form has no digit at steps up to {style.as_text(lost, 1)}" in said
+
+
+def test_weights_by_quadrature_are_exact_and_the_other_ways_are_not(floors_found):
+    worst = floors_found[0].groupby(["panel", "method"]).error.max()
+    assert (worst[:, "quadrature"] < 1e-13).all()
+    assert 1e-5 < worst["t", "riemann64"] < 1e-3
+    assert worst["lam", "closed64"] > 1
+    h = 1e-2  # their exact values by series, degree 2 in λ: h(φ1 + 3φ2/2 + φ3), −2h(φ2 + φ3), h(φ2/2 + φ3)
+    phi = [sum(h**i / math.factorial(i + k) for i in range(20)) for k in range(4)]
+    series = [h * (phi[1] + 1.5 * phi[2] + phi[3]), -2 * h * (phi[2] + phi[3]), h * (phi[2] / 2 + phi[3])]
+    assert np.allclose(floors._closed(np.float64(h), np.float64, np.exp), series, rtol=1e-8)
 
 
 def test_floors_figure_and_bad_input(floors_found):
     frame, config = floors_found
-    assert len(floors.draw(frame, config).axes) == 2 * len(config["models"])
-    with pytest.raises(ValueError, match="'float8' is unknown; allowed: exact, float32"):
+    figure = floors.draw(frame, config)
+    assert len(figure.axes) == 2 + len(config["models"])
+    assert floors.verdict(frame, config).startswith(figure.texts[0].get_text().replace("\n", " ") + "; ")
+    note = figure.texts[1].get_text().replace("\n", " ")
+    assert "2 samples" in note
+    assert ", below all errors;" in note
+    frame = frame.assign(agreement=frame.agreement.where(frame.model != "digits8", 1.0))
+    assert "not below all errors of digits8;" in floors.draw(frame, config).texts[1].get_text().replace("\n", " ")
+    with pytest.raises(ValueError, match="'float8' is unknown; allowed: float32, bfloat16"):
         floors.load("digits8", "float8", config)
-    net = floors.load("digits8", "exact", config)
-    with pytest.raises(ValueError, match="'rhork_2heun' makes 40 calls in 20 steps"):
-        floors.sampled(net, floors.start(net, config), {**config, "solver": "rhork_2heun", "calls": [20]})
+    study = studies.on_its_own_process("digits8", config)
+    with pytest.raises(ValueError, match="solver='rhork_2heun' does not make one call a step"):
+        floors.sampled(study, {**config, "solver": "rhork_2heun", "calls": [20]}, study.model)
 
 
 def test_frames_are_tidy(errors_found, floors_found):
     for frame, config in (errors_found, floors_found):
-        assert set(frame.model) == set(config["models"])
+        assert set(frame.model) - {"weights"} == set(config["models"])
         assert frame.part.notna().all()
         assert np.isfinite(
             frame.select_dtypes("number").to_numpy()[frame.select_dtypes("number").notna().to_numpy()]

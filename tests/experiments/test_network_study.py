@@ -21,7 +21,7 @@ from scipy.integrate import solve_ivp
 import deis_analysis as da
 from deis_analysis import networks as learned
 from experiments.__main__ import main
-from experiments.core import runner
+from experiments.core import judging, runner
 from experiments.models import studies
 from experiments.networks import gpu_validation, network_samples, network_work_precision
 
@@ -148,13 +148,22 @@ def test_the_docs_say_which_solver_to_use_on_mnist28():
 
 
 # -- rankings -------------------------------------------------------------------------------------
+def ranked(tried, draws):
+    """`network_work_precision.ranked` of solver → grid → squared errors."""
+    rows = [
+        {"solver": solver, "grid": kind, "calls": 10, "squares": v, "error": math.sqrt(judging.mean_square(v))}
+        for solver, by in tried.items() for kind, v in by.items()
+    ]  # fmt: skip
+    return network_work_precision.ranked(pd.DataFrame(rows), {"seed": 0, "draws": draws})
+
+
 @given(st.permutations(["ddim", "tab1", "tab2", "tab3"]), st.integers(0, 2**31))
 def test_well_separated_errors_are_ranked_without_doubt(order, seed):
     rng = np.random.default_rng(seed)
     tried = {
         name: {"t2": 10.0**i * rng.uniform(1, 2, 40), "t1": 10.0**i * np.full(40, 3.0)} for i, name in enumerate(order)
     }
-    rows = network_work_precision.ranked(tried, {"seed": 0, "draws": 200})
+    rows = ranked(tried, 200)
     assert [row["solver"] for row in rows] == list(order)
     assert [(row["rank"], row["rank_low"], row["rank_high"]) for row in rows] == [(i, i, i) for i in (1, 2, 3, 4)]
     assert {row["grid"] for row in rows} == {"t2"}
@@ -167,7 +176,7 @@ def test_well_separated_errors_are_ranked_without_doubt(order, seed):
 def test_equal_errors_share_their_ranks():
     rng = np.random.default_rng(0)
     tried = {name: {"t2": rng.exponential(1.0, 200)} for name in ("ddim", "tab1", "tab2")}
-    for row in network_work_precision.ranked(tried, {"seed": 0, "draws": 1000}):
+    for row in ranked(tried, 1000):
         assert row["rank_low"] < row["rank_high"]
         assert row["ratio_low"] <= 1.0 < row["ratio_high"] or row["rank"] == 1
 
@@ -181,7 +190,7 @@ def test_samples_that_flip_do_not_count_in_ranks():
     }
     few["tab1"]["t2"][:5] = math.nan  # of which each would outweigh all others
     few["ddpm"]["t2"][:] = math.nan
-    rows = network_work_precision.ranked(few, {"seed": 0, "draws": 200})
+    rows = ranked(few, 200)
     assert [row["solver"] for row in rows] == ["tab1", "ddim", "ddpm"]
     assert [(row["rank_low"], row["rank_high"]) for row in rows] == [(1, 1), (2, 2), (3, 3)]
     assert rows[0]["rms"] == pytest.approx(np.sqrt(few["tab1"]["t2"][5:].mean()))
@@ -200,22 +209,28 @@ def test_seeds_and_trainings_move_ranks(found):
     both = pd.concat([frame, turned.assign(seed=1), turned.assign(model="digits8:seed1")], ignore_index=True)
     first = network_work_precision.ranking(both, "digits8", 10)
     assert (first["rank"] == network_work_precision.ranking(frame, "digits8", 10)["rank"]).all()
-    over = network_work_precision.over_seeds(both, "digits8", 10)
+    over = network_work_precision.ranks(both, "seed", model="digits8", calls=10)
     count = len(first)
-    assert (over["min"] + over["max"] == count + 1).all()
-    assert (over["max"] - over["min"]).max() == count - 1
+    assert (over.loc[first.index, 0] == first["rank"]).all()
+    assert (over[0] + over[1] == count + 1).all()
     config = {**config, "models": [*config["models"], "digits8:seed1"], "seeds": [0, 1]}
-    assert network_work_precision.moved(both, config, 10) == (count - 1, pytest.approx(-1.0))
+    more = network_work_precision.trainings(config)["digits8"]
+    assert more == ["digits8", "digits8:seed1"]
+    assert network_work_precision.moved(both, more, 10) == (count - 1, pytest.approx(-1.0))
     said = network_work_precision.verdict(both, config)
-    assert said.endswith(
-        f"Over 2 trainings of digits8 a rank moves by up to {count - 1} places, Spearman at least -1.00."
-    )
+    assert said.endswith(f"; 2 trainings of digits8 move ranks by up to {count - 1}, Spearman at least -1.00.")
     assert "for 2 of 2 networks" in said
     figure = network_work_precision.draw(both, config)
     note = " ".join(figure.texts[1].get_text().split())
     assert "on its own process, 2 samples;" in note
-    assert "thin: range over 2 seeds." in note
+    assert "thin: 2 seeds;" in note
     assert [ax.get_title(loc="left") for ax in figure.axes][3] == "rank on 2 trainings of digits8"
+    cost = both[(both.part == "reference") & (both.model == "digits8")].ms_per_call.min()
+    calls, (time,) = next(
+        (ax, ax.child_axes) for ax in figure.axes if ax.get_title(loc="left") == "digits8: ms of one image"
+    )
+    figure.canvas.draw()
+    assert np.divide(time.get_xlim(), calls.get_xlim()) == pytest.approx([cost, cost])  # the time of as many calls
 
 
 def test_a_training_that_is_not_there_is_asked_for(tmp_path, monkeypatch):
@@ -244,11 +259,12 @@ def test_the_ranking_is_that_of_the_errors(found):
 def test_sentence_and_table_name_the_winner(found):
     frame, config = found
     sentence = network_work_precision.verdict(frame, config)
-    assert len(sentence.split()) <= 90
+    assert len(sentence.split()) <= 60
     assert "certified for 2 of 2" in sentence
     first = network_work_precision.ranking(frame, "digits8", 10).index[0]
     assert f"`{first}`" in network_work_precision.table(frame, "digits8", (10,)).splitlines()[2]
-    assert f", {first}" in sentence
+    assert f"; on digits8 {first}" in sentence
+    assert sentence.startswith(f"On digits8_flow at 10 calls {network_work_precision.first(frame, 'digits8_flow', 10)}")
 
 
 # -- pictures -------------------------------------------------------------------------------------

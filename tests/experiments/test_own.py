@@ -81,7 +81,7 @@ def test_an_own_sampler_on_an_own_network(own, tmp_path):
     ("arguments", "message"),
     [
         (("appendix_time_grids", "--solver", "nothing"), "solver='nothing' is not in the registry"),
-        (("weights_accuracy", "--solver", "tab1"), "--solver is not for weights_accuracy"),
+        (("floors", "--solver", "tab1"), "--solver is not for floors"),
         (("appendix_time_grids", "--import", "nothing.py"), "'nothing.py' does not exist"),
     ],
 )

@@ -262,7 +262,8 @@ def test_network_of_vp_on_another_process(monkeypatch):
     monkeypatch.setitem(studies.MODELS, "network", ("the mixture as if learned on VP", parts))
     config = {**vesde.CONFIG, "samples": 4, "rtol": 1e-9}
     for name in ("VE", "EDM"):
-        eps, x, truth, estimate = vesde.setup("network", config, name)
+        problem = vesde.setup("network", config, name)
+        eps, x, truth, estimate = problem.model, problem.x_T, problem.truth, problem.estimate
         process, start, end = vesde.processes(config)[name]
         assert np.allclose(x, process.sigma(start) * problems.noise(4, 4, 0))
         for t in np.linspace(end, start, 5):
@@ -275,28 +276,47 @@ def test_ve_digits_are_measured_too():
     frame, config = quick(vesde, models=["digits"], solvers=["ddim"], calls=[5, 10], samples=4)
     assert set(frame[frame.part == "error"].process) == {"VP", "VE", "EDM"}
     assert frame[frame.part == "error"].rms.between(0.01, 1).all()
-    assert vesde.verdict(frame, config).startswith("VP's least error at 10 calls takes VE ")
+    assert vesde.verdict(frame, config).startswith("On the digits VE takes ")
 
 
 def test_vesde_verdict_turns(vesde_found):
     frame, config = vesde_found
     errors = (frame.part == "error") & (frame.process == "VE")
-    for factor, said in ((100.0, "more calls"), (0.01, "fewer calls")):
+    for factor, said in ((100.0, "more than 20"), (0.01, "5")):
         turned = frame.copy()
         turned.loc[errors, "rms"] *= factor
-        assert f"VE needs {said} on the mixture;" in vesde.verdict(turned, config)
+        begin = f"On the mixture VE takes {said} calls for the least error that VP has at 10, EDM "
+        assert vesde.verdict(turned, config).startswith(begin)
     same = frame.copy()
     vp = frame[(frame.part == "error") & (frame.process == "VP")].groupby("calls").rms.min()
     same.loc[errors, "rms"] = same.calls[errors].map(vp)
-    assert "VE needs about as many calls on the mixture;" in vesde.verdict(same, config)
+    assert "On the mixture VE takes 10 calls " in vesde.verdict(same, config)
+    assert vesde.draw(same, config).texts[0].get_text() == vesde.headline_of(same, config)
     ratio = frame.copy()
     ratio.loc[ratio.part == "ratio", ["ratio", "low", "high"]] = [2.0, 1.5, 2.5]
-    assert "VE in 3 of 3, EDM in 3 of 3 cases has more error than VP." in vesde.verdict(ratio, config)
-    found = vesde.findings(ratio, config, "mixture")["VE"]
-    assert [found[key] for key in ("solvers", "more", "clear", "less", "median", "median_any")] == [3, 3, 3, 0, 2, 2]
+    assert "VE in 3 of 3 and EDM in 3 of 3 cases has more error than VP." in vesde.verdict(ratio, config)
+    assert list(vesde.more(ratio, config).loc["VE"]) == [3, 3, 0, 3]
     ratio.loc[ratio.process == "EDM", ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
-    assert "VE in 3 of 3, EDM in 0 of 3 cases" in vesde.verdict(ratio, config)
-    assert vesde.findings(ratio, config, "mixture")["EDM"]["less"] == 3
+    assert "VE in 3 of 3 and EDM in 0 of 3 cases" in vesde.verdict(ratio, config)
+    assert vesde.more(ratio, config).less["EDM"] == 3
+
+
+def test_borrowed_levels_count_for_the_lines_of_their_name_alone(vesde_found):
+    frame, config = vesde_found
+    better = frame.copy()
+    better.loc[(better.part == "error") & (better.grid == "vp_t2"), "rms"] *= 1e-3
+    before, after = vesde.needed(frame, config).loc["mixture"], vesde.needed(better, config).loc["mixture"]
+    assert after["VE"] == before["VE"]
+    assert after[f"VE{vesde.LEVELS}"] == 5
+    assert "on VP's levels VE 5 and EDM 5" in vesde.verdict(better, config)
+
+
+def test_two_models_are_told_apart(vesde_found):
+    frame, config = vesde_found
+    other = frame.assign(model="digits", rms=frame.rms.where(frame.process != "VE", 1e3))
+    said = vesde.verdict(pd.concat([frame, other]), config)
+    assert said.startswith("On the digits VE takes more than 20 calls ")
+    assert f"; on the mixture VE takes {vesde.needed(frame, config).VE.item():.0f}; " in said
 
 
 def test_ratios_are_those_of_the_errors(vesde_found):

@@ -14,6 +14,7 @@ from quick_runs import quick
 
 import deis_analysis as da
 from deis_analysis.networks import MLP
+from experiments.core.frames import span
 from experiments.models import score_defects, studies
 from experiments.models.problems import noise, product_mixture
 from experiments.networks import network_errors
@@ -52,19 +53,26 @@ def test_the_total_is_the_measured_error(budget):
 
 
 def test_the_budget_verdict_turns_with_the_data(budget):
-    said = budget_of_errors.verdict(budget, BUDGET)
-    assert "extrapolation (ddim), start-up" in said
+    said, found = budget_of_errors.verdict(budget, BUDGET), budget_of_errors.largest(budget)
+    assert (found.cause["mixture", "ddim"] == "extrapolation").all()
+    assert found.cause["mixture", "tab3", 5] == "start-up"
+    assert said.startswith(budget_of_errors.headline(budget, BUDGET))
+    assert "; at 5 calls start-up; " in said
     assert "holds in 2 of 2, " in said
     ratio, slack = budget_of_errors.laws(budget)
-    assert f"{ratio.min():.2f} to {ratio.max():.2f} times as far" in said
+    assert f"{span(ratio, 3)} times as far" in said
     assert (slack > -1e-9).all()
     forged = budget.copy()
     forged.loc[forged.what == "truncation", "value"] = 100.0
-    assert "on the mixture truncation (ddim), truncation (tab3);" in budget_of_errors.verdict(forged, BUDGET)
+    forged.loc[forged.what == "total", "value"] = 50.0
+    assert (budget_of_errors.largest(forged).cause == "truncation").all()
+    said = budget_of_errors.verdict(forged, BUDGET)
+    assert "tab3 at 10 calls on the exact 4-D mixture truncation is the largest cause of error, 2.00 of" in said
+    assert "; at 5 calls truncation; " in said
     forged.loc[forged.what == "sampler_data", "value"] = 1e3
     assert "holds in 0 of 2, " in budget_of_errors.verdict(forged, BUDGET)
     forged.loc[forged.what == "paths", "value"] = 3 * forged.value[forged.what == "sampler_flow"].to_numpy()
-    assert "tab3's paths being 3.00 to 3.00 times as far" in budget_of_errors.verdict(forged, BUDGET)
+    assert "paths being 3.00 times as far" in budget_of_errors.verdict(forged, BUDGET)
 
 
 def test_an_exact_score_is_a_score(score):
@@ -99,13 +107,17 @@ def _points(problem, t):
 
 
 def test_the_diagnostics_verdict_turns_with_the_data(score):
-    frame, config = score.assign(part="derivative", model="mixture"), {**network_errors.CONFIG, "models": ["mixture"]}
-    assert "asymmetry up to 0," in network_errors.verdict(frame, config)
+    config = {**network_errors.CONFIG, "models": ["mixture"]}
+    frame = score.assign(part="derivative", model="mixture").reindex(columns=network_errors.COLUMNS)
+    assert "asymmetric by up to 0;" in network_errors.verdict(frame, config)
     frame.loc[(frame.measure == "asymmetry") & (frame.t == 0.3), "value"] = 0.25
     frame.loc[(frame.measure == "fitting") & (frame.t == 0.9), "value"] = 0.125
-    said = network_errors.verdict(frame, config)
-    assert said.startswith("Jacobians asymmetric by up to 0.25. mixture: error of the score up to 0.12,")
-    assert "asymmetry up to 0.25," in said
+    frame.loc[(frame.measure == "residual") & (frame.t == 0.9), "value"] = 0.75
+    assert network_errors.verdict(frame, config) == (
+        "Jacobians are asymmetric by up to 0.25; Fokker–Planck residuals are up to 0.75; errors of the score up to "
+        "0.12."
+    )
+    assert network_errors.draw(frame, config).axes
 
 
 def test_the_ideal_denoiser_is_a_score_without_fitting_error():
@@ -145,7 +157,7 @@ def test_precision_of_a_network_is_that_of_float32_weights_and_states():
 
     gap = ddim(lambda x, t: low(x.float(), t).double()) - ddim(net)
     cast_alone = ddim(lambda x, t: net(x.float(), t).double()) - ddim(net)
-    budget = budget_of_errors._budget(problem, "ddim", nfe, BUDGET, torch.float32)
+    budget = budget_of_errors.error_budget(problem, "ddim", nfe, BUDGET)
     expected = float((gap**2).mean() ** 0.5)
     assert budget.norms()["precision"] == pytest.approx(expected, rel=0.02)
     assert abs(float((cast_alone**2).mean() ** 0.5) / expected - 1) > 0.1

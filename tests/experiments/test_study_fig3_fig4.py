@@ -6,7 +6,6 @@ import itertools
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import deis_analysis as da
@@ -98,44 +97,50 @@ def test_interval_has_the_spread_of_the_mean():
 
 # -- figure 3: claims of the paper ----------------------------------------------------------------
 def test_frozen_score_is_worse_than_euler_everywhere(discretization):
-    found = fig3.findings(discretization, C3)
-    assert fig3.holds(found, "worse") == C3["models"]
-    assert all(f["worse"]["mean"] == (f["counts"], f["counts"]) for f in found.values())
+    for column in ("mean", "mean_sure"):
+        assert fig3.holds(discretization, "ei_score", column) == C3["models"]
 
 
 def test_frozen_eps_beats_euler_on_the_digits_and_not_on_smooth_densities(discretization):
-    found = fig3.findings(discretization, C3)
-    assert fig3.holds(found, "better") == ["digits"]
-    assert found["mixture"]["better"]["mean"] == found["gaussian"]["better"]["mean"] == (0, 0)
-    assert found["digits"]["delta"] > 1 > max(found["mixture"]["delta"], found["gaussian"]["delta"])
+    assert fig3.holds(discretization, "ddim") == ["digits"]
+    found, delta = fig3.counts(discretization).xs("ddim", level="solver"), fig3.farther(discretization)
+    assert (found.loc[["mixture", "gaussian"], ["mean", "mean_sure"]] == 0).all(axis=None)
+    assert delta["digits"] > 1 > max(delta["mixture"], delta["gaussian"])
 
 
 def test_discretization_verdict_turns_with_the_data(discretization):
-    frame = discretization.copy()
+    frame, every = discretization.copy(), "mixture, gaussian and digits"
     before = fig3.verdict(frame, C3)
-    assert "more at every N on mixture, gaussian, digits; with a frozen ε" in before
-    assert re.search(r"less at every N on digits(?: \([^)]*\))?, by RMS on no model\.$", before)
+    assert "loses to Euler at every N on 3 of 3 models, a frozen ε beats it at every N on digits (beyond" in before
+    assert ", by RMS on no model); their" in before
     score, eps = frame.solver == "ei_score", frame.solver == "ddim"
     columns = [f"{m}_{part}" for m in fig3.MEASURES for part in ("ratio", "low", "high")]
-    frame.loc[score, columns], frame.loc[eps, columns] = 0.5, 0.5
+    frame.loc[score, columns], frame.loc[eps, columns] = 0.5, 0.25
     frame.loc[frame.frozen == "score", "delta"] = 4 * frame.delta[frame.frozen == "eps"].to_numpy()
     said = fig3.verdict(frame, C3)
-    every = "mixture, gaussian, digits"
-    assert "frozen score has 0.50 to 0.50 times Euler's mean pixel error, more at every N on no model;" in said
-    assert said.endswith(f"0.50 to 0.50 times, less at every N on {every}, by RMS on {every}.")
-    for f in fig3.findings(frame, C3).values():
-        assert all(f["worse"][m] == (0, 0) and f["better"][m] == (3, 3) for m in fig3.MEASURES)
-        assert f["delta"] == pytest.approx(4.0)
+    assert f"on 0 of 3 models, a frozen ε beats it at every N on {every} (beyond the 95 % intervals on {every}" in said
+    assert said.endswith(f"by RMS on {every}); their mean errors are 0.50 and 0.25 times Euler's at 5 to 20 steps.")
+    found = fig3.counts(frame)
+    assert (found.xs("ei_score", level="solver") == 0).all(axis=None)
+    assert (found.xs("ddim", level="solver") == 3).all(axis=None)
+    assert fig3.farther(frame).to_numpy() == pytest.approx(4.0)
     frame.loc[eps, "mean_high"] = 1.5  # still better, but not surely
-    assert "less at every N on mixture (0 of 3 beyond a 95 % interval)" in fig3.verdict(frame, C3)
+    assert f"on {every} (beyond the 95 % intervals on no model, by RMS on {every})" in fig3.verdict(frame, C3)
     frame.loc[eps & (frame.steps == 10), "rms_ratio"] = 1.5
-    assert fig3.verdict(frame, C3).endswith("by RMS on no model.")
-    assert fig3.findings(frame, C3)["mixture"]["better"] == {"mean": (3, 0), "rms": (2, 3)}
+    assert "by RMS on no model)" in fig3.verdict(frame, C3)
+    assert fig3.counts(frame).loc[("mixture", "ddim")].to_dict() == {
+        "mean": 3, "mean_sure": 0, "rms": 2, "rms_sure": 3,
+    }  # fmt: skip
 
 
 def test_discretization_verdict_has_the_range_of_the_ratios(discretization):
     rows = discretization[discretization.solver == "ei_score"].mean_ratio
-    assert f"has {rows.min():.1f} to {rows.max():.1f} times Euler's" in fig3.verdict(discretization, C3)
+    assert f"mean errors are {rows.min():.1f} to {rows.max():.1f} and" in fig3.verdict(discretization, C3)
+
+
+def test_headline_of_the_discretization_begins_its_verdict(discretization):
+    headline = fig3.draw(discretization, C3).texts[0].get_text().replace("\n", " ")
+    assert fig3.verdict(discretization, C3).startswith(headline)
 
 
 # -- figure 4: numbers ----------------------------------------------------------------------------
@@ -202,74 +207,63 @@ def test_sample_errors_are_those_of_the_solver(extrapolation, name, degree):
 
 
 def test_ratios_are_to_the_degree_before_and_gains_to_the_lowest():
-    gap = np.random.default_rng(3).standard_normal((30, 2))
-    rows = fig4.compare({0: 8 * gap, 1: -4 * gap, 2: gap}, 0)
-    values = [[row[key] for key in ("ratio", "low", "high", "gain", "gain_low", "gain_high")] for row in rows[1:]]
-    np.testing.assert_allclose(values, [[0.5] * 3 + [2.0] * 3, [0.25] * 3 + [8.0] * 3], rtol=1e-12)
-    averages = fig4._averages({0: np.full(5, 36.0), 1: np.full(5, 9.0), 3: np.full(5, 4.0)}, 0)
-    np.testing.assert_allclose([averages[2][key] for key in ("low", "high", "gain", "delta")], [2 / 3, 2 / 3, 3, 2])
-
-
-def test_losses_are_counted_at_the_ends_of_the_steps():
-    rows = [
-        {"degree": degree, "step": step, "t": t, "delta": delta}
-        for degree, deltas in ((0, (1, 1, 1, 1)), (3, (1, 2, 0.5, 2)))
-        for step, (end, delta) in enumerate(zip((0.8, 0.5, 0.2, 0.1), deltas, strict=True))
-        for t, delta in ((end + 0.05, 3 - delta), (end, delta))
-    ]
-    assert fig4._losing(pd.DataFrame(rows), 0, 3).to_dict() == {1: 0.5, 3: 0.1}
+    sizes = {0: np.full(5, 36.0), 1: np.full(5, 9.0), 3: np.full(5, 4.0)}
+    for power, expected in ((1, [[0.5] * 3 + [2.0] * 3, [2 / 3] * 3 + [3.0] * 3]),
+                            (2, [[0.25] * 3 + [4.0] * 3, [4 / 9] * 3 + [9.0] * 3])):  # fmt: skip
+        rows = fig4.against_others(sizes, 0, power)
+        values = [[row[key] for key in ("ratio", "low", "high", "gain", "gain_low", "gain_high")] for row in rows[1:]]
+        assert rows[0] == {"degree": 0}
+        np.testing.assert_allclose(values, expected, rtol=1e-12)
 
 
 # -- figure 4: claims of the paper ----------------------------------------------------------------
 def test_eps_changes_less_above_the_threshold_except_on_the_digits(extrapolation):
-    found = fig4.findings(extrapolation, C4)
-    assert found["mixture"]["above"] < 0.5 * found["mixture"]["below"]
-    assert found["gaussian"]["above"] < 0.2 * found["gaussian"]["below"]
-    assert found["digits"]["at"] > C4["change_above"]
+    found = fig4.changes(extrapolation, C4)
+    assert found.above["mixture"] < 0.5 * found.below["mixture"]
+    assert found.above["gaussian"] < 0.2 * found.below["gaussian"]
+    assert found.above["digits"] > found.below["digits"]
 
 
 def test_every_degree_helps_on_the_gaussian_and_the_highest_hurts_on_the_digits_path(extrapolation):
-    found = fig4.findings(extrapolation, C4)
-    assert [name for name, f in found.items() if f["falls"]] == ["gaussian"]
-    assert all(f["better"]["t2"] == (3, 3) for f in (found["mixture"], found["gaussian"]))
-    assert all(high < 1 for _, _, high in found["digits"]["gain"].values())
-    assert all(0 < t < 0.25 for t in found["digits"]["loses"].values())
-    assert np.isnan(list(found["gaussian"]["loses"].values())).all()
-    assert all(f["samples"]["t2"][1] > 1 for f in found.values())  # better than DDIM beyond the interval
+    assert fig4.falls(extrapolation) == ["gaussian"]
+    for column in ("ratio", "high"):
+        assert (fig4.better(extrapolation, C4, column)["t2"][["mixture", "gaussian"]] == 3).all()
+    for n in C4["path_steps"]:
+        assert fig4.gains(extrapolation, C4, "average", n).gain_high["digits"] < 1
+    assert (fig4.gains(extrapolation, C4, "samples", 10, grid="t2").gain_low > 1).all()  # beyond the interval
 
 
 def test_extrapolation_verdict_turns_with_the_data(extrapolation):
     frame = extrapolation.copy()
     change, average, samples = (frame.part == part for part in ("change", "average", "samples"))
-    assert "along the exact path clearly on gaussian;" in fig4.verdict(frame, C4)
+    assert "clearly along the exact path on gaussian;" in fig4.verdict(frame, C4)
     frame.loc[change, "change"] = np.where(frame.to[change] >= 0.15, 0.5, 0.25)
     frame.loc[average | samples, ["ratio", "low", "high"]] = 2.0
     frame.loc[average, ["gain", "gain_low", "gain_high"]] = 7.0
-    frame.loc[frame.part == "path", "delta"] = 1.0 + frame.degree
     frame.loc[samples, "gain"] = 5.0
     said = fig4.verdict(frame, C4)
-    assert "ε changes there at most 50 % per 1/12 of t above 0.15." in said
-    assert "throughout N ≤ 20 on no model (t2), along the exact path clearly on no model;" in said
-    assert "at 10 steps 5.0, 5.0, 5.0 (t2) times degree 3's error" in said
-    first = [np.linspace(1.0, np.sqrt(1e-3), n + 1)[1] ** 2 for n in (10, 20)]  # every step is lost, from the first on
-    for f in fig4.findings(frame, C4).values():
-        assert (f["above"], f["below"], f["at"]) == (0.5, 0.25, 1.0)
-        assert set(f["gain"].values()) == {(7.0, 7.0, 7.0)}
-        assert list(f["loses"].values()) == pytest.approx(first)
-        assert f["better"]["t2"] == (0, 0)
+    assert said.startswith("Degree 0 has 5.0 times degree 3's error at 10 steps on the t2 grid; ")
+    assert "helps at all N ≤ 20 on no model (t2), clearly along the exact path on no model;" in said
+    assert said.endswith("ε changes there at most 50 % per 1/12 of t above 0.15.")
+    assert (fig4.changes(frame, C4)[["above", "below"]].to_numpy() == [0.5, 0.25]).all()
+    assert (fig4.gains(frame, C4, "average", 20) == 7.0).all(axis=None)
+    assert (fig4.better(frame, C4) == 0).all()
     frame.loc[average | samples, ["ratio", "low", "high"]] = 0.5
-    frame.loc[frame.part == "path", "delta"] = 1.0 / (1.0 + frame.degree)
     every = "mixture, gaussian, digits"
-    assert f"20 on {every} (t2), along the exact path clearly on {every};" in fig4.verdict(frame, C4)
-    found = fig4.findings(frame, C4).values()
-    assert np.isnan([t for f in found for t in f["loses"].values()]).all()
-    assert all(f["better"]["t2"] == (3, 3) for f in found)
+    assert f"20 on {every} (t2), clearly along the exact path on {every};" in fig4.verdict(frame, C4)
+    assert (fig4.better(frame, C4) == 3).all()
     frame.loc[samples | average, "high"] = 1.1
-    assert f"20 on {every} (t2), along the exact path clearly on no model;" in fig4.verdict(frame, C4)
-    assert all(f["better"]["t2"] == (3, 0) for f in fig4.findings(frame, C4).values())
+    assert f"20 on {every} (t2), clearly along the exact path on no model;" in fig4.verdict(frame, C4)
+    assert (fig4.better(frame, C4) == 3).all()
+    assert (fig4.better(frame, C4, "high") == 0).all()
     frame.loc[samples & (frame.degree == 2) & (frame.steps == 10), "ratio"] = 1.1  # one degree of three spoils an N
-    assert "throughout N ≤ 20 on no model (t2)" in fig4.verdict(frame, C4)
-    assert all(f["better"]["t2"] == (2, 0) for f in fig4.findings(frame, C4).values())
+    assert "at all N ≤ 20 on no model (t2)" in fig4.verdict(frame, C4)
+    assert (fig4.better(frame, C4) == 2).all()
+
+
+def test_headline_of_the_extrapolation_begins_its_verdict(extrapolation):
+    headline = fig4.draw(extrapolation, C4).texts[0].get_text().replace("\n", " ")
+    assert fig4.verdict(extrapolation, C4).startswith(headline)
 
 
 # -- both -----------------------------------------------------------------------------------------

@@ -65,15 +65,22 @@ def test_verdict_turns_with_the_data(frame):
     skipped = (csv.part == "run") & (csv.start < 1)
     csv.loc[skipped, ["rms", "median"]] = 1e3
     assert set(saved(csv).values()) == {0.0}
-    said = teleportation.verdict(csv, CONFIG)
-    assert said.count("none and none by ") == 2
+    begin = "A start at the Gaussian closed form saves"
+    assert teleportation.verdict(csv, CONFIG).startswith(f"{begin} 0.0 of 10 calls on the median digit [")
+    assert "by the RMS over all samples 0.0 [" in teleportation.verdict(csv, CONFIG)
     csv.loc[skipped, ["rms", "median"]] = 1e-9
     assert saved(csv)["rms", 10] == 5.0
-    assert "of 10 and 15 calls of the best of tab3, dpmpp_2m, at least 5.0 [" in teleportation.verdict(csv, CONFIG)
+    said = teleportation.verdict(csv, CONFIG)
+    assert said.startswith(f"{begin} at least 5.0 of 10 calls on the median digit [")
+    assert "by the RMS over all samples 5.0 [" in said
+    assert teleportation.draw(csv, CONFIG).texts[0].get_text().replace("\n", " ") == said.split(" [")[0]
     csv.loc[csv.part == "bias", ["rms", "median"]] = 1e-12
-    assert teleportation.verdict(csv, CONFIG).endswith("first at no start (RMS), no start (median).")
-    csv.loc[csv.start == 0.4, "rms"] = 1e3
-    assert "exceeds the error of 10 calls first at t = 0.4 (RMS), no start" in teleportation.verdict(csv, CONFIG)
+    assert teleportation.verdict(csv, CONFIG).endswith("; from no start its bias exceeds the median error of 10 calls.")
+    assert set(teleportation.findings(csv, CONFIG).biased_from) == {0.0}
+    csv.loc[(csv.part == "bias") & (csv.start == 0.4), "rms"] = 1e3
+    assert set(teleportation.findings(csv, CONFIG).query("metric == 'rms'").biased_from) == {0.4}
+    csv.loc[(csv.part == "bias") & (csv.start == 0.4), "median"] = 1e3
+    assert "; from t = 0.4 down its bias exceeds " in teleportation.verdict(csv, CONFIG)
 
 
 def test_intervals_hold_the_estimate(frame):

@@ -32,6 +32,13 @@ def test_order_on_another_problem_is_the_declared_one(name, start):
     assert found.standard_error < 0.05
 
 
+def test_order_is_measured_where_the_grid_ends():
+    """A two-stage grid ends above t_end: against the exact state at t_end errors would not fall."""
+    options = {"kind": "twostage", "t_start": 0.4, "t_end": 0.1}
+    assert da.grid(VP, 20, **options)[-1] > 0.14
+    assert abs(da.observed_order("ddim", VP, OTHER, (20, 40, 80), **options).slope - 1) < 0.05
+
+
 def test_why_the_midpoint_rule_gains_an_order_on_gaussian_data():
     """On Gaussian data dy/dφ = f y with f = m'/2m, m the variance; where m is quadratic in φ (ρ² + v in ρ, and in t on
     straight paths) the leading error f''/24 + f f'/4 + f³/6 is identically zero. One Gaussian cannot measure the order.
