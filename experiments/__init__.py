@@ -15,7 +15,9 @@ An experiment is a module of one of its `ROOMS` with
 
 Adding one is adding a file. Most are a sweep and panels of curves: `core.cells.sweep` of a model of the study, or
 `models.problems.Problem.tried` of any other one; `core.judging` for errors with bands, `core.frames.at` for rows of a
-frame, `core.panels.lines` for the figure; transfer.py and convergence.py are the shortest. The rest is ``core``, ``models``, what is sampled from, and ``training``.
+frame, `core.panels.lines` for the figure; transfer.py and convergence.py are the shortest.
+
+The rest is ``core``, ``models``, what is sampled from, and ``training``.
   ``python -m experiments list`` shows them, ``run`` runs them.
 """
 
