@@ -235,7 +235,7 @@ def verdict(frame: Frame, config: Config) -> str:
     said = "With RK45 the forms have no error in common"
     if len(found):
         said = f"For the same error RK45 takes {span(ratio)} times the calls on the ρ-ODE that it takes on the original"
-        said += f" ODE, fewer at {(ratio < 1).sum()} of {len(found)} errors"
+        said += f" ODE; it takes fewer at {(ratio < 1).sum()} of {len(found)} errors"
     return (
         f"{said}; {config['wanted']:g} bits per dimension take at most {config['few']} calls of ρRK, fewer than RK45's "
         f"usual {' and '.join(f'{n:.0f}' for n in likely.usual)}, on {tens.plain} of {len(likely)} densities, with the "

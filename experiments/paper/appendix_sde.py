@@ -189,8 +189,8 @@ def verdict(frame: Frame, config: Config) -> str:
     told = ", ".join(f"{n} with {case}" for case, n in counts.items() if case != "exact")
     return (
         f"With an exact model the best SDE is closer in law than the best ODE at {counts['exact']} of "
-        f"{least.nfe.nunique()} counts of calls, {told}; {(sde < law.w2[still]).sum()} of {len(sde)} samplers with "
-        f"noise beat {still} at {few} calls with an exact model, {met} have their declared weak order, "
+        f"{least.nfe.nunique()} counts of calls; it is at {told}; {(sde < law.w2[still]).sum()} of {len(sde)} samplers "
+        f"with noise beat {still} at {few} calls with an exact model, {met} have their declared weak order, "
         f"{(points.w2 < config['exact_below']).sum()} are exact for a point mass."
     )
 

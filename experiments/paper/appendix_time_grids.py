@@ -190,7 +190,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"bold: clearly. Middle: best k at {config['compared_at']} calls; hollow: an end of the scan. Right: against "
         f"the answer at t = 0. 95 % intervals, {config['samples']} samples, {style.setting(config)}. {PUBLISHED}."
     )
-    headline, inches = verdict(frame, config).rsplit("; ", 1)[0], 0.16 * len(config["solvers"]) + 0.6
+    headline, inches = verdict(frame, config).split("; ")[0], 0.16 * len(config["solvers"]) + 0.6
     fig = panels.sheet(headline, note, len(models) * inches + 0.45)
     axes = fig.subplots(len(models), 3, squeeze=False, gridspec_kw={
         **style.body(fig, 0.4, 0.95, 0.08, 0.45), "width_ratios": [1.6, 1, 1.05], "wspace": 0.2, "hspace": 0.32,

@@ -188,7 +188,8 @@ def test_blackbox_verdict_turns(blackbox_found, monkeypatch):
     found, ours = blackbox.equal_error(frame, config), frame.part == "samples"
     said = blackbox.verdict(frame, config)
     assert (
-        f" times the calls on the ρ-ODE that it takes on the original ODE, fewer at 0 of {len(found)} errors;" in said
+        f" times the calls on the ρ-ODE that it takes on the original ODE; it takes fewer at 0 of {len(found)} errors;"
+        in said
     )
     assert f"RK45 takes {span(found.rho / found.t)} times" in said
     assert blackbox.draw(frame, config).texts[0].get_text().replace("\n", " ") == said.split("; ")[0]

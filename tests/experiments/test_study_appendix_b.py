@@ -141,12 +141,13 @@ def test_sde_verdict_turns(sde_found):
     noisy = turned(frame.w2.where(frame.lam > 0, frame.w2 + 1e3))
     said = sde.verdict(noisy, config)
     assert (
-        "is closer in law than the best ODE at 4 of 4 counts of calls, 4 with ε × 1.02, 4 with ε × 0.98, 4 with" in said
+        "is closer in law than the best ODE at 4 of 4 counts of calls; it is at 4 with ε × 1.02, 4 with ε × 0.98,"
+        in said
     )
     headline = sde.draw(noisy, config).texts[0].get_text().replace("\n", " ")
     assert said.startswith(f"{headline}; ")
     still = turned(frame.w2.where(frame.lam > 0, 1e-9))
-    assert "best ODE at 0 of 4 counts of calls, 0 with ε × 1.02, 0 with ε × 0.98, 0 with variance × 1.2;" in (
+    assert "best ODE at 0 of 4 counts of calls; it is at 0 with ε × 1.02, 0 with ε × 0.98, 0 with variance × 1.2;" in (
         sde.verdict(still, config)
     )
     late = turned(frame.w2.where(frame.lam > 0, np.where(frame.nfe < 20, 1e-9, 1e3)))
