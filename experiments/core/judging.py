@@ -12,6 +12,7 @@ import deis_analysis as da
 from deis_analysis.process.process import Array
 from deis_analysis.tuning.judged import Judged
 from experiments import Config, Frame
+from experiments.core import style
 from experiments.models import studies
 from experiments.models.problems import bootstrap_ratio
 from experiments.models.studies import Study
@@ -104,6 +105,14 @@ def duel(judges: list[Judge], a: dict[str, Any], b: dict[str, Any]) -> dict[str,
         first, second = (judge.counted(judge.end(cell["solver"], cell["grid"], cell["steps"])) for cell in (a, b))
         over.append(ratio(first, second, seed)[0])
     return {**found, "least": min(over), "most": max(over)}
+
+
+def measured(config: Config) -> str:
+    """What `ranked` errors are, for a figure's note."""
+    return (
+        f"RMS path error, of images over samples that do not flip, {style.setting(config)}; "
+        f"{studies.how_many(config)}, 95 % bands."
+    )
 
 
 def middle(config: Config) -> int:

@@ -135,8 +135,8 @@ def side(low: float, high: float, less_is: str = BETTER, more_is: str = WORSE) -
 
 
 def intervals(
-    ax: Any, rows: Sequence[tuple[float, float, float]], ticks: Sequence[float], names: Sequence[str] | None,
-    less_is: str = BETTER, more_is: str = WORSE, outer: Sequence[tuple[float, float]] = (),
+    ax: Any, rows: Any, ticks: Sequence[float], names: Sequence[str] | None,
+    less_is: str = BETTER, more_is: str = WORSE, outer: Any = (), title: str | None = None,
 ) -> None:  # fmt: skip
     """Ratios (value, low, high) below one another on a logarithmic axis with a line at 1, coloured by `side`.
 
@@ -144,7 +144,7 @@ def intervals(
     """
     ax.axvline(1.0, color="#333333", lw=0.9, zorder=0)
     for y, (value, low, high) in enumerate(rows):
-        least, most = outer[y] if outer else (low, high)
+        least, most = outer[y] if len(outer) else (low, high)
         colour = side(min(low, least), max(high, most), less_is, more_is)
         ax.plot([least, most], [y, y], color=colour, lw=0.9)
         ax.plot([low, high], [y, y], color=colour, lw=2.6, solid_capstyle="butt")
@@ -156,6 +156,8 @@ def intervals(
     ax.tick_params(axis="both", labelsize=TICKS)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
+    if title is not None:
+        ax.set_title(title, fontsize=8.5, pad=3)
 
 
 def shaded(

@@ -200,6 +200,18 @@ def step_points(ts: Array, points: int) -> list[float]:
     return visited
 
 
+def extrapolated(known: dict[float, Array], process: Process, ts: Array, points: int, **options: Any) -> Any:
+    """`deis_analysis.extrapolation_error` of a model by its values at `step_points`: (steps, points) times, errors."""
+    options = {"degree": 0, **options}
+    return da.extrapolation_error(lambda _, t: known[t], process, lambda t: None, ts, points=points, **options)
+
+
+def by_time(times: Array, deltas: Array, **columns: Any) -> list[dict[str, Any]]:
+    """Rows of part "path", ``step, t, delta``, of what `extrapolated` finds."""
+    visited = zip(np.ndindex(times.shape), times.flat, deltas.flat, strict=True)
+    return [{"part": "path", **columns, "step": step, "t": t, "delta": delta} for (step, _), t, delta in visited]
+
+
 def distinct_solvers(
     process: Process, ts: Array, names: Iterable[str] | None = None, *, stochastic: bool = False
 ) -> dict[str, list[str]]:
@@ -234,9 +246,13 @@ def steps_for(name: str, calls: int) -> int:
     return steps if steps > 0 and (row.extra_calls <= 0 or steps >= row.starting_steps) else 0
 
 
-def bootstrap_ratio(a: Array, b: Array, seed: int, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of √(mean a / mean b) over resampled samples, a and b paired mean squares per sample."""
+def bootstrap_ratio(a: Array, b: Array, seed: int, draws: int = 2000, root: Any = np.sqrt) -> tuple[float, float]:
+    """95 % interval of √(mean a / mean b) over resampled samples, a and b paired mean squares per sample.
+
+    Args:
+        root: np.asarray instead, if a and b are means of absolute values.
+    """
     index = np.random.default_rng(seed).integers(0, a.size, (draws, a.size))
-    ratios = np.sqrt(a[index].mean(axis=1) / b[index].mean(axis=1))
+    ratios = root(a[index].mean(axis=1) / b[index].mean(axis=1))
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(low), float(high)

@@ -66,6 +66,7 @@ BASE_QUICK: Config = {
     "network_tolerance": 1e-2,
     **QUICK_TRAINING,
 }
+IMAGES = ["digits8", "digits8_flow", "mnist28"]  # networks of many figures, dear enough to be kept: see `by_model`
 CACHE = Memory(kept_in(FIGURES / ".cache"), verbose=0)
 REFERENCES = "references"  # folder of certified solutions, in the cache and beside a shipped network
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -133,6 +134,12 @@ class Study:
         """(exact states at ``t_end``, their estimated error)."""
         state, error = self.path([t_end])
         return state(t_end), error
+
+    def eps_on_path(self, times: Iterable[float]) -> tuple[dict[float, Array], float]:
+        """({t: (n, d) the model's ε of the exact states}, the estimated error of these)."""
+        levels = dict.fromkeys(times)
+        state, error = self.path(levels)
+        return {t: np.asarray(self.model(state(t), t).cpu()) for t in levels}, error
 
     def certified(self) -> ReferencePath:
         """The certified flow of an image network at the two ends of the configuration.

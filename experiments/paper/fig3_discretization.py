@@ -12,14 +12,13 @@ from experiments.core import frames, panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.judging import ratio_row
 from experiments.models import studies
-from experiments.models.problems import step_points
+from experiments.models.problems import by_time, extrapolated, step_points
 
 NAME = "fig3_discretization"
 QUESTION = "Is an exponential integrator worse than Euler with a frozen score, and better with a frozen ε?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "gaussian", "digits", "network", "digits8", "digits8_flow", "mnist28"],
-    "kept": ["digits8", "digits8_flow", "mnist28"],
+    "models": [*studies.MODELS, *studies.IMAGES], "kept": studies.IMAGES,
     "grid": "t1", "steps": [5, 7, 10, 14, 20, 30, 50, 100, 200],
     "path_steps": 10, "path_points": 8, "path_samples": 32,
     "choices": {
@@ -28,11 +27,10 @@ CONFIG: Config = {
         "Δs": "root mean square over samples and dimensions; the paper's N for it is not known, here path_steps",
     },
 }  # fmt: skip
-QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "gaussian", "digits", "network"], "kept": [],
+QUICK: Config = {**studies.BASE_QUICK, "models": [*studies.MODELS], "kept": [],
                  "steps": [5, 10, 20], "path_points": 2, "path_samples": 16}  # fmt: skip
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "kept": [], "samples": 1024,
-                    "steps": [5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200, 300, 500, 1000],
-                    "path_points": 24, "path_samples": 256}  # fmt: skip
+THOROUGH: Config = {"models": [*studies.MODELS], "kept": [], "samples": 1024, "path_points": 24, "path_samples": 256,
+                    "steps": sorted([*CONFIG["steps"], 70, 140, 300, 500, 1000])}  # fmt: skip
 SOLVERS = {"euler": "Euler", "ei_score": "frozen score", "ddim": "frozen ε (DDIM)"}
 LOOKS = {"ei_score": {"color": style.VERMILLION, "marker": "o"}, "ddim": {"color": style.BLACK, "marker": "o"}}
 FROZEN = {"score": "ei_score", "eps": "ddim"}
@@ -75,22 +73,12 @@ def _along_the_path(name: str, config: Config) -> Rows:
     """Δs of a frozen score and of a frozen ε along the exact solution, both in units of the score."""
     study = studies.study(name, {**config, "samples": config["path_samples"]})
     ts = da.grid(study.process, config["path_steps"], config["grid"], config["t_start"], config["t_end"])
-    times, points = step_points(ts, config["path_points"]), config["path_points"]
-    state, _ = study.path(times)
-    eps = {t: np.asarray(study.model(state(t), t).cpu()) for t in times}
+    eps, _ = study.eps_on_path(step_points(ts, points := config["path_points"]))
     rows: Rows = []
     for frozen in FROZEN:
-
-        def model(_: None, t: float, frozen: str = frozen) -> Array:
-            return eps[t] * float(study.process.convert("eps", frozen, t)[1])
-
-        visited, errors = da.extrapolation_error(
-            model, study.process, lambda t: None, ts, 0, prediction=frozen, unit="score", points=points
-        )
-        rows += [
-            {"part": "path", "frozen": frozen, "step": i // points, "t": t, "delta": delta}
-            for i, (t, delta) in enumerate(zip(visited.flat, errors.flat, strict=True))
-        ]
+        known = {t: e * float(study.process.convert("eps", frozen, t)[1]) for t, e in eps.items()}
+        found = extrapolated(known, study.process, ts, points, prediction=frozen, unit="score")
+        rows += by_time(*found, frozen=frozen)
     return rows
 
 
@@ -103,8 +91,7 @@ def counts(frame: Frame) -> Frame:
         ratio, low, high = (rows[f"{measure}_{part}"] for part in ("ratio", "low", "high"))
         held = {measure: np.where(worse, ratio > 1, ratio < 1), f"{measure}_sure": np.where(worse, low > 1, high < 1)}
         rows = rows.assign(**held)
-    columns = [f"{measure}{sure}" for measure in MEASURES for sure in ("", "_sure")]
-    return rows.groupby(["model", "solver"], sort=False)[columns].sum()
+    return rows.groupby(["model", "solver"], sort=False)[["mean", "mean_sure", "rms", "rms_sure"]].sum()
 
 
 def holds(frame: Frame, solver: str, column: str = "mean") -> list[str]:
@@ -119,19 +106,16 @@ def farther(frame: Frame) -> Frame:
     return largest.score / largest.eps
 
 
-def _headline(frame: Frame) -> str:
-    better = style.in_words(holds(frame, "ddim")) or "no model"
-    of = f"{len(holds(frame, 'ei_score'))} of {frame.model.nunique()} models"
-    return f"A frozen score loses to Euler at every N on {of}, a frozen ε beats it at every N on {better}"
-
-
 def verdict(frame: Frame, config: Config) -> str:
-    """Where each of the paper's two claims always holds, and the errors over Euler's."""
-    sure, rms = (style.in_words(holds(frame, "ddim", column)) or "no model" for column in ("mean_sure", "rms"))
+    """Where each of the paper's two claims always holds, the headline, and the errors over Euler's."""
+    found = (holds(frame, "ddim", column) for column in ("mean", "mean_sure", "rms"))
+    better, sure, rms = (style.in_words(models) or "no model" for models in found)
     score, eps = (frames.span(frames.at(frame, solver=solver).mean_ratio) for solver in FROZEN.values())
     return (
-        f"{_headline(frame)} (beyond the 95 % intervals on {sure}, by RMS on {rms}); their mean errors are {score} and "
-        f"{eps} times Euler's at {min(config['steps'])} to {max(config['steps'])} steps."
+        f"A frozen score loses to Euler at every N on {len(holds(frame, 'ei_score'))} of {frame.model.nunique()} "
+        f"models, a frozen ε beats it at every N on {better} (beyond the 95 % intervals on {sure}, by RMS on {rms}); "
+        f"their mean errors are {score} and {eps} times Euler's at {min(config['steps'])} to {max(config['steps'])} "
+        "steps."
     )
 
 
@@ -144,7 +128,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"from the true score on exact paths within a step of N = {config['path_steps']}, frozen score over frozen ε."
     )
     titles = {name: panels.short(name) for name in config["models"]}
-    fig = panels.sheet(_headline(frame), note, 0.75 + 1.75 * -(-(len(titles) + 1) // COLUMNS))
+    inches = 0.75 + 1.75 * -(-(len(titles) + 1) // COLUMNS)
+    fig = panels.sheet(verdict(frame, config).split(" (beyond")[0], note, inches)
     rows, found = frames.at(frame, part="error", solver=list(LOOKS)), counts(frame)
     axes = panels.lines(
         fig, rows, titles, COLUMNS, x="steps", y="mean_ratio", band=("mean_low", "mean_high"), names=list(LOOKS),
@@ -160,6 +145,6 @@ def draw(frame: Frame, config: Config) -> Figure:
     axes[0].set_ylim(0.09, 6.0)
     style.plain_log_ticks(axes[0].yaxis, [0.25, 0.5, 1, 2, 4])
     why, ratios = fig.axes[len(axes)], farther(frame)[list(titles)]
-    panels.intervals(why, [(r, r, r) for r in ratios], [0.1, 1, 10], list(titles.values()), panels.SAME, style.BLACK)
-    why.set_title("Δs, score / ε", fontsize=8.5, pad=3)
+    panels.intervals(why, [(r, r, r) for r in ratios], [0.1, 1, 10], list(titles.values()), panels.SAME, style.BLACK,
+                     title="Δs, score / ε")  # fmt: skip
     return fig

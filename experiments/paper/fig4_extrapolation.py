@@ -15,14 +15,14 @@ from experiments.core import frames, panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.judging import ratio
 from experiments.models import studies
-from experiments.models.problems import step_points
+from experiments.models.problems import by_time, extrapolated, step_points
+from experiments.models.studies import Study
 
 NAME = "fig4_extrapolation"
 QUESTION = "Does ε change little along the exact solution, and does a higher degree extrapolate it and sample better?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "gaussian", "digits", "network", "digits8", "digits8_flow", "mnist28"],
-    "kept": ["digits8", "digits8_flow", "mnist28"],
+    "models": [*studies.MODELS, *studies.IMAGES], "kept": studies.IMAGES,
     "grids": ["t2", "t1"], "change_steps": 40, "change_above": 0.15,
     "path_steps": [10, 20], "path_points": 3, "path_samples": 32, "path_batches": 16,
     "degrees": [0, 1, 2, 3], "steps": [5, 7, 10, 14, 20, 50], "few": 20, "compared_at": 10,
@@ -30,17 +30,14 @@ CONFIG: Config = {
         "source": "Zhang & Chen 2023, fig. 4, on CIFAR10; here on other models",
         "change": "||ε(x_t, t) - ε(x_s, s)|| / ||ε(x_t, t)|| over all samples and dimensions, s the next time of a "
         "uniform grid of change_steps steps; the paper's ratio and step are not known",
-        "Δε": "root mean square over samples and dimensions, on the first of grids; the first steps have fewer nodes",
         "samples": "mean |x - x*| over samples and dimensions, x* of the same x_T; the paper's measure is not known",
         "intervals": "95 %, bootstrap over the samples, for Δε over path_batches groups of them",
     },
 }  # fmt: skip
-QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "gaussian", "digits", "network"], "kept": [],
-                 "grids": ["t2"], "change_steps": 12, "path_points": 2, "path_samples": 16, "path_batches": 4,
-                 "steps": [5, 10, 20]}  # fmt: skip
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "kept": [], "samples": 1024,
-                    "change_steps": 200, "path_points": 12, "path_samples": 256,
-                    "steps": [5, 6, 7, 8, 10, 12, 14, 17, 20, 25, 30, 40, 50, 70, 100]}  # fmt: skip
+QUICK: Config = {**studies.BASE_QUICK, "models": [*studies.MODELS], "kept": [], "grids": ["t2"], "steps": [5, 10, 20],
+                 "change_steps": 12, "path_points": 2, "path_samples": 16, "path_batches": 4}  # fmt: skip
+THOROUGH: Config = {"models": [*studies.MODELS], "kept": [], "samples": 1024, "change_steps": 200, "path_points": 12,
+                    "path_samples": 256, "steps": [*CONFIG["steps"], 6, 8, 12, 17, 25, 30, 40, 70, 100]}  # fmt: skip
 COLUMNS = 3
 SHADES = ("#000000", "#9ecae1", "#4292c6", "#0b4a86")  # degree 0 is DDIM; tAB's blue darkens with the degree
 
@@ -50,55 +47,39 @@ def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "change" (t), "path" (steps, degree, step, t: Δε), "average" of it, "samples" (grid, steps)."""
 
     def rows_of(name: str, progress: Progress) -> Rows:
-        rows = _along_the_path(name, config)
+        rows = _along_the_path(studies.study(name, {**config, "samples": config["path_samples"]}), config)
         progress(0.5)
-        return rows + _samples(name, config)
+        return rows + _samples(studies.study(name, config), config)
 
     return by_model(NAME, config, rows_of, progress)
 
 
-def _along_the_path(name: str, config: Config) -> Rows:
-    """Relative change and extrapolation errors of ε, all on one exact path."""
-    study = studies.study(name, {**config, "samples": config["path_samples"]})
-    ends = config["t_start"], config["t_end"]
+def _along_the_path(study: Study, config: Config) -> Rows:
+    """Relative change of ε and Δε of each degree, all on one exact path, and averages beside those of other degrees."""
+    ends, points, count = (config["t_start"], config["t_end"]), config["path_points"], config["path_batches"]
     fine = [float(t) for t in da.grid(study.process, config["change_steps"], "t1", *ends)]
     coarse = {n: da.grid(study.process, n, config["grids"][0], *ends) for n in config["path_steps"]}
-    times = dict.fromkeys([*fine, *(t for ts in coarse.values() for t in step_points(ts, config["path_points"]))])
-    state, estimate = study.path(times)
-    eps = {t: np.asarray(study.model(state(t), t).cpu()) for t in times}
+    eps, estimate = study.eps_on_path([*fine, *(t for ts in coarse.values() for t in step_points(ts, points))])
     rows: Rows = [{"part": "reference", "estimate": estimate}]
     for t, s in itertools.pairwise(fine):
         change = float(np.linalg.norm(eps[t] - eps[s]) / np.linalg.norm(eps[t]))
         rows.append({"part": "change", "t": t, "to": s, "change": change})
+    batches = [{t: e[k::count] for t, e in eps.items()} for k in range(count)]
     for n, ts in coarse.items():
-        rows += [{"steps": n, **row} for row in _extrapolated(eps, study.process, ts, config)]
+        squares = {}
+        for degree in config["degrees"]:
+            found = [extrapolated(batch, study.process, ts, points, degree=degree) for batch in batches]
+            of_each = np.array([errors**2 for _, errors in found])  # (batches, N, points)
+            squares[degree] = of_each.mean(axis=(1, 2))
+            rows += by_time(found[0][0], np.sqrt(of_each.mean(axis=0)), steps=n, degree=degree)
+        for row in against_others(squares, config["seed"]):
+            row.pop("ratio", None)
+            rows.append({"part": "average", "steps": n, "delta": float(np.sqrt(squares[row["degree"]].mean())), **row})
     return rows
 
 
-def _extrapolated(eps: dict[float, Array], process: Any, ts: Array, config: Config) -> Rows:
-    """Rows of parts "path", Δε of each degree, and "average", its path average over those of other degrees."""
-    rows, points, squares = [], config["path_points"], {}
-    batches = [{t: e[k :: config["path_batches"]] for t, e in eps.items()} for k in range(config["path_batches"])]
-    for degree in config["degrees"]:
-        found = [
-            da.extrapolation_error(lambda _, t: batch[t], process, lambda t: None, ts, degree, points=points)  # noqa: B023
-            for batch in batches
-        ]
-        of_each = np.array([errors**2 for _, errors in found])  # (batches, N, points)
-        squares[degree] = of_each.mean(axis=(1, 2))
-        rows += [
-            {"part": "path", "degree": degree, "step": i // points, "t": t, "delta": delta}
-            for i, (t, delta) in enumerate(zip(found[0][0].flat, np.sqrt(of_each.mean(axis=0)).flat, strict=True))
-        ]
-    for row in against_others(squares, config["seed"]):
-        row.pop("ratio", None)
-        rows.append({"part": "average", "delta": float(np.sqrt(squares[row["degree"]].mean())), **row})
-    return rows
-
-
-def _samples(name: str, config: Config) -> Rows:
+def _samples(study: Study, config: Config) -> Rows:
     """Errors of tAB of each degree against the exact answer."""
-    study = studies.study(name, config)
     exact, estimate = study.reference(config["t_end"])
     rows: Rows = [{"part": "reference", "estimate": estimate}]
     for kind, steps in itertools.product(config["grids"], config["steps"]):
@@ -106,8 +87,8 @@ def _samples(name: str, config: Config) -> Rows:
         gaps = {r: np.asarray((study.solve(f"tab{r}", ts) - exact).cpu()) for r in config["degrees"]}
         sizes = {degree: np.abs(gap).mean(axis=1) for degree, gap in gaps.items()}
         for row in against_others(sizes, config["seed"], power=2, draws=1000):
-            degree = row["degree"]
-            errors = {"mean": float(sizes[degree].mean()), "rms": float(np.sqrt((gaps[degree] ** 2).mean()))}
+            gap, mean = gaps[row["degree"]], float(sizes[row["degree"]].mean())
+            errors = {"mean": mean, "rms": float(np.sqrt((gap**2).mean()))}
             rows.append({"part": "samples", "grid": kind, "steps": steps, **errors, **row})
     return rows
 
@@ -126,21 +107,12 @@ def against_others(sizes: dict[int, Array], seed: int, power: int = 1, draws: in
 
 
 # -- what was found -------------------------------------------------------------------------------
-def _few(config: Config) -> list[int]:
-    return [steps for steps in config["steps"] if steps <= config["few"]]
-
-
 def better(frame: Frame, config: Config, column: str = "ratio") -> Frame:
-    """(grid, model) → at how many of the few N every degree is better than the one before, by value or by "high"."""
-    few = frames.at(frame, part="samples", steps=_few(config)).dropna(subset=[column])
+    """(grid, model) → at how many ``of`` the few N every degree ``helps``: beats the one before, surely by "high"."""
+    rows = frames.at(frame, part="samples").dropna(subset=[column])
+    few = rows[rows.steps <= config["few"]]
     every = few[column].lt(1).groupby([few.grid, few.model, few.steps], sort=False).all()
-    return every.groupby(level=["grid", "model"], sort=False).sum()
-
-
-def always(frame: Frame, config: Config, kind: str) -> list[str]:
-    """The models on which every higher degree gives better samples at all the few steps, on one kind of grid."""
-    found = better(frame, config)[kind]
-    return list(found.index[found == len(_few(config))])
+    return every.groupby(level=["grid", "model"], sort=False).agg(helps="sum", of="size")
 
 
 def falls(frame: Frame) -> list[str]:
@@ -163,21 +135,20 @@ def changes(frame: Frame, config: Config) -> Frame:
     return rows.groupby(["model", side], sort=False).change.max().unstack()
 
 
-def _headline(frame: Frame, config: Config) -> str:
-    kind, steps = config["grids"][0], config["compared_at"]
-    times = frames.span(gains(frame, config, "samples", steps, grid=kind).gain)
-    lowest, highest = min(config["degrees"]), max(config["degrees"])
-    return f"Degree {lowest} has {times} times degree {highest}'s error at {steps} steps on the {kind} grid"
-
-
 def verdict(frame: Frame, config: Config) -> str:
     """What the highest degree gains, where every degree helps in the samples and on the exact path; change of ε."""
-    helped = (f"{', '.join(always(frame, config, kind)) or 'no model'} ({kind})" for kind in config["grids"])
-    change = style.as_text(100 * changes(frame, config).above.max())
+    (kind, *_), steps, degrees = config["grids"], config["compared_at"], config["degrees"]
+    times = frames.span(gains(frame, config, "samples", steps, grid=kind).gain)
+    always = better(frame, config).query("helps == of").index
+    helped = (
+        f"{', '.join(name for at, name in always if at == grid) or 'no model'} ({grid})" for grid in config["grids"]
+    )
     return (
-        f"{_headline(frame, config)}; every degree helps at all N ≤ {config['few']} on {', '.join(helped)}, clearly "
-        f"along the exact path on {', '.join(falls(frame)) or 'no model'}; ε changes there at most {change} % "
-        f"per 1/{config['change_steps']} of t above {config['change_above']:g}."
+        f"Degree {min(degrees)} has {times} times degree {max(degrees)}'s error at {steps} steps on the {kind} grid; "
+        f"every degree helps at all N ≤ {config['few']} on {', '.join(helped)}, clearly along the exact path on "
+        f"{', '.join(falls(frame)) or 'no model'}; ε changes there at most "
+        f"{style.as_text(100 * changes(frame, config).above.max())} % per 1/{config['change_steps']} of t above "
+        f"{config['change_above']:g}."
     )
 
 
@@ -192,31 +163,28 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{config['change_above']:g} (dot) and below (end of the bar)."
     )
     titles = {name: panels.short(name) for name in config["models"]}
-    fig = panels.sheet(_headline(frame, config), note, 0.75 + 1.75 * -(-(len(titles) + 2) // COLUMNS))
-    looks = {f"degree {r}": {"color": SHADES[r], "marker": "o"} for r in config["degrees"]}
-    dashed: dict[str, Any] = {"color": style.ORANGE, "linestyle": "--", "linewidth": 1.0}
-    looks |= {f"degree {highest}, {other} grid": dashed for other in config["grids"][1:]}
+    inches = 0.75 + 1.75 * -(-(len(titles) + 2) // COLUMNS)
+    fig = panels.sheet(verdict(frame, config).split(";")[0], note, inches)
+    looks: dict[str, Any] = {f"degree {r}": {"color": SHADES[r], "marker": "o"} for r in config["degrees"]}
+    looks |= {f"degree {highest}, {grid} grid": {"color": style.ORANGE, "linestyle": "--", "linewidth": 1.0}
+              for grid in config["grids"][1:]}  # fmt: skip
     rows = frames.at(frame, part="samples")
-    rows = rows[(rows.grid == kind) | (rows.degree == highest)]
     others = rows.grid.map(lambda grid: "" if grid == kind else f", {grid} grid")
     rows = rows.assign(curve="degree " + rows.degree.map("{:g}".format) + others)
     axes = panels.lines(
-        fig, rows, titles, COLUMNS, x="steps", y="mean", line="curve", names=list(looks),
+        fig, frames.at(rows, curve=list(looks)), titles, COLUMNS, x="steps", y="mean", line="curve", names=list(looks),
         look=looks.__getitem__, ticks=[n for n in (5, 10, 20, 50, 100) if n <= max(config["steps"])],
         ylabel="mean |x − x*|", more=2, indent=0.7,
     )  # fmt: skip
-    counts, of = better(frame, config), len(_few(config))
+    found, names = better(frame, config), list(titles.values())
     for ax, name in zip(axes, titles, strict=True):
-        text = " · ".join(f"{grid} {counts[grid, name]} of {of}" for grid in config["grids"])
+        text = " · ".join("{} {helps} of {of}".format(grid, **found.loc[grid, name]) for grid in config["grids"])
         panels.words(ax, 0.03, 0.03, text, ha="left", va="bottom")
-    gain, change = fig.axes[len(axes) :]
-    on_path = gains(frame, config, "average", at).loc[list(titles)]
-    panels.intervals(
-        gain, on_path.to_numpy(), [0.5, 0.7, 1, 1.4, 2, 4], list(titles.values()), panels.WORSE, panels.BETTER
-    )
-    gain.set_title(f"path gain, N = {at}", fontsize=8.5, pad=3)
+    on_path = gains(frame, config, "average", at).loc[list(titles)].to_numpy()
     largest = changes(frame, config).loc[list(titles)]
-    dots = zip(largest.above, largest.min(axis=1), largest.max(axis=1), strict=True)
-    panels.intervals(change, list(dots), [0.03, 0.1, 0.3, 1], list(titles.values()), panels.SAME, panels.SAME)
-    change.set_title("path: change of ε", fontsize=8.5, pad=3)
+    dots = np.column_stack([largest.above, largest.min(axis=1), largest.max(axis=1)])
+    gain, change = fig.axes[len(axes) :]
+    panels.intervals(gain, on_path, [0.5, 0.7, 1, 1.4, 2, 4], names, panels.WORSE, panels.BETTER,
+                     title=f"path gain, N = {at}")  # fmt: skip
+    panels.intervals(change, dots, [0.03, 0.1, 0.3, 1], names, panels.SAME, panels.SAME, title="path: change of ε")
     return fig

@@ -16,7 +16,7 @@ from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.frames import at, span
-from experiments.core.judging import FLIPPED, Judge, distinct, duel, ranked
+from experiments.core.judging import FLIPPED, Judge, distinct, duel, measured, ranked
 from experiments.models import studies
 from experiments.models.studies import Study
 
@@ -24,29 +24,25 @@ NAME = "fig5_ablation"
 QUESTION = "What does each ingredient of DEIS gain on the path error, and how far do black-box and SDE solvers come?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "network", "digits", "digits8", "digits8_flow", "mnist28"],
-    "kept": ["digits8", "digits8_flow", "mnist28"],
-    "seeds": [0, 1, 2], "calls": [5, 7, 10, 14, 20, 28, 40], "compared_at": 10,
-    "grid": "t1", "grids": ["t1", "t2", "t3", "rho7", "logrho"],
-    "rk45": [1e-1, 1e-2, 1e-3, 1e-4], "euler_maruyama": [10, 20, 40, 80, 160],
+    "models": ["mixture", "network", "digits", *studies.IMAGES], "kept": studies.IMAGES,
+    "seeds": [0, 1, 2], "calls": [5, 7, 10, 14, 20, 28, 40], "compared_at": 10, "rk45": [1e-1, 1e-2, 1e-3, 1e-4],
+    "grid": "t1", "grids": ["t1", "t2", "t3", "rho7", "logrho"], "euler_maruyama": [10, 20, 40, 80, 160],
     "adaptive_sde": {
         "rtol": [0.5, 0.1, 0.05], "atol": 0.0078, "first": 0.01, "exponent": 0.9, "safety": 0.9, "most_calls": 20000,
         "batch": "one step size for all samples; on rejection the noise is drawn again; no denoising at the end",
     },
     "choices": {
         "source": "Zhang & Chen 2023, fig. 5, FID on CIFAR-10; of its numbers we know no certain source",
-        "ladder": "uniform in t (grid), the last rung on the best of grids; polynomial: the paper's tAB3",
         "adaptive_sde": "Jolicoeur-Martineau et al. 2021; the tolerances of the paper's runs are not known",
     },
 }  # fmt: skip
 TOLERANCES = FLIPPED
 QUICK: Config = {
-    **studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [], "calls": [5, 10],
-    "grids": ["t1", "t2", "logrho"], "rk45": [1e-1, 1e-2], "euler_maruyama": [20, 80],
+    **studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [], "grids": ["t1", "t2", "logrho"],
+    "calls": [5, 10], "rk45": [1e-1, 1e-2], "euler_maruyama": [20, 80],
     "adaptive_sde": {**CONFIG["adaptive_sde"], "rtol": [0.5]},
 }  # fmt: skip
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "kept": [], "samples": 2048,
-                    "calls": [*CONFIG["calls"], 80, 160, 320], "rk45": [*CONFIG["rk45"], 1e-5],
+THOROUGH: Config = {"models": [*studies.MODELS], "kept": [], "samples": 2048, "calls": [*CONFIG["calls"], 80, 160, 320],
                     "euler_maruyama": [*CONFIG["euler_maruyama"], 320, 640, 1000]}  # fmt: skip
 LADDER = {"Euler": "euler", "+ EI": "ei_score", "+ ε": "ddim", "+ polynomial": "tab3", "+ time grid": "tab3"}
 STEPS, TOP = tuple(LADDER)[1:], "+ time grid"
@@ -66,15 +62,15 @@ def rk45(study: Study, config: Config, tolerance: float) -> tuple[Any, int]:
     import torch
     from scipy.integrate import solve_ivp
 
-    start = study.x_T
+    def state(flat: Array) -> Any:
+        return torch.as_tensor(flat.reshape(study.x_T.shape), device=study.x_T.device)
 
     def flow(t: float, flat: Array) -> Array:
-        x = torch.as_tensor(flat.reshape(start.shape), device=start.device)
-        return np.asarray(slope(study, x, t, 0.5).cpu()).ravel()
+        return np.asarray(slope(study, state(flat), t, 0.5).cpu()).ravel()
 
-    times = (config["t_start"], config["t_end"])
-    found = solve_ivp(flow, times, start.cpu().numpy().ravel(), "RK45", rtol=tolerance, atol=tolerance)
-    return torch.as_tensor(found.y[:, -1].reshape(start.shape), device=start.device), int(found.nfev)
+    times, start = (config["t_start"], config["t_end"]), study.x_T.cpu().numpy().ravel()
+    found = solve_ivp(flow, times, start, "RK45", rtol=tolerance, atol=tolerance)
+    return state(found.y[:, -1]), int(found.nfev)
 
 
 def adaptive_sde(study: Study, config: Config, rtol: float) -> tuple[Any, int]:
@@ -86,10 +82,8 @@ def adaptive_sde(study: Study, config: Config, rtol: float) -> tuple[Any, int]:
     """
     import torch
 
-    s, process = config["adaptive_sde"], study.process
-    rng = np.random.default_rng(config["seed"])
-    x, t, h, calls = study.x_T, config["t_start"], s["first"], 0
-    previous = x
+    s, process, rng = config["adaptive_sde"], study.process, np.random.default_rng(config["seed"])
+    x, t, h, calls, previous = study.x_T, config["t_start"], s["first"], 0, study.x_T
     while t > config["t_end"]:
         noise = torch.as_tensor(rng.standard_normal(tuple(x.shape)), device=x.device) * math.sqrt(h)
         end = max(t - h, config["t_end"])
@@ -107,39 +101,35 @@ def adaptive_sde(study: Study, config: Config, rtol: float) -> tuple[Any, int]:
     return x, calls
 
 
-def _others(study: Study, config: Config) -> Iterator[tuple[dict[str, Any], Any, bool]]:
-    """(columns, samples, whether they end a path) of the samplers beside the ladder."""
+def _others(study: Study, config: Config) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
+    """(method, samples, calls, its setting) of the samplers beside the ladder."""
     for tolerance in config["rk45"]:
-        x, nfe = rk45(study, config, tolerance)
-        yield {"method": RK45, "nfe": nfe, "tolerance": tolerance}, x, True
+        yield RK45, *rk45(study, config, tolerance), {"tolerance": tolerance}
     for steps in config["euler_maruyama"]:
         ts = da.grid(study.process, steps, config["grid"], config["t_start"], config["t_end"])
-        table = da.build("euler_maruyama", study.process, ts)
-        x = da.run(table, study.model, study.x_T, config["seed"])
-        yield {"method": EM, "nfe": table.nfe, "grid": config["grid"]}, x, False
+        yield EM, study.solve("euler_maruyama", ts, config["seed"]), steps, {"grid": config["grid"]}
     for tolerance in config["adaptive_sde"]["rtol"]:
-        x, nfe = adaptive_sde(study, config, tolerance)
-        yield {"method": ADAPTIVE, "nfe": nfe, "tolerance": tolerance}, x, False
+        yield ADAPTIVE, *adaptive_sde(study, config, tolerance), {"tolerance": tolerance}
 
 
 # -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "run" (a method and its cost), "gain" (a rung's error over that of the one before), "reference"."""
 
-    def grids(solver: str, calls: int) -> list[str]:
-        return [config["grid"], *(config["grids"] if solver == LADDER[TOP] else ())]
+    grids = {solver: [config["grid"]] for solver in LADDER.values()} | {LADDER[TOP]: [config["grid"], *config["grids"]]}
 
     def rows_of(name: str, progress: Progress) -> Rows:
         judges = Judge(studies.study(name, config), config).with_seeds()
         judge = judges[0]
-        tried = cells.sweep(judge.study, dict.fromkeys(LADDER.values()), grids, config["calls"], judge.cell,
+        tried = cells.sweep(judge.study, grids, lambda solver, _: grids[solver], config["calls"], judge.cell,
                             progress=lambda share: progress(0.6 * share))  # fmt: skip
         rows: Rows = [judge.reference]
         for calls in config["calls"]:
             few = judges if calls == config["compared_at"] else [judge]
             rows += _ladder([row for row in tried if row["calls"] == calls], few)
-        others = _others(judge.study, config)
-        return rows + [{"part": "run", **columns, **judge.row(x, path)} for columns, x, path in others]
+        for method, x, nfe, setting in _others(judge.study, config):
+            rows.append({"part": "run", "method": method, "nfe": nfe, **setting, **judge.row(x, method == RK45)})
+        return rows
 
     return by_model(NAME, config, rows_of, progress).drop(columns=["calls", "steps", "squares", "error"])
 
@@ -170,25 +160,19 @@ def keeping_up(frame: Frame, config: Config, method: str) -> str:
     top = at(runs, method=TOP, nfe=config["compared_at"]).set_index("model").error
     near = (runs.law_low <= 0) & (runs.law_high >= 0)
     good = at(runs[runs.error <= runs.model.map(top) if method == RK45 else near], method=method)
-    fewest = good.groupby("model").nfe.min().reindex(top.index, fill_value=math.inf)
-    return span(fewest)
-
-
-def headline(frame: Frame, config: Config) -> str:
-    """Which step gains most on how many models."""
-    step, where = leader(frame, config)
-    return f"At {config['compared_at']} calls {step} gains most on {len(where)} of {frame.model.nunique()} models"
+    return span(good.groupby("model").nfe.min().reindex(top.index, fill_value=math.inf))
 
 
 def verdict(frame: Frame, config: Config) -> str:
     """Which step gains most, how often each helps, and with how many calls others keep up with the ladder's top."""
-    gains = at(frame, part="gain", nfe=config["compared_at"])
-    helps = ", ".join(f"{distinct(at(gains, method=step)).sum()} ({step})" for step in STEPS)
-    near = ", ".join(f"{method} with {keeping_up(frame, config, method)}" for method in (EM, ADAPTIVE))
+    calls, (step, factors) = config["compared_at"], leader(frame, config)
+    gains = at(frame, part="gain", nfe=calls)
+    helps = ", ".join(f"{distinct(at(gains, method=each)).sum()} ({each})" for each in STEPS)
+    rk, em, adaptive = (keeping_up(frame, config, method) for method in (RK45, EM, ADAPTIVE))
     return (
-        f"{headline(frame, config)}, ×{span(leader(frame, config)[1])} on the path error; beyond band and seeds it "
-        f"falls on {helps}; RK45 is as accurate with {keeping_up(frame, config, RK45)} calls; near the exact law are "
-        f"{near}."
+        f"At {calls} calls {step} gains most on {len(factors)} of {frame.model.nunique()} models, ×{span(factors)} on "
+        f"the path error; beyond band and seeds it falls on {helps}; RK45 is as accurate with {rk} calls; near the "
+        f"exact law are {EM} with {em}, {ADAPTIVE} with {adaptive}."
     )
 
 
@@ -206,29 +190,19 @@ _LOOK: dict[str, dict[str, Any]] = {
 def draw(frame: Frame, config: Config) -> Figure:
     """Above a panel per step of the ladder: its factor, model by model. Below a panel per model: errors and calls."""
     note = (
-        f"RMS path error, of images over samples that do not flip, {style.setting(config)}; "
-        f"{studies.how_many(config)}, 95 % bands. Above: factor at {config['compared_at']} calls, blue where it helps; "
-        f"thin: {studies.how_many_seeds(config)}. All on grid {config['grid']}, the last step on the best of "
+        f"{measured(config)} Above: factor at {config['compared_at']} calls, blue where it helps; thin: "
+        f"{studies.how_many_seeds(config)}. All on grid {config['grid']}, the last step on the best of "
         f"{', '.join(config['grids'])}. Polynomial: tAB3; RK45: scipy's."
     )
     names = {name: panels.short(name) for name in frame.model.unique()}
     above, below = 0.5 + 0.2 * len(names), 0.9 + 1.55 * -(-len(names) // COLUMNS)
-    fig = panels.sheet(headline(frame, config), note, above + below)
-    _gains(fig, at(frame, part="gain", nfe=config["compared_at"]), list(names.values()), bottom=below + 0.35)
-    panels.lines(
-        fig, ranked(at(frame, part="run")), names, COLUMNS, x="nfe", y="error", line="method", look=_LOOK.__getitem__,
-        names=list(_LOOK), band=("error_low", "error_high"), ticks=[5, 10, 20, 50, 100], ylabel="path error",
-        extra_top=above + 0.5,
-    )  # fmt: skip
-    return fig
-
-
-def _gains(fig: Figure, gains: Frame, names: list[str], bottom: float) -> None:
-    axes, _ = panels.small_multiples(fig, STEPS, len(STEPS), bottom=bottom, left=0.9)
+    fig = panels.sheet(verdict(frame, config).split(", ×")[0], note, above + below)
+    gains = at(frame, part="gain", nfe=config["compared_at"])
+    axes, _ = panels.small_multiples(fig, STEPS, len(STEPS), bottom=below + 0.35, left=0.9)
     for ax, step in zip(axes, STEPS, strict=True):
         rows = at(gains, method=step)
-        bands, seeds = rows[["ratio", "low", "high"]].values.tolist(), rows[["least", "most"]].values.tolist()
-        panels.intervals(ax, bands, [0.01, 0.1, 1], names, outer=seeds)
+        bands, seeds = (rows[columns].to_numpy() for columns in (["ratio", "low", "high"], ["least", "most"]))
+        panels.intervals(ax, bands, [0.01, 0.1, 1], list(names.values()), outer=seeds)
         for y, row in enumerate(rows.itertuples()):
             text = style.as_text(row.ratio) + (f" {row.grid}" if step == TOP else "")
             place, shift, side = (row.low, -3, "right") if row.ratio > 1 else (row.high, 3, "left")
@@ -236,3 +210,9 @@ def _gains(fig: Figure, gains: Frame, names: list[str], bottom: float) -> None:
                         fontsize=panels.SMALL)  # fmt: skip
         ax.tick_params(axis="y", labelleft=ax is axes[0])
     axes[0].set_xlim(0.5 * gains.low.min(), 3.0 * gains.high.max())  # room for the numbers
+    panels.lines(
+        fig, ranked(at(frame, part="run")), names, COLUMNS, x="nfe", y="error", line="method", look=_LOOK.__getitem__,
+        names=list(_LOOK), band=("error_low", "error_high"), ticks=[5, 10, 20, 50, 100], ylabel="path error",
+        extra_top=above + 0.5,
+    )  # fmt: skip
+    return fig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style, units
 from experiments.core.by_model import Rows, by_model
 from experiments.core.frames import at, span
-from experiments.core.judging import FLIPPED, Judge, apart, best, distinct, duel, middle, ranked
+from experiments.core.judging import FLIPPED, Judge, apart, best, distinct, duel, measured, middle, ranked
 from experiments.models import studies
 from experiments.models.problems import steps_for
 from experiments.models.studies import Study
@@ -25,8 +26,7 @@ NAME = "fig6_comparison"
 QUESTION = "Which sampler is most accurate at 5 to 50 model calls on which model, and is the winner distinct?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "network", "digits", "digits8", "digits8_flow", "mnist28"],
-    "kept": ["digits8", "digits8_flow", "mnist28"],
+    "models": ["mixture", "network", "digits", *studies.IMAGES], "kept": studies.IMAGES,
     "seeds": [0, 1, 2], "calls": [5, 7, 10, 15, 20, 30, 50], "ranked_at": [5, 10, 20],
     "customary": {
         "ddim": "rho7", "analytic_ddim": "t1", "f_pndm": "t1", "ipndm4": "rho7", "tab3": "t2", "rhoab3": "rho7",
@@ -42,21 +42,22 @@ CONFIG: Config = {
     },
 }  # fmt: skip
 TOLERANCES = FLIPPED
-QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [],
-                 "calls": [5, 10], "ranked_at": [5, 10], "grids": ["t2", "rho7", "logrho"],
-                 "moment_samples": 64}  # fmt: skip
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "kept": [], "samples": 2048,
-                    "calls": [5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50], "moment_samples": 1024}  # fmt: skip
+QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [], "calls": [5, 10],
+                 "ranked_at": [5, 10], "grids": ["t2", "rho7", "logrho"], "moment_samples": 64}  # fmt: skip
+THOROUGH: Config = {"models": [*studies.MODELS], "kept": [], "samples": 2048, "moment_samples": 1024,
+                    "calls": [*CONFIG["calls"], 6, 8, 12, 25, 40]}  # fmt: skip
 COLUMNS, NAMED, DEEPEST = 3, 6, 20.0  # panels in a row, lines with names, ratio of the lightest shade
 CHOICES = {"customary": "usual", "best": "best"}  # and how the table prints them
 ANALYTIC = "analytic_ddim"
-PUBLISHED: dict[str, dict[int, dict[str, float]]] = {  # source → calls → FID of 50,000 samples
-    "diff-sampler: CIFAR-10, EDM's network": {  # its grids are those of `customary`, for dpm_2 rho7
-        5: {"ddim": 49.66, "tab3": 14.39, "dpmpp_3m": 24.97, "unipc3_bh2_x0": 23.98, "ipndm4": 13.59},
-        10: {"ddim": 15.69, "tab3": 4.09, "dpmpp_3m": 3.00, "unipc3_bh2_x0": 2.89, "ipndm4": 2.77, "dpm_2": 5.01,
-             "edm_heun": 15.93},
+PUBLISHED: dict[tuple[str, int], dict[str, float]] = {  # (source, calls) → FID of 50,000 samples
+    ("diff-sampler: CIFAR-10, EDM's network", 5): {  # its grids are those of `customary`, for dpm_2 rho7
+        "ddim": 49.66, "tab3": 14.39, "dpmpp_3m": 24.97, "unipc3_bh2_x0": 23.98, "ipndm4": 13.59,
     },
-    "DPM-Solver-v3, table 1: CIFAR-10, VPSDE": {20: {"tab3": 2.86, "dpmpp_3m": 2.90, "unipc3_bh2_x0": 2.73}},
+    ("diff-sampler: CIFAR-10, EDM's network", 10): {
+        "ddim": 15.69, "tab3": 4.09, "dpmpp_3m": 3.00, "unipc3_bh2_x0": 2.89, "ipndm4": 2.77, "dpm_2": 5.01,
+        "edm_heun": 15.93,
+    },
+    ("DPM-Solver-v3, table 1: CIFAR-10, VPSDE", 20): {"tab3": 2.86, "dpmpp_3m": 2.90, "unipc3_bh2_x0": 2.73},
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def published_rows(config: Config) -> Rows:
     return [
         {"model": "published: another model", "part": "published", "solver": solver, "calls": calls, "fid": fid,
          "source": source}
-        for source, by_calls in PUBLISHED.items() for calls, fids in by_calls.items() if calls in config["ranked_at"]
+        for (source, calls), fids in PUBLISHED.items() if calls in config["ranked_at"]
         for solver, fid in fids.items() if solver in config["customary"]
     ]  # fmt: skip
 
@@ -115,9 +116,9 @@ def _analytic(judge: Judge) -> Rows:
     for calls in config["calls"]:
         ts = da.grid(study.process, calls, kind, config["t_start"], config["t_end"])
         method = da.analytic_dpm(study.process, ts, moments(study, ts, config), 0.0, name=ANALYTIC)
+        cell = cells.Cell(ANALYTIC, kind, calls, calls, method.nfe, tuple(ts))
         x = da.run(method, study.model, study.x_T, drawn)
-        where = {"solver": ANALYTIC, "grid": kind, "calls": calls, "steps": calls, "nfe": method.nfe}
-        rows.append({"part": "error", "customary": True, **where, **judge.row(x, False)})
+        rows.append({"part": "error", "customary": True, **cell.columns, **judge.row(x, False)})
     return rows
 
 
@@ -156,30 +157,19 @@ def told_flips(frame: Frame, model: str, calls: int) -> str:
     return f"{first} {rows[first]:.0%}{least}"
 
 
-def wins(frame: Frame, choice: str) -> Any:
-    """Solver → in how many cases it is the distinct winner on grids of a choice; most first."""
-    duels = at(frame, part="duel", choice=choice)
-    return duels[distinct(duels)].solver.value_counts()
-
-
-def headline(frame: Frame) -> str:
-    """Who wins distinctly how often on customary grids."""
-    own, cases = wins(frame, "customary"), len(at(frame, part="duel", choice="customary"))
-    if not len(own):
-        return f"On customary grids no sampler is a distinct winner in any of {cases} cases"
-    return f"On customary grids {own.index[0]} is the distinct winner in {own.iloc[0]} of {cases} cases"
-
-
 def verdict(frame: Frame, config: Config) -> str:
     """Who is the distinct winner how often, on both kinds of grids, and how far FIDs as published rank alike."""
-    own = wins(frame, "customary")
     duels, calls = at(frame, part="duel"), middle(config)
+    sure, said, best_too = duels[distinct(duels)], "no sampler is a distinct winner in any", ""
+    own = at(sure, choice="customary").solver.value_counts()
+    if len(own):
+        said = f"{own.index[0]} is the distinct winner in {own.iloc[0]}"
+        best_too = f", on each sampler's best grid in {len(at(sure, choice='best', solver=own.index[0]))}"
     alike = [agreement(frame, name, calls) for name in at(frame, part="reference").model]
-    best_too = f", on each sampler's best grid in {wins(frame, 'best').get(own.index[0], 0)}" if len(own) else ""
     return (
-        f"{headline(frame)}{best_too}; a winner is distinct (95 % band, every seed) in {distinct(duels).sum()} of "
-        f"{len(duels)} cases; Spearman with published FIDs of another model ({alike[0][1]} samplers, {calls} calls) is "
-        f"{span(rho for rho, _ in alike)}."
+        f"On customary grids {said} of {len(at(duels, choice='customary'))} cases{best_too}; a winner is distinct (95 "
+        f"% band, every seed) in {len(sure)} of {len(duels)} cases; Spearman with published FIDs of another model "
+        f"({alike[0][1]} samplers, {calls} calls) is {span(rho for rho, _ in alike)}."
     )
 
 
@@ -192,13 +182,12 @@ def draw(frame: Frame, config: Config) -> Figure:
                           for name in names for choice in CHOICES})  # fmt: skip
     order = [str(solver) for solver in found.rank().mean(axis=1).sort_values(kind="stable").index]
     note = (
-        f"RMS path error, of images over samples that do not flip, {style.setting(config)}; "
-        f"{studies.how_many(config)}, 95 % bands. Flips, and table: at {calls} calls; error over the least of its "
-        f"column, usual grid (beside the name) and best of {', '.join(config['grids'])}; *: ahead of the next by band "
-        f"and {studies.how_many_seeds(config)}. FID: as published for CIFAR-10."
+        f"{measured(config)} Flips, and table: at {calls} calls; error over the least of its column, usual grid "
+        f"(beside the name) and best of {', '.join(config['grids'])}; *: ahead of the next by band and "
+        f"{studies.how_many_seeds(config)}. FID: as published for CIFAR-10."
     )
     table, curves = 0.75 + 0.185 * len(order), 1.05 + 1.55 * -(-len(names) // COLUMNS)
-    fig = panels.sheet(headline(frame), note, curves + table)
+    fig = panels.sheet(re.split("; |, on", verdict(frame, config))[0], note, curves + table)
     errors = ranked(_chosen(at(frame, part="error"), "customary"))
     axes = panels.lines(
         fig, errors, names, COLUMNS, x="nfe", y="error", names=order[:NAMED], band=("error_low", "error_high"),
@@ -216,15 +205,13 @@ def draw(frame: Frame, config: Config) -> Figure:
 
 
 def _table(ax: Any, frame: Frame, ratios: Frame, calls: int, config: Config) -> None:
-    fid, sure = published(frame, calls), distinct(at(frame, part="duel", calls=calls).set_index(["model", "choice"]))
-    stars = [[value == 1 and sure[cell] for cell, value in row.items()] for _, row in ratios.iterrows()]
-    texts = [[style.as_text(value) + "*" * bool(star) for value, star in zip(row, line, strict=True)]
-             for row, line in zip(ratios.to_numpy(), stars, strict=True)]  # fmt: skip
-    for solver, line in zip(ratios.index, texts, strict=True):
-        line.append(f"{fid[solver]:.2f}" if solver in fid.index else "–")
-    depths = [[*row, None] for row in np.log(ratios.to_numpy()) / math.log(DEEPEST)]
-    bold = [[*row, False] for row in ratios.to_numpy() == 1]
+    fid, least = published(frame, calls), ratios.eq(1)
+    sure = distinct(at(frame, part="duel", calls=calls).set_index(["model", "choice"])).reindex(ratios.columns)
+    texts = ratios.map(style.as_text) + (least & sure.eq(True)).map(lambda star: "*" * bool(star))
+    texts["FID"] = [f"{fid[solver]:.2f}" if solver in fid.index else "–" for solver in ratios.index]
+    depths = (np.log(ratios) / math.log(DEEPEST)).assign(FID=None)
     rows = [f"{solver} ({config['customary'][solver]})" for solver in ratios.index]
-    panels.shaded(ax, depths, [*(CHOICES[choice] for _, choice in ratios.columns), "FID"], rows, texts, bold)
+    columns = [*(CHOICES[choice] for _, choice in ratios.columns), "FID"]
+    panels.shaded(ax, depths.to_numpy(), columns, rows, texts.to_numpy(), least.assign(FID=False).to_numpy())
     for tick, solver in zip(ax.get_yticklabels(), ratios.index, strict=True):
         tick.set_color(style.family(solver)[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import textwrap
 from typing import Any
 
@@ -12,22 +14,20 @@ from matplotlib.figure import Figure
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
-from experiments.core import cells as swept
-from experiments.core import panels, style
+from experiments.core import cells, panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.models import studies
+from experiments.models.problems import bootstrap_ratio
 
 NAME = "paper_claims"
 QUESTION = "Which of the paper's claims about its ingredients hold on which model?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "network", "digits", "digits8", "digits8_flow", "mnist28"],
-    "kept": ["digits8", "digits8_flow", "mnist28"],
+    "models": ["mixture", "network", "digits", *studies.IMAGES], "kept": studies.IMAGES,
     "steps": [5, 10, 20], "budgets": [5, 8], "grids": ["t1", "t2", "t3", "rho7", "logrho"], "draws": 1000,
 }  # fmt: skip
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "digits"], "kept": [], "draws": 200}
-THOROUGH: Config = {"samples": 2000, "steps": [5, 7, 10, 14, 20], "kept": [],
-                    "models": ["mixture", "gaussian", "digits", "network"]}  # fmt: skip
+THOROUGH: Config = {"models": [*studies.MODELS], "kept": [], "samples": 2000, "steps": [5, 7, 10, 14, 20]}
 CLAIMS = {  # what the paper says; briefly; its place; where it is drawn
     "score": ("an exponential integrator with a frozen score is worse than Euler", "frozen score loses to Euler",
               "fig. 3a", "fig3_discretization"),
@@ -40,31 +40,36 @@ CLAIMS = {  # what the paper says; briefly; its place; where it is drawn
 }  # fmt: skip
 ON_T1, RUNGE_KUTTA = ("euler", "ei_score"), ("rhork_2heun", "rhork_3kutta", "rhork_4rk")
 ADAMS = ("ddim", *(f"{family}{degree}" for family in ("tab", "rhoab") for degree in (1, 2, 3)))
-METRICS = {"mean": "", "rms": "rms_"}  # what a claim is counted by → prefix of its columns
+METRICS: dict[str, tuple[str, Any, Any]] = {  # prefix of the columns, what errors are the means of, and roots of these
+    "mean": ("", np.abs, np.asarray), "rms": ("rms_", np.square, np.sqrt),
+}  # fmt: skip
 Errors = dict[tuple[str, str, int], Array]  # of a run (solver, grid, calls), per sample
 
 
 # -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
-    """A row per model, claim and cell: ``ratio`` of the mean pixel differences, > 1 where the claim holds.
+    """A row per model, claim and cell: ratio of the errors, > 1 where the claim holds, with its 95 % band over samples.
 
-    ``low`` and ``high`` are its 95 % bootstrap band over samples; ``rms_ratio``, ``rms_low``, ``rms_high`` are those of
-    root mean squares, for which the best grids are chosen by root mean square too.
+    By mean pixel differences and, ``rms_…``, by root mean squares, by which then the best grids are chosen, too.
     """
 
     def rows_of(name: str, progress: Progress) -> Rows:
+        gaps = _gaps(name, config, progress)
         rows: dict[tuple[str, str], dict[str, Any]] = {}
-        for metric, errors in _errors(name, config, progress).items():
-            for (claim, cell), pair in _cells(errors, config).items():
+        for prefix, size, root in METRICS.values():
+            errors = {run: size(gap).mean(axis=1) for run, gap in gaps.items()}
+            for (claim, cell), (worse, better) in _cells(errors, config).items():
+                ratio = float(root(worse.mean() / better.mean()))
+                low, high = bootstrap_ratio(worse, better, config["seed"], config["draws"], root)
                 row = rows.setdefault((claim, cell), {"claim": claim, "cell": cell})
-                row |= _ratio(*pair, metric, config)
+                row |= {f"{prefix}ratio": ratio, f"{prefix}low": low, f"{prefix}high": high}
         return list(rows.values())
 
     return by_model(NAME, config, rows_of, progress)
 
 
-def _errors(name: str, config: Config, progress: Progress) -> dict[str, Errors]:
-    """Of all runs that a claim is about, against the exact answer: mean absolute and mean square ("rms") difference."""
+def _gaps(name: str, config: Config, progress: Progress) -> Errors:
+    """(n, d) difference to the exact answer of all runs that a claim is about."""
     study = studies.study(name, config)
     truth, _ = study.reference(config["t_end"])
 
@@ -73,13 +78,9 @@ def _errors(name: str, config: Config, progress: Progress) -> dict[str, Errors]:
 
     groups = [(ON_T1, ["t1"], config["steps"]), (ADAMS, config["grids"], config["steps"]),
               (("ddim", *RUNGE_KUTTA), config["grids"], config["budgets"])]  # fmt: skip
-    planned = dict.fromkeys(cell for group in groups for cell in swept.plan(study, *group, steps=steps))
-    found: dict[str, Errors] = {metric: {} for metric in METRICS}
-    for cell, x in swept.runs(study, list(planned), progress):
-        gap = (x - truth).cpu().numpy()
-        for metric, size in (("mean", np.abs(gap)), ("rms", np.square(gap))):
-            found[metric][cell.solver, cell.grid, cell.calls] = size.mean(axis=1)
-    return found
+    planned = dict.fromkeys(cell for group in groups for cell in cells.plan(study, *group, steps=steps))
+    runs = cells.runs(study, list(planned), progress)
+    return {(cell.solver, cell.grid, cell.calls): (x - truth).cpu().numpy() for cell, x in runs}
 
 
 def _cells(errors: Errors, config: Config) -> dict[tuple[str, str], tuple[Array, Array]]:
@@ -88,35 +89,25 @@ def _cells(errors: Errors, config: Config) -> dict[tuple[str, str], tuple[Array,
     def best(solver: str, n: int, but: str = "") -> Array:
         return min((errors[solver, grid, n] for grid in config["grids"] if grid != but), key=np.mean)
 
-    cells = {}
+    pairs = {}
     for n in config["steps"]:
         score, euler, eps = (errors[solver, "t1", n] for solver in ("ei_score", "euler", "ddim"))
         on_t2 = [errors[solver, "t2", n] for solver in ADAMS[:4]]
-        cells["score", f"N = {n}"] = score, euler
-        cells["eps", f"N = {n}"] = euler, eps
+        pairs["score", f"N = {n}"] = score, euler
+        pairs["eps", f"N = {n}"] = euler, eps
         for r in (1, 2, 3):
-            cells["degree", f"tab{r}, N = {n}"] = on_t2[r - 1], on_t2[r]
-            cells["grid", f"tab{r}, N = {n}"] = best(f"tab{r}", n, but="t2"), on_t2[r]
-            cells["tab", f"degree {r}, N = {n}"] = best(f"rhoab{r}", n), best(f"tab{r}", n)
-    for n in config["budgets"]:
-        for solver in RUNGE_KUTTA:
-            cells["rk", f"{solver}, {n} calls"] = best(solver, n), best("ddim", n)
-    return cells
-
-
-def _ratio(worse: Array, better: Array, metric: str, config: Config) -> dict[str, float]:
-    """Ratio of two errors of the same samples, with its 95 % band over samples."""
-    root = np.sqrt if metric == "rms" else np.asarray
-    index = np.random.default_rng(config["seed"]).integers(0, worse.size, (config["draws"], worse.size))
-    low, high = np.quantile(root(worse[index].mean(axis=1) / better[index].mean(axis=1)), [0.025, 0.975])
-    found = {"ratio": root(worse.mean() / better.mean()), "low": low, "high": high}
-    return {f"{METRICS[metric]}{part}": float(value) for part, value in found.items()}
+            pairs["degree", f"tab{r}, N = {n}"] = on_t2[r - 1], on_t2[r]
+            pairs["grid", f"tab{r}, N = {n}"] = best(f"tab{r}", n, but="t2"), on_t2[r]
+            pairs["tab", f"degree {r}, N = {n}"] = best(f"rhoab{r}", n), best(f"tab{r}", n)
+    for n, solver in itertools.product(config["budgets"], RUNGE_KUTTA):
+        pairs["rk", f"{solver}, {n} calls"] = best(solver, n), best("ddim", n)
+    return pairs
 
 
 # -- what was found -------------------------------------------------------------------------------
 def findings(frame: Frame, metric: str) -> Frame:
     """(claim, model) → number of cells, in how many of them it holds by one of `METRICS`, the mean ratio of errors."""
-    ratio = frame[f"{METRICS[metric]}ratio"]
+    ratio = frame[f"{METRICS[metric][0]}ratio"]
     columns = {"cells": ratio, "holds": ratio > 1, "ratio": np.log(ratio)}
     found = pd.DataFrame(columns).groupby([frame.claim, frame.model], sort=False)
     return found.agg({"cells": "size", "holds": "sum", "ratio": "mean"}).assign(ratio=lambda f: np.exp(f.ratio))
@@ -133,8 +124,8 @@ def table(frame: Frame, config: Config) -> list[str]:
     lines = [f"| claim of the paper | {' | '.join(config['models'])} | figure |"]
     lines.append(f"|---|{'---|' * (len(config['models']) + 1)}")
     for claim, (text, _, place, figure) in CLAIMS.items():
-        cells = " | ".join(f"{mean[claim, name]}, {rms[claim, name]}" for name in config["models"])
-        lines.append(f"| {text} ({place}) | {cells} | [{figure}](figures/{figure}.png) |")
+        counts = " | ".join(f"{mean[claim, name]}, {rms[claim, name]}" for name in config["models"])
+        lines.append(f"| {text} ({place}) | {counts} | [{figure}](figures/{figure}.png) |")
     return lines
 
 
@@ -142,10 +133,6 @@ def everywhere(frame: Frame, metrics: Any = METRICS) -> list[str]:
     """The claims that hold in every cell on all models, by all metrics."""
     held = [(f.holds == f.cells).groupby(level="claim").all() for f in (findings(frame, m) for m in metrics)]
     return [claim for claim in CLAIMS if all(each[claim] for each in held)]
-
-
-def _headline(frame: Frame) -> str:
-    return f"{len(everywhere(frame))} of the paper's {len(CLAIMS)} claims hold in every cell on every model"
 
 
 def verdict(frame: Frame, config: Config) -> str:
@@ -157,7 +144,8 @@ def verdict(frame: Frame, config: Config) -> str:
         f"{brief} in {mean.holds[claim]} (by RMS {rms.holds[claim]}) of {mean.cells[claim]} cells"
         for claim, (_, brief, *_) in CLAIMS.items() if claim not in held
     )  # fmt: skip
-    return f"{_headline(frame)}{kept}{'; ' if others else ''}{others}."
+    said = f"{len(held)} of the paper's {len(CLAIMS)} claims hold in every cell on every model{kept}"
+    return f"{said}{'; ' if others else ''}{others}."
 
 
 # -- the figure -----------------------------------------------------------------------------------
@@ -173,7 +161,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     said = (_said(mean) + "\n" + _said(rms)).unstack().loc[list(CLAIMS), names]
     whole = (f"{text} ({place.replace(' ', '_')})".replace(" ≤ ", "_≤_") for text, _, place, _ in CLAIMS.values())
     labels = ["\n".join(textwrap.wrap(text, 28)).replace("_", " ") for text in whole]  # no line ends before a number
-    fig = panels.sheet(_headline(frame), note, 0.35 + 0.5 * len(CLAIMS))
+    fig = panels.sheet(re.split("[:;.]", verdict(frame, config))[0], note, 0.35 + 0.5 * len(CLAIMS))
     ax = fig.subplots(gridspec_kw=style.body(fig, bottom=0.05, left=1.75, right=0.05, extra_top=0.2))
     panels.shaded(ax, failing.to_numpy(), [panels.short(name) for name in names], labels, said.to_numpy())
     return fig

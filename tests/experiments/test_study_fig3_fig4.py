@@ -227,7 +227,7 @@ def test_eps_changes_less_above_the_threshold_except_on_the_digits(extrapolation
 def test_every_degree_helps_on_the_gaussian_and_the_highest_hurts_on_the_digits_path(extrapolation):
     assert fig4.falls(extrapolation) == ["gaussian"]
     for column in ("ratio", "high"):
-        assert (fig4.better(extrapolation, C4, column)["t2"][["mixture", "gaussian"]] == 3).all()
+        assert (fig4.better(extrapolation, C4, column).loc["t2"].loc[["mixture", "gaussian"]] == 3).all(axis=None)
     for n in C4["path_steps"]:
         assert fig4.gains(extrapolation, C4, "average", n).gain_high["digits"] < 1
     assert (fig4.gains(extrapolation, C4, "samples", 10, grid="t2").gain_low > 1).all()  # beyond the interval
@@ -247,18 +247,18 @@ def test_extrapolation_verdict_turns_with_the_data(extrapolation):
     assert said.endswith("ε changes there at most 50 % per 1/12 of t above 0.15.")
     assert (fig4.changes(frame, C4)[["above", "below"]].to_numpy() == [0.5, 0.25]).all()
     assert (fig4.gains(frame, C4, "average", 20) == 7.0).all(axis=None)
-    assert (fig4.better(frame, C4) == 0).all()
+    assert (fig4.better(frame, C4).helps == 0).all()
     frame.loc[average | samples, ["ratio", "low", "high"]] = 0.5
     every = "mixture, gaussian, digits"
     assert f"20 on {every} (t2), clearly along the exact path on {every};" in fig4.verdict(frame, C4)
-    assert (fig4.better(frame, C4) == 3).all()
+    assert (fig4.better(frame, C4) == 3).all(axis=None)
     frame.loc[samples | average, "high"] = 1.1
     assert f"20 on {every} (t2), clearly along the exact path on no model;" in fig4.verdict(frame, C4)
-    assert (fig4.better(frame, C4) == 3).all()
-    assert (fig4.better(frame, C4, "high") == 0).all()
+    assert (fig4.better(frame, C4) == 3).all(axis=None)
+    assert (fig4.better(frame, C4, "high").helps == 0).all()
     frame.loc[samples & (frame.degree == 2) & (frame.steps == 10), "ratio"] = 1.1  # one degree of three spoils an N
     assert "at all N ≤ 20 on no model (t2)" in fig4.verdict(frame, C4)
-    assert (fig4.better(frame, C4) == 2).all()
+    assert (fig4.better(frame, C4).helps == 2).all()
 
 
 def test_headline_of_the_extrapolation_begins_its_verdict(extrapolation):
