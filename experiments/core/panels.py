@@ -161,12 +161,12 @@ def intervals(
 
 
 def shaded(
-    ax: Any, depths: Any, columns: Sequence[str], rows: Sequence[str], texts: Any = None, bold: Any = None
+    ax: Any, depths: Any, columns: Sequence[str], rows: Sequence[str], texts: Any = None, bold: Any = None, **heads: Any
 ) -> None:
     """A table whose cells are the deeper blue the nearer to 0 their depth is, 0 to 1; ``None`` is an empty cell.
 
     Args:
-        depths, texts, bold: a row of cells for each of ``rows``.
+        depths, texts, bold: a row of cells for each of ``rows``. heads: of the text above the columns.
     """
     cmap = style.matplotlib.colormaps["Blues_r"]
     for y, line in enumerate(depths):
@@ -178,8 +178,13 @@ def shaded(
                 ink = "white" if depth is not None and depth < 0.15 else "#222222"
                 weight = "bold" if bold is not None and bold[y][x] else "normal"
                 ax.text(x, y, texts[y][x], ha="center", va="center", fontsize=SMALL, color=ink, fontweight=weight)
+    table(ax, columns, rows, **heads)
+
+
+def table(ax: Any, columns: Sequence[str], rows: Sequence[str], **heads: Any) -> None:
+    """Names above the columns and beside the rows of a table, whose cells are at whole numbers; ``heads``: of text."""
     ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    ax.set_xticks(range(len(columns)), columns)
+    ax.set_xticks(range(len(columns)), columns, **heads)
     ax.set_yticks(range(len(rows)), rows)
     ax.xaxis.tick_top()
     ax.tick_params(length=0, labelsize=TICKS)

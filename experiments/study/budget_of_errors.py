@@ -26,18 +26,14 @@ CONFIG: Config = {
     "choices": {"precision": "float32 in the model: what exact models get and answer, of the network its weights too"},
 }  # fmt: skip
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture"], "solvers": ["ddim", "tab3"], "nfe": [5, 10]}
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2000, "rtol": 1e-8,
-                    "nfe": [5, 7, 10, 14, 20, 40]}  # fmt: skip
+THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2000, "rtol": 1e-8}
 COLOURS = {
     "prior mismatch": style.PURPLE, "truncation": style.GREEN, "fitting": style.VERMILLION, "linear part": style.GREY,
     "extrapolation": style.BLUE, "accumulation": style.SKY, "start-up": style.ORANGE, "time rounding": "#7F3C8D",
     "precision": "#9A8B00", "total": style.BLACK,
 }  # fmt: skip
-LAWS: dict[str, dict[str, Any]] = {
-    "sampler_data": {"label": "sampler – data", "color": style.BLACK, "marker": "o"},
-    "sampler_flow": {"label": "sampler – its flow", "color": style.BLUE, "marker": "o"},
-    "flow_data": {"label": "its flow – data", "color": style.VERMILLION, "marker": "o"},
-}
+LAWS = {"sampler_data": ("sampler – data", style.BLACK), "sampler_flow": ("sampler – its flow", style.BLUE),
+        "flow_data": ("its flow – data", style.VERMILLION)}  # fmt: skip
 
 
 def compute(config: Config, progress: Progress) -> Frame:
@@ -52,11 +48,10 @@ def compute(config: Config, progress: Progress) -> Frame:
                  for what, value in budget.norms().items()]  # fmt: skip
         if solver == config["law_of"]:
             laws = da.law_budget(budget, problems[name].data[: 4 * config["samples"]], seed=config["seed"])
-            bands = {pair: getattr(laws, pair) for pair in LAWS}
-            rows += [{"part": "law", **key, "what": pair, "value": distance.value, "low": distance.low,
-                      "high": distance.high} for pair, distance in bands.items()]  # fmt: skip
             apart = float(np.sqrt(np.sum((budget.result - budget.exact_flow) ** 2) / len(budget.result)))
-            rows.append({"part": "law", **key, "what": "paths", **dict.fromkeys(("value", "low", "high"), apart)})
+            bands = {pair: (w.value, w.low, w.high) for pair in LAWS for w in [getattr(laws, pair)]}
+            rows += [{"part": "law", **key, "what": what, "value": value, "low": low, "high": high}
+                     for what, (value, low, high) in {**bands, "paths": (apart,) * 3}.items()]  # fmt: skip
         progress(done / len(cells))
     return pd.DataFrame(rows)
 
@@ -65,14 +60,13 @@ def error_budget(problem: Study, solver: str, nfe: int, config: Config) -> da.Er
     """The budget with the model in float32; prior and truncation where the truth has a closed form."""
     import torch
 
-    levels, closed = config["levels"], problem.exact is not None
+    levels, end, closed = config["levels"], config["t_end"], problem.exact is not None
     return da.error_budget(
         either_precision(problem.model) if problem.trained else None,
-        problem.model if problem.exact is None else problem.exact,
-        solver, nfe, config["t_end"], process=problem.process, x_T=problem.x_T, kind=config["grid"],
-        t_start=config["t_start"], t_data=problem.process.t_min if closed else None,
-        prior_std=1.0 if closed else None, told=lambda t: max(config["t_end"], round(t * levels) / levels),
-        model_dtype=torch.float32, rtol=config["rtol"],
+        problem.exact if closed else problem.model,
+        solver, nfe, end, process=problem.process, x_T=problem.x_T, kind=config["grid"], t_start=config["t_start"],
+        t_data=problem.process.t_min if closed else None, prior_std=1.0 if closed else None,
+        told=lambda t: max(end, round(t * levels) / levels), model_dtype=torch.float32, rtol=config["rtol"],
     )  # fmt: skip
 
 
@@ -131,13 +125,12 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{config['samples']} samples; prior N(0, 1); truncation to t = 0; times rounded to {config['levels']} levels; "
         "precision: float32. Lowest: 2-Wasserstein distances, 95 % bands; two samples of one law are not at 0."
     )
-    terms, models, solvers = at(frame, part="term"), config["models"], config["solvers"]
-    terms = terms[terms.value > 0]
-    causes = [what for what in COLOURS if (terms.what == what).any()]
+    terms = at(frame, part="term").query("value > 0")
+    models, solvers = config["models"], config["solvers"]
+    causes = [what for what in COLOURS if what in set(terms.what)]
     rows, between, lowest = (0.155 * len(causes) + 0.3) * len(models), 0.8, 1.85
     height = rows + between + lowest
-    fig = panels.sheet(headline(frame, config), note, height)
-    cases = list(itertools.product(models, solvers))
+    fig, cases = panels.sheet(headline(frame, config), note, height), list(itertools.product(models, solvers))
     axes, _ = panels.small_multiples(
         fig, [f"{solver}, {panels.short(name)}" for name, solver in cases], len(solvers), left=1.05, right=0.18,
         end=(rows - 0.1) / height, hspace=0.22, wspace=0.06,
@@ -145,7 +138,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     for ax, (name, solver) in zip(axes, cases, strict=True):
         part = at(terms, model=name, solver=solver)
         late = part.nfe.map(config["nfe"].index) / max(len(config["nfe"]) - 1, 1)
-        colours = [COLOURS[what] for what in part.what]
+        colours = part.what.map(COLOURS)
         faces = [style.tinted(colour, 0.75 * (1 - share)) for colour, share in zip(colours, late, strict=True)]
         ax.scatter(part.value, part.what.map(causes.index), s=20, c=faces, edgecolors=colours, linewidths=0.9)
         ax.set_yticks(range(len(causes)), causes)
@@ -155,13 +148,10 @@ def draw(frame: Frame, config: Config) -> Figure:
     axes[0].set(xscale="log", xlim=(max(0.4 * least, 1e-8 * most), 1.6 * most), ylim=(len(causes) - 0.4, -0.6))
     axes[-(len(solvers) + 1) // 2].set_xlabel("root mean square of the cause's part", fontsize=8.5, labelpad=2)
     drawn = at(frame, part="law", what=list(LAWS))
-    below = panels.lines(
+    panels.lines(
         fig, drawn.assign(low=drawn.low.clip(lower=0.2 * drawn.value)),
         {name: f"laws, {config['law_of']}, {panels.short(name)}" for name in models}, max(len(models), 2), x="nfe",
-        y="value", line="what", look=LAWS.__getitem__, band=("low", "high"), ylabel="W₂", legend=False,
-        begin=(rows + between) / height,
+        y="value", line="what", look=lambda pair: {"color": LAWS[pair][1], "marker": "o"},
+        label=lambda pair: LAWS[pair][0], band=("low", "high"), ylabel="W₂", begin=(rows + between) / height,
     )  # fmt: skip
-    place = below[0].get_position().y1 + 0.17 / fig.get_size_inches()[1]
-    fig.legend(*below[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, place), ncols=3,
-               fontsize=7.5, handlelength=2.0)  # fmt: skip
     return fig

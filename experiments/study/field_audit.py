@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from deis_analysis.audit.report import Report, audit_sampler
 from deis_analysis.audit.specs import catalogue, subject_of
-from deis_analysis.tableau.extraction import Refusal
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
+from experiments.core.frames import at
 from experiments.core.side_by_side import each
 
 NAME = "field_audit"
@@ -54,11 +54,8 @@ QUICK: Config = {
     ],
     "flow": {},
 }  # fmt: skip
-_PLAIN = ("linear", "superposition_residual", "nfe", "declared_order", "observed_order", "local_order",
-          "order_without_startup", "exactness_degree", "exactness_in", "time_mismatch", "duplicate_times")  # fmt: skip
-_COUNTED = ("wasted", "wasted_calls", "calls_per_step", "errors", "error_codes", "warnings", "warning_codes", "error_5",
-            "error_20")  # fmt: skip
 _RANKED = (5, 10, 20)
+_JOINED = ("wasted_calls", "nearest", "findings", "errors", "beside")  # of a report, not as they are
 
 
 # -- measuring ---------------------------------------------------------------------------------------
@@ -69,64 +66,54 @@ def specs_of(config: Config) -> list[str]:
         with contextlib.suppress(ValueError):  # not installed
             found += catalogue(package)
     installed = {spec.split(":")[0] for spec in found}
-    asked = [*(found if config["specs"] is None else config["specs"]), *config["flow"]]
+    asked = [*(config["specs"] or found), *config["flow"]]
     return list(dict.fromkeys(s for s in asked if s.split(":")[0] in installed)) or list(config["instead"])
-
-
-def levels_of(spec: str, config: Config) -> dict[str, float | None]:
-    """Of the samplers that are asked about their levels σ/α: the least above 0, and where 5 calls end."""
-    least = end = None
-    with contextlib.suppress(Refusal, ValueError):
-        if spec == config["shifted"][0]:
-            least = min(
-                (level for level in subject_of(spec).own(config["nfe"]).levels or () if level > 0), default=None
-            )
-        if spec in config["flow"]:
-            end = subject_of(spec).own(_RANKED[0]).end_level
-    return {"least_level": least, "end_level_5": end}
 
 
 def row_of(report: Report) -> dict[str, Any]:
     """A report as one row: the keys of its JSON, lists joined."""
-    data, at = report.to_dict(), report.convergence.fine if report.convergence else None
+    data, fine = report.to_dict(), report.convergence.fine if report.convergence else None
     near, wasted = data["nearest"] or {}, data["wasted_calls"]
-    row = {key: data[key] for key in _PLAIN} | {
+    row = {key: value for key, value in data.items() if key not in _JOINED} | {
         "wasted_calls": " ".join(map(str, wasted)),
         "wasted": len(wasted) if report.linear else None,
         "nearest": near.get("name", ""),
         "nearest_distance": near.get("distance"),
-        "calls_per_step": at.reading.calls / len(at.trunk.chain) if at else None,
+        "calls_per_step": fine.reading.calls / len(fine.trunk.chain) if fine else None,
         "messages": " | ".join(f"{f.severity} {f.code}: {f.message}" for f in report.findings),
         "unread": "" if report.linear else next((f.message for f in report.findings if "RUN-" in f.code), ""),
     }
     for severity in ("error", "warning", "info"):
         codes = [f.code for f in report.findings if f.severity == severity]
         row |= {f"{severity}s": len(codes), f"{severity}_codes": "; ".join(codes)}
-    for nfe in _RANKED:
-        beside = data["beside"].get(str(nfe), {})
-        row |= {f"error_{nfe}": data["errors"].get(str(nfe)), f"ddim_{nfe}": beside.get("ddim")}
-        row |= {f"best_{nfe}": beside.get("best", ""), f"best_error_{nfe}": beside.get("best_error")}
+    for nfe in map(str, _RANKED):
+        best = data["beside"].get(nfe, {})
+        row |= {f"error_{nfe}": data["errors"].get(nfe), f"ddim_{nfe}": best.get("ddim"),
+                f"best_{nfe}": best.get("best", ""), f"best_error_{nfe}": best.get("best_error")}  # fmt: skip
     return row
 
 
 def audited(spec: str, config: Config) -> dict[str, Any]:
-    """The row of one sampler."""
-    package = spec.split(":")[0]
-    row: dict[str, Any] = {"spec": spec, "package": package, "version": ""}
+    """The row of one sampler; of some with the least of its levels σ/α above 0, or that at which 5 calls end."""
+    package, nfe, version, failed, least, end = spec.split(":")[0], config["nfe"], "", {}, None, None
     with contextlib.suppress(KeyError, metadata.PackageNotFoundError):
-        row["version"] = metadata.version(config["packages"][package])
+        version = metadata.version(config["packages"][package])
     try:
-        row |= row_of(audit_sampler(spec, nfe=config["nfe"]))
+        report = audit_sampler(spec, nfe=nfe)
     except Exception as error:  # the audit promises not to: that it did is a result, and 100 others wait
-        row |= {"linear": False, "unread": f"the audit failed: {type(error).__name__}: {error}"}
-    return row | levels_of(spec, config)
+        report, failed = Report.failed(spec, []), {"unread": f"the audit failed: {type(error).__name__}: {error}"}
+    with contextlib.suppress(ValueError):
+        if spec == config["shifted"][0]:
+            least = min((level for level in subject_of(spec).own(nfe).levels or () if level > 0), default=None)
+        if spec in config["flow"]:
+            end = subject_of(spec).own(_RANKED[0]).end_level
+    known = {"spec": spec, "package": package, "version": version}
+    return {**known, **row_of(report), **failed, "least_level": least, "end_level_5": end}
 
 
 def compute(config: Config, progress: Progress) -> Frame:
     """A row per sampler: what its audit found."""
-    rows = each(partial(audited, config=config), specs_of(config), progress)
-    columns = dict.fromkeys([*(key for row in rows for key in row), *_PLAIN, *_COUNTED])
-    return pd.DataFrame(rows, columns=list(columns))
+    return pd.DataFrame(each(partial(audited, config=config), specs_of(config), progress))
 
 
 # -- what was found ----------------------------------------------------------------------------------
@@ -135,10 +122,9 @@ _UNMEASURED, _STATES = ("not measured", ""), {False: "not reproduced", True: "re
 
 def known(frame: Frame, config: Config) -> list[tuple[str, str, str]]:
     """Each known defect of the field notes: what it is, its state ("no code": no check tells it), and the numbers."""
-    rows = frame[frame.linear.astype(bool)]
+    rows, excepted = frame[frame.linear.astype(bool)], config["excepted"]
     found = {what: _told(rows, *rest) for what, *rest in config["told"]}
     found["static flow shift applied twice"] = _shifted(rows, *config["shifted"])
-    excepted = config["excepted"]
     found[f"multistep of order 3 or 4 but {excepted} has order 2 with its own start"] = _starts(rows, excepted)
     found["flow matching, 5 steps"] = _flow(rows, config["flow"])
     return [(what, *said) for what, said in found.items()]
@@ -146,17 +132,17 @@ def known(frame: Frame, config: Config) -> list[tuple[str, str, str]]:
 
 def _told(rows: Frame, spec: str, codes: str, evidence: str) -> tuple[str, str]:
     """By codes of errors and warnings, and whether the last call is one of those that are wasted."""
-    for _, row in rows[rows.spec == spec].iterrows():
-        row["wasted_calls"] = str(row.wasted_calls).replace(".0", "")
-        there = f"{row.error_codes}; {row.warning_codes}".split("; ")
-        there += [_ENDS] * (f"{row.nfe:.0f}" in row.wasted_calls.split())
+    for row in at(rows, spec=spec).to_dict("records"):
+        row["wasted_calls"] = str(row["wasted_calls"]).replace(".0", "")
+        there = f"{row['error_codes']}; {row['warning_codes']}".split("; ")
+        there += [_ENDS] * (f"{row['nfe']:.0f}" in row["wasted_calls"].split())
         return _STATES[set(codes.split()) <= set(there)], evidence.format_map(row)
     return _UNMEASURED
 
 
 def _shifted(rows: Frame, spec: str, shift: float, count: int) -> tuple[str, str]:
     """The audit takes a sampler's own levels as they are; here its last one is held against one shift and two."""
-    for _, row in rows[(rows.spec == spec) & rows.least_level.notna()].iterrows():
+    for row in at(rows, spec=spec)[lambda found: found.least_level.notna()].itertuples():
         last, once = row.least_level / (1.0 + row.least_level), shift / count / (1.0 + (shift - 1.0) / count)
         twice = shift * once / (1.0 + (shift - 1.0) * once)
         text = f"last level {last:.3g}; shifted once it is {once:.3g}, twice {twice:.3g}"
@@ -170,9 +156,9 @@ def _shifted(rows: Frame, spec: str, shift: float, count: int) -> tuple[str, str
 def _starts(rows: Frame, excepted: str) -> tuple[str, str]:
     """Multistep: one call a step, declared order 3 or more, no noise."""
     rows = rows[(rows.declared_order >= 3) & rows.order_without_startup.notna() & (rows.calls_per_step < 1.1)]
-    rows = rows[rows.observed_order.notna()].set_index("spec")
-    other = rows.index.str.contains(excepted)
-    own, others = rows.observed_order[~other], rows.observed_order[other]
+    orders = rows.set_index("spec").observed_order.dropna()
+    other = orders.index.str.contains(excepted)
+    own, others = orders[~other], orders[other]
     if own.empty:
         return _UNMEASURED
     text = f"{(own <= 2.5).sum()} of {len(own)} not above 2.5, slopes {own.min():.2f} to {own.max():.2f}"
@@ -184,14 +170,14 @@ def _starts(rows: Frame, excepted: str) -> tuple[str, str]:
 
 def _flow(rows: Frame, notes: dict[str, float]) -> tuple[str, str]:
     """The mixture of the notes is not recorded: what can be compared is who is better than whom."""
-    rows = rows[rows.spec.isin(notes) & rows.error_5.notna()].sort_values("error_5", kind="stable")
+    rows = at(rows, spec=list(notes)).dropna(subset="error_5").sort_values("error_5", kind="stable")
     if len(rows) < 2:
         return _UNMEASURED
-    names = {spec: panels.sampler(spec, options=False) for spec in rows.spec}
-    text = ", ".join(f"{names[s]} {e:.2f} (notes {notes[s]:g})" for s, e in zip(rows.spec, rows.error_5, strict=True))
-    for _, row in rows[rows.end_level_5 > 0.01].iterrows():
-        text += f"; {names[row.spec]} stops at σ/α = {row.end_level_5:.2g} and is measured there"
-    return _STATES[rows.spec.map(notes).is_monotonic_increasing], f"on another mixture, ranked: {text}"
+    rows = rows.assign(name=[panels.sampler(spec, options=False) for spec in rows.spec], noted=rows.spec.map(notes))
+    text = ", ".join(f"{row.name} {row.error_5:.2f} (notes {row.noted:g})" for row in rows.itertuples(index=False))
+    for row in rows[rows.end_level_5 > 0.01].itertuples(index=False):
+        text += f"; {row.name} stops at σ/α = {row.end_level_5:.2g} and is measured there"
+    return _STATES[rows.noted.is_monotonic_increasing], f"on another mixture, ranked: {text}"
 
 
 def errors_of(frame: Frame) -> Frame:
@@ -242,8 +228,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     fig = panels.sheet(headline, note, 1.65 + 0.19 * (len(rows) + 1))
     ax = fig.add_subplot(fig.add_gridspec(**style.body(fig, bottom=0.08, left=2.7, right=0.55, extra_top=1.5))[0])
     names, empty = [f"of {len(frame)} samplers"], [None] * len(_NUMBERS)
-    depths = [[*(0.9 * (1 - counts / counts.max())), *empty]]
-    texts = [[*map(str, counts), "", "", ""]]
+    depths, texts = [[*(0.9 * (1 - counts / counts.max())), *empty]], [[*map(str, counts), *[""] * len(_NUMBERS)]]
     for i, row in rows.iterrows():
         noisy = row.linear and np.isnan(row.order_without_startup) and np.isfinite(row.observed_order)
         names.append(panels.sampler(row.spec, 44) + (" ~" if noisy else ""))
@@ -251,6 +236,5 @@ def draw(frame: Frame, config: Config) -> Figure:
         numbers = [say(row[name]) if np.isfinite(row[name]) else "–" for name, (_, say) in _NUMBERS.items()]
         texts.append([""] * len(counts) + numbers)
     heads = [*counts.index, *(head for head, _ in _NUMBERS.values())]
-    panels.shaded(ax, depths, heads, names, texts)
-    ax.set_xticks(range(len(heads)), heads, rotation=50, ha="left", rotation_mode="anchor")
+    panels.shaded(ax, depths, heads, names, texts, rotation=50, ha="left", rotation_mode="anchor")
     return fig

@@ -38,9 +38,7 @@ _CONFIGURATIONS = {  # class: the options of each
     "DDIM": [_PLAIN, f"{_PLAIN}&{_SPACED}=linspace", f"{_PLAIN}&{_SPACED}=trailing",
              f"{_PLAIN}&{_ZERO}&{_SPACED}=trailing", f"{_PLAIN}&set_alpha_to_one=false&steps_offset=1"],
     "DDPM": [_PLAIN, f"{_PLAIN}&variance_type=fixed_large_log"],
-    "PNDM": ["", "skip_prk_steps=true"],
-    "IPNDM": [""],
-    "LMSDiscrete": [""],
+    "PNDM": ["", "skip_prk_steps=true"], "IPNDM": [""], "LMSDiscrete": [""],
     "DPMSolverMultistep": ["", "solver_order=3", _KARRAS, f"beta_schedule=squaredcos_cap_v2&{_KARRAS}",
                            f"use_exponential_sigmas=true&beta_schedule=scaled_linear&{_SD}", "use_lu_lambdas=true",
                            _SDE, f"{_SDE}&solver_order=3"],
@@ -52,12 +50,9 @@ _CONFIGURATIONS = {  # class: the options of each
     "EulerAncestralDiscrete": [""],
     "HeunDiscrete": ["", _KARRAS, "strength=0.5"],
     "KDPM2Discrete": ["", "strength=0.5"],
-    "KDPM2AncestralDiscrete": [""],
-    "DPMSolverSDE": [""],
-    "EDMEuler": [""],
+    "KDPM2AncestralDiscrete": [""], "DPMSolverSDE": [""], "EDMEuler": [""],
     "EDMDPMSolverMultistep": ["solver_order=3"],
-    "FlowMatchEulerDiscrete": ["shift=3.0"],
-    "FlowMatchHeunDiscrete": ["shift=3.0"],
+    "FlowMatchEulerDiscrete": ["shift=3.0"], "FlowMatchHeunDiscrete": ["shift=3.0"],
 }  # fmt: skip
 CONFIG: Config = {
     "nfe": 20,
@@ -95,39 +90,38 @@ def audit_here(specs: list[str], nfe: int) -> Iterator[dict[str, Any]]:
     for spec in specs:
         row: dict[str, Any] = {"spec": spec, "diffusers": diffusers.__version__}
         try:
-            report = audit_sampler(f"diffusers:{spec}", nfe=nfe)
+            findings = audit_sampler(f"diffusers:{spec}", nfe=nfe).findings
         except ValueError as error:  # this version has no such class, or no such option
             yield row | {"status": "absent", "messages": str(error).partition("; nearest")[0]}
             continue
-        found = {s: [f for f in report.findings if f.severity == s] for s in ("error", "warning")}
-        failed = [f for f in found["error"] if f.code == "RUN-FAILED"]
-        status = "fails" if failed else "errors" if found["error"] else "warnings" if found["warning"] else "clean"
-        codes = {f"{s}_codes": "; ".join(dict.fromkeys(f.code for f in found[s])) for s in found}
-        said = " | ".join(f"{f.code}: {f.message}" for f in failed or found["error"])
-        yield row | {"status": status, **codes, "messages": said}
+        errors, warnings = ([f for f in findings if f.severity == severity] for severity in ("error", "warning"))
+        failed = [f for f in errors if f.code == "RUN-FAILED"]
+        status = "fails" if failed else "errors" if errors else "warnings" if warnings else "clean"
+        error_codes, warning_codes = ("; ".join(dict.fromkeys(f.code for f in some)) for some in (errors, warnings))
+        said = " | ".join(f"{f.code}: {f.message}" for f in failed or errors)
+        yield row | {"status": status, "error_codes": error_codes, "warning_codes": warning_codes, "messages": said}
 
 
-def audited(version: str, config: Config, folder: Path | None, progress: Progress) -> list[dict[str, Any]]:
+def audited(version: str, config: Config, place: str | Path | None, progress: Progress) -> list[dict[str, Any]]:
     """The rows of one version, by a child process that sees it first; it ends when this one does."""
-    specs, rows, said = config["specs"], list[dict[str, Any]](), "it ended without a word"
-    if folder is not None and not (folder / version).is_dir():
-        return [{"version": version, "spec": spec, "status": "fails", "messages": "not installed"} for spec in specs]
-    path = ["" if folder is None else str(folder / version), str(FIGURES.parent), os.environ.get("PYTHONPATH", "")]
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", __name__, "audit"], text=True, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
-    ) as child:  # fmt: skip
-        assert child.stdin is not None
-        assert child.stdout is not None
-        print(json.dumps({"specs": specs, "nfe": config["nfe"]}), file=child.stdin, flush=True)
-        for line in child.stdout:
-            if line.startswith("{"):
-                rows.append({"version": version, **json.loads(line)})
-                progress(len(rows) / len(specs))
-            else:
-                said = line.strip() or said
-    missing = {"version": version, "status": "fails", "messages": f"no audit: {said}"}
+    specs, rows, said = config["specs"], list[dict[str, Any]](), "no audit: it ended without a word"
+    folder = "" if version == INSTALLED else str(Path(place or "", version))
+    path = os.pathsep.join(filter(None, [folder, str(FIGURES.parent), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-W", "ignore", "-m", __name__, "audit", json.dumps([specs, config["nfe"]])]
+    if folder and not Path(folder).is_dir():
+        said = "not installed"
+    else:
+        with subprocess.Popen(
+            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": path},
+        ) as child:  # fmt: skip
+            for line in child.stdout or ():
+                if line.startswith("{"):
+                    rows.append({"version": version, **json.loads(line)})
+                    progress(len(rows) / len(specs))
+                elif line.strip():
+                    said = f"no audit: {line.strip()}"
+    missing = {"version": version, "status": "fails", "messages": said}
     return [*rows, *({**missing, "spec": spec} for spec in specs[len(rows) :])]
 
 
@@ -137,12 +131,9 @@ def compute(config: Config, progress: Progress) -> Frame:
     if not place and versions != [INSTALLED]:
         progress(1.0)
         return pd.read_csv(FIGURES / f"{NAME}.csv", dtype={"version": str, "diffusers": str})
-    rows = list[dict[str, Any]]()
-    for i, version in enumerate(versions):
-        folder = None if version == INSTALLED else Path(str(place))
-        rows += audited(version, config, folder, part_of(progress, i, len(versions)))
-    columns = ("version", "diffusers", "spec", "status", "error_codes", "warning_codes", "messages")
-    return pd.DataFrame(rows, columns=list(columns))
+    parts = (audited(v, config, place, part_of(progress, i, len(versions))) for i, v in enumerate(versions))
+    columns = ["version", "diffusers", "spec", "status", "error_codes", "warning_codes", "messages"]
+    return pd.DataFrame([row for rows in parts for row in rows], columns=columns)
 
 
 # -- what was found ----------------------------------------------------------------------------------
@@ -152,15 +143,13 @@ def timelines(frame: Frame) -> Frame:
     Where a configuration could not be put on the order problem, nothing is known of its order.
     """
     rows = frame[~frame.status.isin(("absent", "fails"))]
-    codes = style.texts(rows.error_codes).str.get_dummies("; ").astype(bool)
     unmeasured = style.texts(rows.warning_codes).str.contains("RUN-FAILED").astype(bool)
-    found = pd.concat([rows[["spec", "version"]].assign(unmeasured=unmeasured), codes], axis=1).melt(
-        ["spec", "version", "unmeasured"], var_name="code", value_name="there"
-    )
+    codes = style.texts(rows.error_codes).str.get_dummies("; ").astype(bool)
+    found = pd.concat([rows[["spec", "version"]].assign(unmeasured=unmeasured), codes], axis=1)
+    found = found.melt(["spec", "version", "unmeasured"], var_name="code", value_name="there")
     found = found[~(found.code.astype(str).str.startswith("ORD-") & found.unmeasured)]
-    order = {spec: i for i, spec in enumerate(dict.fromkeys(frame.spec))}
     found = found[found.groupby(["spec", "code"]).there.transform("any").astype(bool)]
-    return found.sort_values("spec", key=lambda specs: specs.map(order), kind="stable")
+    return found.sort_values("spec", key=lambda specs: specs.map(list(frame.spec).index), kind="stable")
 
 
 def histories(frame: Frame) -> Frame:
@@ -180,28 +169,26 @@ def histories(frame: Frame) -> Frame:
 
 
 def _headline(frame: Frame, found: Frame) -> str:
-    stand, versions = at(found, fate="stands"), list(dict.fromkeys(frame.version))
-    return (
-        f"{len(stand)} errors stand ({(stand.since == versions[0]).sum()} since {versions[0]}) in diffusers "
-        f"{versions[-1]}"
-    )
+    first, last = frame.version.iloc[[0, -1]]
+    stand = at(found, fate="stands")
+    return f"{len(stand)} errors stand ({(stand.since == first).sum()} since {first}) in diffusers {last}"
 
 
 def verdict(frame: Frame, config: Config) -> str:
     """How many errors stand, how many of them were brought in, how many were mended, how many audits could not run."""
     found = histories(frame)
+    stand = found.fate == "stands"
     return (
-        f"{_headline(frame, found)}, {at(found, fate='stands').brought_in.sum()} of them brought in after a version "
-        f"without; {len(at(found, fate='mended'))} others were mended; of {len(frame)} audits, "
-        f"{frame.spec.nunique()} configurations in {frame.version.nunique()} versions from {frame.version.iloc[0]} on, "
-        f"{(frame.status == 'fails').sum()} could not run."
+        f"{_headline(frame, found)}, {(stand & found.brought_in).sum()} of them brought in after a version without; "
+        f"{(~stand).sum()} others were mended; of {len(frame)} audits, {frame.spec.nunique()} configurations in "
+        f"{frame.version.nunique()} versions from {frame.version.iloc[0]} on, {(frame.status == 'fails').sum()} could "
+        "not run."
     )
 
 
 # -- the figure --------------------------------------------------------------------------------------
 _KINDS = {"ORD": ("order", style.BLUE), "NFE": ("calls without weight", style.ORANGE),
           "SCH": ("schedule", style.VERMILLION), "RUN": ("its run", style.PURPLE)}  # fmt: skip
-_ROW = 0.165  # inches
 
 
 def draw(frame: Frame, config: Config) -> Figure:
@@ -212,24 +199,17 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"calls; the {frame.spec.nunique() - found.spec.nunique()} others have none. Pale: read, and without this "
         "error; empty: this version has no such class or option, or it does not run beside the pinned torch and NumPy."
     )
-    fig = panels.sheet(_headline(frame, found), note, 0.95 + _ROW * max(len(found), 1))
+    fig = panels.sheet(_headline(frame, found), note, 0.95 + 0.165 * max(len(found), 1))
     ax = fig.add_subplot(fig.add_gridspec(**style.body(fig, bottom=0.08, left=2.38, right=1.75, extra_top=0.8))[0])
-    names, before = list[str](), ""
     for y, (spec, code) in enumerate(zip(found.spec, found.code, strict=True)):
         colour = _KINDS.get(code[:3], ("", style.BLACK))[1]
         for row in at(cells, spec=spec, code=code).itertuples():
             ax.barh(y, 0.94, left=versions.index(row.version) - 0.47, height=0.86,
                     color=colour if row.there else style.tinted(colour, 0.85))  # fmt: skip
         ax.text(len(versions) - 0.4, y, code, va="center", fontsize=panels.SMALL, color=colour)
-        names.append(panels.sampler(spec, 46) if spec != before else "")
-        before = spec
-    ax.set(xlim=(-0.5, len(versions) - 0.5), ylim=(max(len(found), 1) - 0.5, -0.5))
-    ax.set_yticks(range(len(names)), names)
-    ax.set_xticks(range(len(versions)), versions, rotation=60)
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0, labelsize=panels.SMALL)
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
+    names = found.spec.map(lambda spec: panels.sampler(spec, 46)).mask(found.spec == found.spec.shift(), "")
+    panels.table(ax, versions, list(names) or [""], rotation=60)
+    ax.tick_params(labelsize=panels.SMALL)
     fig.legend(handles=[Patch(color=colour, label=name) for name, colour in _KINDS.values()], ncols=len(_KINDS),
                loc="upper left", bbox_to_anchor=(0, fig.subplotpars.top), fontsize=panels.TICKS)  # fmt: skip
     return fig
@@ -244,8 +224,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "install":
         install(Path(sys.argv[2]))
     else:
-        question = json.loads(sys.stdin.readline())
         _leave_with_parent()
-        for line in audit_here(question["specs"], question["nfe"]):
-            print(json.dumps(line), flush=True)
+        for row in audit_here(*json.loads(sys.argv[2])):
+            print(json.dumps(row), flush=True)
         os._exit(0)

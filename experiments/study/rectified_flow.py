@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import judging, panels, style
+from experiments.core.by_model import by_model
 from experiments.core.frames import at, span
 from experiments.models import studies
 from experiments.models.problems import Problem, steps_for
 
 NAME = "rectified_flow"
-QUESTION = (
-    "Which samplers are worse than Euler on a rectified flow at 5 to 20 model calls, and which step makes their error?"
-)
+QUESTION = "Which samplers are worse than Euler on a rectified flow at 5 to 20 calls, and which step makes their error?"
 LOWER = "*"  # marks a sampler whose last steps are of lower order, down to the first, as packages run it
 CONFIG: Config = {
     **studies.BASE,
@@ -46,89 +43,73 @@ FLOW = da.RectifiedFlow()
 
 def build(name: str, ts: Array) -> da.Tableau:
     """A registry solver on the rectified flow; with `LOWER` after its name its last steps are of lower order."""
+    options = {"lower_order_final": True} if name.endswith(LOWER) else {}
     make: Any = da.SOLVERS[name.rstrip(LOWER)].build
-    return partial(make, lower_order_final=True)(FLOW, ts) if name.endswith(LOWER) else make(FLOW, ts)
+    return make(FLOW, ts, **options)
 
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (RMS, and its ratio to Euler's at as many calls with a 95 % interval over samples), "step"
     (exact flows, fewest calls: each step's share of the squared error) and "end" (RMS against where the grid starts or
     ends)."""
-    rows: list[dict[str, Any]] = []
-    for done, name in enumerate(config["models"], 1):
-        problem = studies.problem_on(name, config, FLOW)
-        exact = [] if problem.exact is None else [*_steps(problem, config), *_ends(problem, config)]
-        rows += [{"model": name, **row} for row in (*_errors(problem, config), *exact)]
-        progress(done / len(config["models"]))
-    return pd.DataFrame(rows)
+    return by_model(NAME, config, lambda name, _: list(_rows(name, config)), progress)
 
 
-def _errors(problem: Problem, config: Config) -> Iterator[dict[str, Any]]:
+def _rows(model: str, config: Config) -> Iterator[dict[str, Any]]:
+    problem = studies.problem_on(model, config, FLOW)
+    solvers, grids, fewest = [EULER, *config["solvers"]], config["grids"], min(config["calls"])
     euler: dict[tuple[str, int], Array] = {}
-    for row, squares in problem.tried([EULER, *config["solvers"]], config["grids"], config["calls"], build=build):
+    for row, squares in problem.tried(solvers, grids, config["calls"], build=build):
         base = euler.setdefault((row["grid"], row["calls"]), squares)
         ratio = judging.ratio_row(squares, base, config["seed"], 500)
         yield {"part": "error", **row, "rms": float(np.sqrt(squares.mean())), **ratio, "estimate": problem.estimate}
-
-
-def _steps(problem: Problem, config: Config) -> Iterator[dict[str, Any]]:
-    """Shares of the steps: ⟨step's transported error, error⟩/|error|², which sum to 1."""
-    calls, x = min(config["calls"]), np.asarray(problem.x_T.cpu())
-    for name, kind in itertools.product([EULER, *config["solvers"]], config["grids"]):
-        ts = da.grid(FLOW, steps_for(name.rstrip(LOWER), calls), kind, *problem.span)
-        parts = da.transported_errors(build(name, ts), FLOW, problem.exact, x)
-        error = parts.sum(axis=0)
+    if problem.exact is None:
+        return
+    for name, kind in itertools.product(solvers, grids):
+        ts = da.grid(FLOW, steps_for(name.rstrip(LOWER), fewest), kind, *problem.span)
+        parts = da.transported_errors(build(name, ts), FLOW, problem.exact, np.asarray(problem.x_T.cpu()))
+        error = parts.sum(axis=0)  # a share is ⟨step's transported error, error⟩/|error|²: they sum to 1
         for i, (part, size) in enumerate(zip(parts, np.diff(FLOW.lam(ts)), strict=True)):
-            yield {"part": "step", "solver": name, "grid": kind, "calls": calls, "step": i, "steps": len(parts),
+            yield {"part": "step", "solver": name, "grid": kind, "calls": fewest, "step": i, "steps": len(parts),
                    "log_snr": float(size), "share": float(np.sum(part * error) / np.sum(error**2))}  # fmt: skip
-
-
-def _ends(problem: Problem, config: Config) -> Iterator[dict[str, Any]]:
-    exact, kind, calls = problem.exact, config["grids"][-1], min(config["calls"])
     for gap, end in itertools.product(config["gaps"], ("t_start", "t_end")):
         ends = (1.0 - gap, config["t_end"]) if end == "t_start" else (config["t_start"], gap)
-        moved = Problem(FLOW, problem.model, problem.x_T, exact.flow(FLOW, problem.x_T, *ends), ends)
-        for row, squares in moved.tried([EULER, *config["swept"]], [kind], [calls], build=build):
+        moved = Problem(FLOW, problem.model, problem.x_T, problem.exact.flow(FLOW, problem.x_T, *ends), ends)
+        for row, squares in moved.tried([EULER, *config["swept"]], grids[-1:], [fewest], build=build):
             yield {"part": "end", "end": end, "gap": gap, **row, "rms": float(np.sqrt(squares.mean()))}
 
 
 # -- what was found -------------------------------------------------------------------------------
 def standing(frame: Frame) -> Frame:
-    """Per solver: of how many ``cells`` (model, grid, calls), in how many clearly ``worse`` than Euler, ``better`` or
-    the ``same``, and its median ``ratio``."""
-    rows = frame[(frame.part == "error") & (frame.solver != EULER)]
+    """Per solver: of how many ``cells`` (model, grid, calls), in how many clearly ``worse`` than Euler or the ``same``,
+    whether ``mostly`` worse, and its median ``ratio``."""
+    rows = at(frame, part="error")[lambda found: found.solver != EULER]
     same = (rows.ratio - 1.0).abs() < 1e-6
-    marked = rows.assign(worse=(rows.low > 1) & ~same, better=(rows.high < 1) & ~same, same=same, cells=1)
-    found = marked.groupby("solver", sort=False)
-    return found[["worse", "better", "same", "cells"]].sum().assign(ratio=found.ratio.median())
-
-
-def mostly(frame: Frame) -> list[str]:
-    """Solvers that are clearly worse than Euler in most of their cells."""
-    found = standing(frame)
-    return list(found.index[2 * found.worse > found.cells])
+    found = rows.assign(worse=(rows.low > 1) & ~same, same=same, cells=1).groupby("solver", sort=False)
+    counts = found[["worse", "same", "cells"]].sum()
+    return counts.assign(mostly=2 * counts.worse > counts.cells, ratio=found.ratio.median())
 
 
 def headline_of(frame: Frame) -> str:
-    """Which step makes the error of those that are worse than Euler, by its median share over exact flows, grids and
-    them; where that is not known, how many they are."""
-    bad = mostly(frame)
+    """Which step makes the error of those that are mostly worse than Euler, by its median share over exact flows, grids
+    and them; where that is not known, how many they are."""
+    bad = list(standing(frame).query("mostly").index)
     rows = at(frame, part="step", solver=bad)
     if rows.empty:
         return f"{len(bad) or 'No'} samplers are mostly worse than Euler on rectified flows"
-    ends = {"first": rows[rows.step == 0], "last": rows[rows.step == rows.steps - 1]}
-    end, share = max(((end, part.share.median()) for end, part in ends.items()), key=lambda found: abs(found[1]))
+    shares = {"first": rows.share[rows.step == 0].median(), "last": rows.share[rows.step == rows.steps - 1].median()}
+    end, share = max(shares.items(), key=lambda found: abs(found[1]))
     percent = f"{round(100 * share)}\xa0%"
     return f"The {end} log-SNR step makes {percent} of the error of samplers worse than Euler on rectified flows"
 
 
 def verdict(frame: Frame, config: Config) -> str:
     """Which step makes the error of whom, and what last steps of lower order do to those that are there both ways."""
-    found, bad = standing(frame), mostly(frame)
+    found = standing(frame)
+    bad = list(found.index[found.mostly])
     parts = [f"these are, in most of {found.cells.max()} cells, {style.in_words(bad)}"] if bad else []
-    eased = [name + LOWER for name in bad if name + LOWER in found.index]
-    if eased:
-        both = [name.rstrip(LOWER) for name in eased], eased
+    if eased := [name for name in bad if name + LOWER in found.index]:
+        both = eased, [name + LOWER for name in eased]
         before, after = (span(found.ratio[names]).replace(" to ", "–") for names in both)
         parts.append(f"lower-order last steps ({LOWER}) take their median ratio to Euler from {before} to {after}")
     return "; ".join([headline_of(frame).replace("\xa0", " "), *parts]) + "."
@@ -144,30 +125,40 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"t = s u/(1 + (s − 1) u), u uniform. {LOWER}: last steps of lower order. Lower, {min(config['calls'])} calls: "
         "share of a step: its error carried to the end by the exact flow, projected on the whole error."
     )
-    cells, names = list(errors.groupby(["model", "grid"], sort=False)), [EULER, *config["solvers"]]
+    names, kinds = [EULER, *config["solvers"]], {kind: f"shift {kind[5:]}" for kind in config["grids"]}
+    cells = list(errors.groupby(["model", "grid"], sort=False))
     upper, lower = 0.165 * len(names) + 0.45, 0.165 * len(names) + 1.2 if len(steps) else 0.0
     fig = panels.sheet(headline_of(frame), note, upper + lower)
-    titles = [f"{model}, shift {kind.removeprefix('shift')}" for (model, kind), _ in cells]
-    axes, _ = panels.small_multiples(fig, titles, len(cells), left=1.15, extra_top=0.45, wspace=0.06,
-                                     end=upper / (upper + lower))  # fmt: skip
+    axes, _ = panels.small_multiples(fig, [f"{model}, {kinds[kind]}" for (model, kind), _ in cells], len(cells),
+                                     extra_top=0.45, end=upper / (upper + lower), left=1.15, wspace=0.06)  # fmt: skip
     for ax, (_, rows) in zip(axes, cells, strict=True):
         _ratios(ax, rows, names)
     panels.key(fig, axes[0])
     if len(steps):
-        model, kinds = steps.model.iloc[0], config["grids"]
-        titles = [f"{model}, shift {kind.removeprefix('shift')}: shares" for kind in kinds]
-        axes, (ends,) = panels.small_multiples(fig, titles, len(kinds) + 1, left=1.15, more=1, indent=0.45, wspace=0.06,
-                                               begin=(upper + 0.85) / (upper + lower))  # fmt: skip
+        model = steps.model.iloc[0]
+        axes, (ends,) = panels.small_multiples(
+            fig, [f"{model}, {kind}: shares" for kind in kinds.values()], len(kinds) + 1, more=1, indent=0.45,
+            begin=(upper + 0.85) / (upper + lower), left=1.15, wspace=0.06,
+        )  # fmt: skip
         for ax, kind in zip(axes, kinds, strict=True):
             _shares(ax, at(steps, model=model, grid=kind), names)
-        _where_it_ends(ends, at(frame, part="end", model=model, end="t_end"))
+        rows = at(frame, part="end", model=model, end="t_end")
+        for name, part in rows.sort_values("gap").groupby("solver", sort=False):
+            plain = str(name).rstrip(LOWER)
+            panels.curve(ends, part.gap, part.rms, label=str(name), marker="o", ls="-" if name == plain else "--",
+                         color=style.GREY if name == EULER else style.family(plain)[0])  # fmt: skip
+        ends.set(xscale="log", yscale="log", ylim=(None, 300 * rows.rms.max()))  # with room for the names
+        ends.invert_xaxis()
+        ends.set_title(f"RMS error, {list(kinds.values())[-1]}", fontsize=8.5, pad=3)
+        ends.set_xlabel("t at the end", fontsize=8.5, labelpad=2)
+        ends.legend(fontsize=panels.SMALL, loc="upper left", handlelength=1.6)
     return fig
 
 
 def _ratios(ax: Any, rows: Frame, names: list[str]) -> None:
-    ax.axvline(1.0, color="#333333", lw=0.9, zorder=1)
     groups = list(rows.groupby("calls"))
     faces = style.plt.get_cmap("viridis_r")(np.linspace(0.15, 0.9, len(groups)))
+    ax.axvline(1.0, color="#333333", lw=0.9, zorder=1)
     for k, ((calls, part), face) in enumerate(zip(groups, faces, strict=True)):
         part = part.set_index("solver").loc[names]
         y = np.arange(len(part)) + 0.22 * (k - (len(groups) - 1) / 2)
@@ -194,16 +185,3 @@ def _shares(ax: Any, rows: Frame, names: list[str]) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0)
     ax.grid(visible=False)
-
-
-def _where_it_ends(ax: Any, rows: Frame) -> None:
-    for name, part in rows.sort_values("gap").groupby("solver", sort=False):
-        look = {"color": style.GREY} if name == EULER else {"color": style.family(str(name).rstrip(LOWER))[0]}
-        panels.curve(
-            ax, part.gap, part.rms, label=str(name), marker="o", ls="--" if LOWER in str(name) else "-", **look
-        )
-    ax.set(xscale="log", yscale="log", ylim=(None, 300 * rows.rms.max()))  # with room for the names
-    ax.invert_xaxis()
-    ax.set_title(f"RMS error, shift {rows.grid.iloc[0].removeprefix('shift')}", fontsize=8.5, pad=3)
-    ax.set_xlabel("t at the end", fontsize=8.5, labelpad=2)
-    ax.legend(fontsize=panels.SMALL, loc="upper left", handlelength=1.6)

@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import deis_analysis as da
 from deis_analysis.problems.painters import gaussian_of, teleport
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.frames import at, calls_for
-from experiments.models.problems import DigitsProblem, digits_problem
+from experiments.models.problems import DigitsProblem, Problem, digits_problem
 
 NAME = "teleportation"
 QUESTION = "How many model calls does a start at the Gaussian closed form save on the digits, and at which bias?"
@@ -25,25 +24,19 @@ CONFIG: Config = {
     "grids": ["t2", "rho7"], "solvers": ["tab3", "dpmpp_2m"], "t_skips": [0.7, 0.6, 0.5, 0.4, 0.3],
     "calls": [5, 7, 10, 15, 20], "compared_at": [10, 15], "std": 0.0, "floor": 1e-6, "samples": 256, "seed": 0,
     "rtol": 1e-6, "bias_rtol": 1e-5, "draws": 400, "device": "cpu",
-    "choices": {
-        "source": "not in the DEIS paper; the closed form of one Gaussian down to t_skips, then a sampler",
-        "model": "the ideal denoiser of the digits, std = 0: the data themselves, not smoothed",
-        "best": "each point the best of solvers and grids with at most so many calls",
-    },
+    "choices": {"model": "the ideal denoiser of the digits, std = 0: the data themselves, not smoothed"},
 }  # fmt: skip
 QUICK: Config = {"samples": 16, "rtol": 1e-4, "bias_rtol": 1e-3, "calls": [5, 10, 15], "t_skips": [0.6, 0.4],
                  "draws": 50}  # fmt: skip
-THOROUGH: Config = {"samples": 1024, "rtol": 1e-8, "bias_rtol": 1e-6, "grids": ["t2", "rho7", "logrho"],
-                    "t_skips": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], "calls": [5, 6, 7, 8, 10, 12, 15, 20, 30],
-                    "draws": 2000}  # fmt: skip
-Curve = tuple[Array, Array]  # calls, and the least error with at most so many
+THOROUGH: Config = {"samples": 1024, "rtol": 1e-8, "bias_rtol": 1e-6, "draws": 2000,
+                    "t_skips": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], "calls": [5, 6, 7, 8, 10, 12, 15, 20]}  # fmt: skip
 METRICS = {"rms": "all samples, RMS", "median": "typical sample, median"}
 
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows "run" (start, solver, grid, nfe), "bias" (exact flow from a teleported start), "interval", "reference"."""
     problem = digits_problem(config)
-    gaussian, rtol = gaussian_of(problem.data, config["floor"]), config["bias_rtol"]
+    gaussian = gaussian_of(problem.data, config["floor"])
     rows: list[dict[str, Any]] = [{"part": "reference", "estimate": problem.estimate}]
     squares: list[Array] = []
     starts = [config["t_start"], *config["t_skips"]]
@@ -51,12 +44,13 @@ def compute(config: Config, progress: Progress) -> Frame:
     for done, start in enumerate(starts, 1):
         moved = problem
         if start < config["t_start"]:
-            x = teleport(gaussian, problem.process, problem.x_T, config["t_start"], start)
-            moved = dataclasses.replace(problem, x_T=x, span=(start, config["t_end"]))
-            exact = da.reference_solution(
-                problem.model, problem.process, x, config["t_end"], rtol, rtol, t_start=start, certify=False
+            x, span = (
+                teleport(gaussian, problem.process, problem.x_T, config["t_start"], start),
+                (start, config["t_end"]),
             )
-            rows.append({"part": "bias", "start": start, **_errors(problem, exact.x), "estimate": exact.error_estimate})
+            exact = Problem.solved(problem.process, problem.model, x, span, config["bias_rtol"])
+            rows.append({"part": "bias", "start": start, **_errors(problem, exact.truth), "estimate": exact.estimate})
+            moved = dataclasses.replace(problem, x_T=x, span=span)
         for row, x in moved.tried(config["solvers"], config["grids"], config["calls"], judge=lambda x: x):
             found = {key: row[key] for key in ("solver", "grid", "nfe")}
             rows.append({"part": "run", "start": start, **found, **_errors(problem, x)})
@@ -69,9 +63,8 @@ def compute(config: Config, progress: Progress) -> Frame:
 def _errors(problem: DigitsProblem, x: Any) -> dict[str, float]:
     """Errors per pixel of all samples and of the median one, and the share that ends at another digit."""
     square, elsewhere = problem.judged(x), problem.nearest(x) != problem.nearest(problem.truth)
-    return {metric: float(_measure(metric, square)) for metric in METRICS} | {
-        "elsewhere": float(elsewhere.double().mean())
-    }
+    found = {metric: float(_measure(metric, square)) for metric in METRICS}
+    return found | {"elsewhere": float(elsewhere.double().mean())}
 
 
 def _measure(metric: str, square: Array) -> Any:
@@ -81,43 +74,30 @@ def _measure(metric: str, square: Array) -> Any:
 def _intervals(frame: Frame, squares: Array, config: Config) -> Frame:
     """95 % intervals of the calls saved, samples resampled, from the start that `findings` names."""
     runs, count = at(frame, part="run"), squares.shape[1]
-    rng = np.random.default_rng(config["seed"])
+    rng, rows = np.random.default_rng(config["seed"]), []
     draws = [rng.integers(0, count, count) for _ in range(config["draws"])]
-    rows = []
     for (metric, start), cases in findings(frame, config).groupby(["metric", "start"], sort=False):
-        places = [np.flatnonzero(runs.start == s) for s in (config["t_start"], start)]
-        both = [(runs.nfe.to_numpy()[place], squares[place]) for place in places]
         saved = []
         for index in draws:
-            plain, other = (_envelope(nfe, _measure(metric, part[:, index])) for nfe, part in both)
-            saved.append([calls_saved(plain, other, level_at(plain, calls)) for calls in cases.calls])
+            curves = best_curves(runs.assign(**{metric: _measure(metric, squares[:, index])}), metric)
+            plain, other = curves[config["t_start"]], curves[start]
+            saved.append([calls_saved(plain, other, plain.asof(calls)) for calls in cases.calls])
         for calls, (low, high) in zip(cases.calls, np.quantile(saved, [0.025, 0.975], axis=0).T, strict=True):
             rows.append({"part": "interval", "metric": metric, "calls": calls, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
-def _envelope(nfe: Array, errors: Array) -> Curve:
-    calls = np.unique(nfe)
-    return calls, np.minimum.accumulate([errors[nfe == n].min() for n in calls])
+def best_curves(frame: Frame, metric: str) -> Any:
+    """By start and calls: the least error with at most so many over solvers and grids."""
+    return at(frame, part="run").groupby(["start", "nfe"])[metric].min().groupby("start").cummin()
 
 
-def best_curve(frame: Frame, start: float, metric: str) -> Curve:
-    """Calls, and the least error with at most so many over solvers and grids, for one start."""
-    runs = at(frame, part="run", start=start)
-    return _envelope(runs.nfe.to_numpy(float), runs[metric].to_numpy(float))
-
-
-def level_at(curve: Curve, calls: float) -> float:
-    """The error of a curve with at most ``calls`` calls."""
-    return float(curve[1][np.flatnonzero(curve[0] <= calls)[-1]])
-
-
-def calls_needed(curve: Curve, level: float) -> float:
+def calls_needed(curve: Any, level: float) -> float:
     """As `calls_for`, but between two counts log error is taken for linear in the calls, not in their logarithm."""
-    return float(np.log(calls_for(np.exp(curve[0]), curve[1], level)))
+    return float(np.log(calls_for(np.exp(curve.index), curve, level)))
 
 
-def calls_saved(plain: Curve, other: Curve, level: float) -> float:
+def calls_saved(plain: Any, other: Any, level: float) -> float:
     """Calls that ``other`` needs less than ``plain`` for the same error; 0 where it needs more."""
     return max(calls_needed(plain, level) - calls_needed(other, level), 0.0)
 
@@ -128,11 +108,12 @@ def findings(frame: Frame, config: Config) -> Frame:
     own bias exceeds the level, ``biased_from``, 0 if none."""
     bias, rows = at(frame, part="bias").set_index("start"), []
     for metric, calls in itertools.product(METRICS, config["compared_at"]):
-        plain = best_curve(frame, config["t_start"], metric)
-        level, curves = level_at(plain, calls), {start: best_curve(frame, start, metric) for start in bias.index}
-        best = min(curves, key=lambda start: calls_needed(curves[start], level))
+        curves = best_curves(frame, metric)
+        plain = curves[config["t_start"]]
+        level = plain.asof(calls)
+        best = min(bias.index, key=lambda start: calls_needed(curves[start], level))
         rows.append({"metric": metric, "calls": calls, "level": level, "start": best,
-                     "saved": calls_saved(plain, curves[best], level), "at_least": curves[best][1][0] <= level,
+                     "saved": calls_saved(plain, curves[best], level), "at_least": curves[best].iloc[0] <= level,
                      "biased_from": bias.index[bias[metric] > level].max()})  # fmt: skip
     return pd.DataFrame(rows).fillna({"biased_from": 0.0})
 
@@ -146,9 +127,8 @@ def headline_of(frame: Frame, config: Config) -> str:
 
 def verdict(frame: Frame, config: Config) -> str:
     """Calls saved at the error of so many plain calls, by both measures, and where the bias is the larger error."""
-    found, spread = findings(frame, config), at(frame, part="interval")
-    both = found.merge(spread[["metric", "calls", "low", "high"]], on=["metric", "calls"])
-    typical, whole = (at(both, metric=metric).iloc[0] for metric in ("median", "rms"))
+    found = findings(frame, config).merge(at(frame, part="interval")[["metric", "calls", "low", "high"]])
+    typical, whole = (at(found, metric=metric).iloc[0] for metric in ("median", "rms"))
     limit = f"from t = {typical.biased_from:g} down" if typical.biased_from else "from no start"
     return (
         f"{headline_of(frame, config)} [{typical.low:.1f}, {typical.high:.1f}], by the RMS over all samples "
@@ -159,7 +139,7 @@ def verdict(frame: Frame, config: Config) -> str:
 
 def draw(frame: Frame, config: Config) -> Figure:
     """Best error against calls for every start, by both measures, and the bias against the start."""
-    calls, plain = config["compared_at"][0], config["t_start"]
+    calls, plain, bias = config["compared_at"][0], config["t_start"], at(frame, part="bias").sort_values("start")
     best = at(frame, part="run", start=plain).query("nfe <= @calls").sort_values("rms").iloc[0]
     note = (
         f"Ideal denoiser of the digits, {style.setting(config)}, {config['samples']} samples; each point the best of "
@@ -170,14 +150,14 @@ def draw(frame: Frame, config: Config) -> Figure:
     fig = panels.sheet(headline_of(frame, config), note, 3.2)
     axes, (right,) = panels.small_multiples(fig, list(METRICS.values()), 3, more=1, extra_top=0.5, wspace=0.08)
     faces = style.plt.get_cmap("viridis")(np.linspace(0.9, 0.15, len(config["t_skips"])))
-    for metric, ax, colour in zip(METRICS, axes, (style.VERMILLION, style.BLUE), strict=False):
+    for metric, ax, colour in zip(METRICS, axes, (style.VERMILLION, style.BLUE), strict=True):
+        curves = best_curves(frame, metric)
         for start, face in zip([plain, *config["t_skips"]], ["#000000", *faces], strict=True):
-            panels.curve(ax, *best_curve(frame, start, metric), label=f"t = {start:g}", color=face, marker="o",
+            panels.curve(ax, curves[start].index, curves[start], label=f"t = {start:g}", color=face, marker="o",
                          linewidth=2.2 if start == plain else 1.4)  # fmt: skip
         ax.set_xlabel("model calls (NFE)", fontsize=8.5, labelpad=2)
-        bias = at(frame, part="bias").sort_values("start")
         panels.curve(right, bias.start, bias[metric], color=colour, marker="s")
-        right.axhline(level_at(best_curve(frame, plain, metric), calls), color=colour, ls="--", lw=1.2)
+        right.axhline(curves[plain].asof(calls), color=colour, ls="--", lw=1.2)
         right.annotate(metric, (bias.start.iloc[0], bias[metric].iloc[0]), xytext=(3, 4), color=colour,
                          textcoords="offset points", fontsize=panels.TICKS)  # fmt: skip
     right.set_title("bias of the start", fontsize=8.5, pad=3)

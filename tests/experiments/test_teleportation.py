@@ -27,13 +27,15 @@ def frame():
 
 
 def test_calls_needed_by_hand():
-    curve = (np.array([5.0, 10.0, 20.0]), np.array([1.0, 0.1, 0.001]))
+    errors, runs = [1.0, 0.1, 2.0, 0.001, 0.5], {"part": "run", "start": 1.0, "nfe": [5, 10, 10, 20, 30]}
+    curve = teleportation.best_curves(pd.DataFrame({**runs, "rms": errors}), "rms")[1.0]
+    assert dict(curve) == {5: 1.0, 10: 0.1, 20: 0.001, 30: 0.001}
     assert teleportation.calls_needed(curve, 0.1) == 10
     assert teleportation.calls_needed(curve, 0.01) == pytest.approx(15.0)
     assert teleportation.calls_needed(curve, 2.0) == 5
     assert teleportation.calls_needed(curve, 1e-4) == np.inf
-    assert teleportation.level_at(curve, 12) == 0.1
-    better = (curve[0], curve[1] / 10)
+    assert curve.asof(12) == 0.1
+    better = curve / 10
     assert teleportation.calls_saved(curve, better, 0.1) == pytest.approx(5.0)
     assert teleportation.calls_saved(better, curve, 0.01) == 0.0
 
