@@ -193,8 +193,9 @@ def verdict(frame: Frame, config: Config) -> str:
     failed = style.texts(frame.unread).str.startswith("the audit failed").sum()
     others = [f"{state}: {what}" for what, state, _ in found if state != "reproduced"]
     return (
-        f"{_who(frame, config)}: {int(frame.linear.sum())} of {len(frame)} samplers can be read at {config['nfe']} "
-        f"calls and {errors.any(axis=1).sum()} have a finding of severity error{most}; "
+        f"{errors.any(axis=1).sum()} of {len(frame)} samplers have a finding of severity error{most}; "
+        f"{int(frame.linear.sum())} of {len(frame)} samplers can be read at {config['nfe']} calls of "
+        f"{_who(frame, config)}; "
         f"{f'{failed} audits failed; ' if failed else ''}{len(found) - len(others)} of {len(found)} known defects are "
         f"{'; '.join(['reproduced', *others])}."
     )
@@ -224,8 +225,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"have the code; below: the {len(rows)} with most findings. Own start: slope on the order problem; error: RMS "
         "against the exact flow; both of the law where there is noise (~); –: not measured."
     )
-    headline = f"{errors.any(axis=1).sum()} of {len(frame)} samplers have a finding of severity error"
-    fig = panels.sheet(headline, note, 1.65 + 0.19 * (len(rows) + 1))
+    fig = panels.sheet(verdict(frame, config).split("; ")[0].split(", most")[0], note, 1.65 + 0.19 * (len(rows) + 1))
     ax = fig.add_subplot(fig.add_gridspec(**style.body(fig, bottom=0.08, left=2.7, right=0.55, extra_top=1.5))[0])
     names, empty = [f"of {len(frame)} samplers"], [None] * len(_NUMBERS)
     depths, texts = [[*(0.9 * (1 - counts / counts.max())), *empty]], [[*map(str, counts), *[""] * len(_NUMBERS)]]
