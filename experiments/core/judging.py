@@ -68,6 +68,11 @@ def ratio_row(a: Array, b: Array, seed: int, draws: int = 2000) -> dict[str, flo
     return dict(zip(("ratio", "low", "high"), ratio(a, b, seed, draws), strict=True))
 
 
+def interval(drawn: Any) -> dict[str, float]:
+    """``low, high``: the 95 % interval of what a bootstrap drew, for a frame."""
+    return dict(zip(("low", "high"), np.quantile(drawn, [0.025, 0.975]), strict=True))
+
+
 def error_row(squares: Array, seed: int, draws: int = _DRAWS) -> dict[str, float]:
     """``rms, low, high``: root mean square with its 95 % band over samples, for a frame."""
     low, high = bootstrap_ratio(squares, np.ones_like(squares), seed, draws)

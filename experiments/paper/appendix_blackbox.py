@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,18 +23,14 @@ NAME = "appendix_blackbox"
 QUESTION = "Does RK45 need fewer calls on dy/dρ = ε than on dx/dt, and do tens of calls of ρRK give its likelihoods?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": ["mixture", "digits"], "forms": ["t", "rho", "lam"],
-    "tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7],
-    "targets": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5], "floor_factor": 3.0,
-    "densities": {"mixture": 128, "gaussian": 32},
+    "models": ["mixture", "digits"], "forms": ["t", "rho", "lam"], "floor_factor": 3.0,
+    "tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7], "targets": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5],
+    "densities": {"mixture": 128, "gaussian": 32}, "known_variance": 1.0, "wanted": 0.01, "few": 50,
     "likelihood_tolerances": [1e-2, 1e-3, 1e-4, 1e-5, 1e-6], "usual_tolerance": 1e-5,
     "methods": ["2heun", "3kutta", "4rk"], "grids": ["rho7", "logrho", "t2"], "calls": [12, 24, 36, 48, 72],
-    "known_variance": 1.0, "wanted": 0.01, "few": 50,
     "choices": {
         "tolerances": "the paper's are not known; rtol = atol, as score SDE has it, one step size for the whole batch",
-        "floor_factor": "errors below so many times the reference's own are not compared",
-        "methods": "the paper's scheme for likelihoods is a ρRK of unknown order and grid: three orders on three grids",
-        "known_variance": "not in the paper: the flow that data of this variance would have is solved exactly",
+        "methods": "the paper's ρRK for likelihoods is of unknown order and grid; known_variance is not in the paper",
         "densities": "exact ones with so many samples, not images: no dequantisation; found within ``wanted`` bits",
     },
 }  # fmt: skip
@@ -44,9 +39,8 @@ QUICK: Config = {
     "methods": ["3kutta"], "calls": [12, 48], "likelihood_tolerances": [1e-3, 1e-5],
     "densities": {"mixture": 16, "gaussian": 2},
 }  # fmt: skip
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 512, "rtol": 1e-9,
-                    "tolerances": [10 ** (-i / 2) for i in range(2, 17)], "calls": [12, 24, 36, 48, 60, 72, 96, 120],
-                    "densities": {"mixture": 1024, "gaussian": 128}}  # fmt: skip
+THOROUGH: Config = {"models": list(studies.MODELS), "samples": 512, "densities": {"mixture": 1024, "gaussian": 128},
+                    "tolerances": [10 ** (-i / 2) for i in range(2, 17)], "rtol": 1e-9}  # fmt: skip
 DENSITIES = {"mixture": "turned 4-D mixture", "gaussian": "Gaussian with the digits' moments"}
 LINES = {  # form of the ODE, or way to a likelihood
     "t": {"label": "dx/dt, the original ODE", "color": style.BLUE, "marker": "o"},
@@ -57,30 +51,27 @@ LINES = {  # form of the ODE, or way to a likelihood
     "split": {"label": "ρRK, unit-variance part exact", "color": style.BLUE, "marker": "D"},
     "noisy": {"label": "one Hutchinson probe", "color": style.GREY},
 }
-STAGES = 6  # new model calls per step that RK45 tries
 
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "samples", errors on a form of the ODE; of parts "rk45" and "rhork", errors of likelihoods in bits
     per dimension; of "prior" and "truncation", those that no solver can mend."""
-    rows, known, process = [], densities(config), problems.vp_linear(config)
-    of = len(config["models"]) + len(known)
+    rows, known, of = [], densities(config), len(config["models"]) + len(config["densities"])
     for done, name in enumerate(config["models"], 1):
         problem = studies.study(name, config)
         truth, estimate = problem.reference(config["t_end"])
         for form, tolerance in itertools.product(config["forms"], config["tolerances"]):
             found = black_box(problem, form, config["t_start"], config["t_end"], tolerance)
             error = float(np.sqrt(np.mean((found.pop("x") - truth.cpu().numpy()) ** 2)))
-            labels = {"model": name, "part": "samples", "form": form, "tolerance": tolerance, "estimate": estimate}
-            rows.append({**labels, **found, "rms": error})
+            rows.append({"model": name, "part": "samples", "form": form, "tolerance": tolerance, "estimate": estimate,
+                         **found, "rms": error})  # fmt: skip
         progress(done / of)
     for done, (name, density) in enumerate(known.items(), len(config["models"]) + 1):
-        rows += [{"model": name, **row} for row in _likelihoods(density, process, config)]
+        rows += [{"model": name, **row} for row in _likelihoods(density, config)]
         progress(done / of)
     return pd.DataFrame(rows)
 
 
-# -- samples --------------------------------------------------------------------------------------
 def black_box(problem: studies.Study, form: str, t_start: float, t_end: float, tolerance: float) -> dict[str, Any]:
     """SciPy's RK45 at rtol = atol = ``tolerance`` from ``problem.x_T``, as in Song et al. 2021 (app. D.2).
 
@@ -97,19 +88,15 @@ def black_box(problem: studies.Study, form: str, t_start: float, t_end: float, t
         return np.asarray(problem.model(states, t).detach().cpu()).ravel()
 
     def in_t(t: float, x: Array) -> Array:
-        t = float(t)
         return float(process.drift(t)) * x + float(process.diffusion_squared(t) / (2 * process.sigma(t))) * eps(x, t)
 
     def in_rho(rho: float, y: Array) -> Array:
         t = float(np.clip(process.time_from_rho(rho), t_end, t_start))
         return eps(process.alpha(t) * y, t)
 
-    def in_lam(lam: float, y: Array) -> Array:
-        return -np.exp(-lam) * in_rho(float(np.exp(-lam)), y)
-
     forms: dict[str, tuple[Any, Any, Any]] = {
         "t": (in_t, float, lambda t: 1.0), "rho": (in_rho, process.rho, process.alpha),
-        "lam": (in_lam, process.lam, process.alpha),
+        "lam": (lambda lam, y: -np.exp(-lam) * in_rho(np.exp(-lam), y), process.lam, process.alpha),
     }  # fmt: skip
     if form not in forms:
         raise ValueError(f"form={form!r} is unknown; allowed: {', '.join(forms)}")
@@ -119,10 +106,9 @@ def black_box(problem: studies.Study, form: str, t_start: float, t_end: float, t
     if not found.success:
         raise ValueError(f"tolerance={tolerance!r}: RK45 stopped on form {form!r}: {found.message}")
     x, steps = found.y[:, -1].reshape(tuple(like.shape)) * scale(t_end), found.t.size - 1
-    return {"x": x, "nfe": found.nfev, "steps": steps, "rejected": (found.nfev - 2) // STAGES - steps}
+    return {"x": x, "nfe": found.nfev, "steps": steps, "rejected": (found.nfev - 2) // 6 - steps}  # 6 calls a try
 
 
-# -- likelihoods ----------------------------------------------------------------------------------
 class Density(NamedTuple):
     """A density in coordinates z = x·axes in which it is simple; x are the coordinates that the samplers see."""
 
@@ -146,22 +132,23 @@ def densities(config: Config) -> dict[str, Density]:
     """The two densities with data x ~ p_0, not p_{t₀}: a likelihood is asked of data."""
     from scipy.stats import ortho_group
 
-    like = problems.gaussian_like(problems.digits(), config["floor"])
+    like, seed = problems.gaussian_like(problems.digits(), config["floor"]), config["seed"]
     variances, axes = np.linalg.eigh(like.covariances[0])
-    mixes: dict[str, tuple[Any, Array]] = {
-        "mixture": (problems.product_mixture(), ortho_group.rvs(4, random_state=config["seed"])),
+    mixes = {
+        "mixture": (problems.product_mixture(), ortho_group.rvs(4, random_state=seed)),
         "gaussian": (da.GaussianMixture([1.0], like.means @ axes, variances[None]), axes),
     }
-    samples, seed = config["densities"], config["seed"]
-    return {name: Density(mix, q, mix.sample(samples[name], seed) @ q.T) for name, (mix, q) in mixes.items()}
+    counts = config["densities"]
+    return {name: Density(mix, q, mix.sample(counts[name], seed) @ q.T) for name, (mix, q) in mixes.items()}
 
 
-def _likelihoods(density: Density, process: Process, config: Config) -> list[dict[str, Any]]:
+def _likelihoods(density: Density, config: Config) -> list[dict[str, Any]]:
     """Errors by each solver; with the exact prior, so that what is seen is the solver's error."""
-    model, x, t_start, t_end = density.model(process), density.x, config["t_start"], config["t_end"]
-    truth, known, rows = density.log_prob(x, process, t_end), config["known_variance"], []
+    process, x, t_start, t_end = problems.vp_linear(config), density.x, config["t_start"], config["t_end"]
+    model, truth, known = density.model(process), density.log_prob(x, process, t_end), config["known_variance"]
     shared: dict[str, Any] = {"t_start": t_start, "t_end": t_end, "seed": config["seed"],
                               "prior": lambda x_T: density.log_prob(x_T, process, t_start)}  # fmt: skip
+    rows: list[dict[str, Any]] = []
 
     def add(log_prob: Array, exact: Array, **labels: Any) -> None:
         gap = bits_per_dim(log_prob, x.shape[1]) - bits_per_dim(exact, x.shape[1])
@@ -172,8 +159,7 @@ def _likelihoods(density: Density, process: Process, config: Config) -> list[dic
         found = log_likelihood_rk45(model, process, x, rtol=tolerance, atol=tolerance, trace=trace, **shared)
         add(found.log_prob, truth, part="rk45", trace=trace, tolerance=tolerance, nfe=found.nfe)
     for method, kind, calls in itertools.product(config["methods"], config["grids"], config["calls"]):
-        steps = calls // len(da.RUNGE_KUTTA[method].b)
-        chosen: dict[str, Any] = {**shared, "steps": steps, "method": method, "kind": kind}
+        chosen = {**shared, "method": method, "kind": kind, "steps": calls // len(da.RUNGE_KUTTA[method].b)}
         found = log_likelihood(model, process, x, known_variance=known, **chosen)
         labels: dict[str, Any] = {"part": "rhork", "method": method, "grid": kind, "nfe": found.nfe}
         # with the known part or without the path and its traces are the same: what differs is the same for any model
@@ -193,7 +179,6 @@ def _likelihoods(density: Density, process: Process, config: Config) -> list[dic
     return rows
 
 
-# -- what was found -------------------------------------------------------------------------------
 def calls_to_stay(rows: Frame, target: float) -> float:
     """Calls at which one form's error comes down to ``target`` for good, between two tolerances in log–log; infinite if
     that is never, or already at the loosest tolerance."""
@@ -205,12 +190,11 @@ def calls_to_stay(rows: Frame, target: float) -> float:
 
 def equal_error(frame: Frame, config: Config) -> Frame:
     """Rows (model, target): calls of each form for the same error, where all reach it above the reference's own."""
-    samples, rows = at(frame, part="samples"), []
-    for (model, part), target in itertools.product(samples.groupby("model", sort=False), config["targets"]):
-        calls = {form: calls_to_stay(at(part, form=form), target) for form in config["forms"]}
-        if target > config["floor_factor"] * part.estimate.max() and math.isfinite(sum(calls.values())):
-            rows.append({"model": model, "target": target, **calls})
-    return pd.DataFrame(rows, columns=["model", "target", *config["forms"]])
+    known = at(frame, part="samples").groupby(["model", "form"], sort=False)
+    calls = pd.DataFrame({target: known.apply(calls_to_stay, target) for target in config["targets"]}).stack()
+    found = calls.unstack("form", sort=False)[config["forms"]].rename_axis(["model", "target"]).reset_index()
+    least = found.model.map(config["floor_factor"] * at(frame, part="samples").groupby("model").estimate.max())
+    return found[(found.target > least) & np.isfinite(found[config["forms"]]).all(axis=1)]
 
 
 def ways(frame: Frame) -> Frame:
@@ -224,7 +208,7 @@ def costs(frame: Frame, config: Config) -> Frame:
     rows = ways(frame)
     good = rows[rows.rms <= config["wanted"]].groupby(["model", "way"]).nfe.min().unstack()
     usual = at(rows, way="rk45", tolerance=config["usual_tolerance"]).set_index("model").nfe
-    return good.reindex(index=usual.index, columns=["plain", "split", "rk45"]).fillna(math.inf).assign(usual=usual)
+    return good.reindex(index=usual.index, columns=["plain", "split", "rk45"]).fillna(np.inf).assign(usual=usual)
 
 
 def verdict(frame: Frame, config: Config) -> str:
@@ -254,15 +238,12 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     models, rows = list(samples.model.unique()), -(-samples.model.nunique() // 2)
     fig = panels.sheet(verdict(frame, config).split("; ")[0], note, 2.3 * rows + 2.9)
-    common: dict[str, Any] = {"x": "nfe", "y": "rms", "look": LINES.__getitem__, "legend": False}
-    upper = panels.lines(
-        fig, samples, {m: f"samples: {studies.title(m)}" for m in models}, 2, line="form", ylabel="RMS error",
-        ticks=[20, 50, 100, 200, 500], end=rows / (rows + 1) - 0.05, **common,
-    )  # fmt: skip
-    lower = panels.lines(
-        fig, least, {m: f"likelihoods: {DENSITIES[m]}" for m in likely.index}, 2, line="way",
-        ylabel="error, bits per dimension", ticks=[12, 24, 48, 96], begin=rows / (rows + 1) + 0.12, **common,
-    )  # fmt: skip
+    common: dict[str, Any] = {"x": "nfe", "y": "rms", "look": LINES.__getitem__, "legend": False, "columns": 2}
+    upper = panels.lines(fig, samples, {m: f"samples: {studies.title(m)}" for m in models}, line="form", **common,
+                         ylabel="RMS error", ticks=[20, 50, 100, 200, 500], end=rows / (rows + 1) - 0.05)  # fmt: skip
+    lower = panels.lines(fig, least, {m: f"likelihoods: {DENSITIES[m]}" for m in likely.index}, line="way", **common,
+                         ylabel="error, bits per dimension", ticks=[12, 24, 48, 96],
+                         begin=rows / (rows + 1) + 0.12)  # fmt: skip
     upper[0].set_ylim(bottom=samples.rms.min() / 30)
     lower[0].set_ylim(bottom=least.rms.min() / 10)
     for ax, model in zip(upper, models, strict=True):
@@ -270,9 +251,9 @@ def draw(frame: Frame, config: Config) -> Figure:
             told = f"calls over those of dx/dt: ρ {span(part.rho / part.t)}, λ {span(part.lam / part.t)}"
             panels.words(ax, 0.03, 0.03, told, ha="left", va="bottom")
     for ax, row in zip(lower, likely.itertuples(), strict=True):
-        ax.axhline(config["wanted"], color=style.GREEN, lw=0.9)
-        for part, dashes in (("prior", "--"), ("truncation", ":")):
-            ax.axhline(at(frame, model=row.Index, part=part).rms.iloc[0], color="#777777", lw=0.9, ls=dashes)
+        known = at(frame, model=row.Index).groupby("part").rms.max()
+        for error, dashes in ((config["wanted"], "-"), (known.prior, "--"), (known.truncation, ":")):
+            ax.axhline(error, color=style.GREEN if dashes == "-" else "#777777", lw=0.9, ls=dashes)
         told = f"calls: ρRK {row.plain:.0f}, part exact {row.split:.0f}, RK45 {row.rk45:.0f}"
         panels.words(ax, 0.03, 0.03, told, ha="left", va="bottom")
     upper[0].legend(fontsize=panels.SMALL, loc="upper right")

@@ -33,7 +33,6 @@ CONFIG: Config = {
     "choices": {
         "measure": "2-Wasserstein distance to the law of one Gaussian, exact, where the paper has FID",
         "cases": "not in the paper: ε is scaled by 1 + first, and belongs to data of second times the variance",
-        "x_T": "has the exact law, so that the prior's mismatch is not in the numbers",
         "lams": "the paper's λ are not known; ddim_eta takes η = λ",
     },
 }  # fmt: skip
@@ -41,8 +40,8 @@ QUICK: Config = {
     "lams": [0.0, 0.5, 1.0], "calls": [5, 10, 20, 40], "own_moments": ["analytic_ddpm"],
     "solvers": ["sde_dpmpp_1", "ddpm", "sde_dpmpp_2m", "seeds_3_x0", "euler_maruyama", "sde_dpm_2m", "analytic_ddpm"],
 }  # fmt: skip
-THOROUGH: Config = {"families": ["ddim_eta", "eps_0", "eps_1", "eps_2", "eps_3", "x0_0", "x0_1", "x0_2"],
-                    "lams": [0.0, 0.1, 0.25, 0.5, 0.75, 1.0], "calls": [*range(5, 15), 20, 40, 80, 200]}  # fmt: skip
+THOROUGH: Config = {"lams": [0.0, 0.1, 0.25, 0.5, 0.75, 1.0], "calls": [*range(5, 15), 20, 40, 80, 200],
+                    "families": ["ddim_eta", *(f"eps_{r}" for r in range(4)), "x0_0", "x0_1", "x0_2"]}  # fmt: skip
 Build = Callable[[Process, Array], da.Tableau]
 Law = tuple[Array, Array]  # means and variances along the axes
 OWN = "*"  # marks Analytic-DPM with the moments of the data rather than those of standard normal data
@@ -54,7 +53,7 @@ def build(family: str, process: Process, ts: Array, lam: float) -> da.Tableau:
     if family == "ddim_eta":
         return da.ddim_eta(process, ts, lam)
     prediction, degree = family.rsplit("_", 1)
-    variable = "t" if prediction == "eps" else "lam"
+    variable = {"eps": "t", "x0": "lam"}[prediction]
     return da.adams(process, ts, int(degree), prediction=prediction, variable=variable, lam_sde=lam)
 
 
@@ -65,25 +64,17 @@ def moments() -> Law:
     return np.asarray(axes.T @ data.mean(axis=0)), np.maximum(variance, 0.0)
 
 
-def distances(table: da.Tableau, process: Process, data: Law, cases: list[list[float]]) -> list[float]:
-    """W₂ per pixel between the output's law and the data's at the last time, per case of a wrong model.
+def distance(table: da.Tableau, process: Process, data: Law, case: list[float]) -> float:
+    """W₂ per pixel between the output's law and the data's at the last time, with a wrong model.
 
     A model (1 + δ) ε is the right one with the table's weights of ε times 1 + δ; x_T has the exact law.
     """
-    (m, v), (first, last) = data, (float(table.times[0]), float(table.times[-1]))
-    start = float(process.alpha(first)) ** 2 * v + float(process.sigma(first)) ** 2
-    exact = float(process.alpha(last)) ** 2 * v + float(process.sigma(last)) ** 2
-    table, found = table.in_terms_of(process, "eps"), {}
-    for delta in dict.fromkeys(delta for delta, _ in cases):
-        factors = [factor for d, factor in cases if d == delta]
-        scaled = replace(table, outputs=table.outputs * (1.0 + delta))
-        model = np.tile(m, len(factors)), np.concatenate([factor * v for factor in factors])
-        parts = [a.reshape(len(factors), v.size, *a.shape[1:]) for a in affine_form(scaled, process, *model)]
-        for factor, c, d, e in zip(factors, *parts, strict=True):
-            mean = c * float(process.alpha(first)) * m + d - float(process.alpha(last)) * m
-            spread = np.sqrt(c**2 * start + np.sum(e**2, axis=1)) - np.sqrt(exact)
-            found[delta, factor] = float(np.sqrt(np.mean(mean**2 + spread**2)))
-    return [found[delta, factor] for delta, factor in cases]
+    (m, v), (delta, factor), table = data, case, table.in_terms_of(process, "eps")
+    (a, s), (b, r) = ((float(process.alpha(t)), float(process.sigma(t))) for t in table.times[[0, -1]])
+    c, d, e = affine_form(replace(table, outputs=table.outputs * (1.0 + delta)), process, m, factor * v)
+    mean = c * a * m + d - b * m
+    spread = np.sqrt(c**2 * (a**2 * v + s**2) + np.sum(e**2, axis=1)) - np.sqrt(b**2 * v + r**2)
+    return float(np.sqrt(np.mean(mean**2 + spread**2)))
 
 
 def floor(process: Process, data: Law, case: list[float], lam: float, ends: tuple[float, float]) -> float:
@@ -94,52 +85,46 @@ def floor(process: Process, data: Law, case: list[float], lam: float, ends: tupl
     """
     (_, v), (delta, factor) = data, case
     u_T, u = (float(process.rho(t)) ** 2 for t in ends)
-    a, believed = (1.0 + lam**2) * (1.0 + delta), factor * v
+    a, start, end = (1.0 + lam**2) * (1.0 + delta), factor * v + u_T, factor * v + u
     if a == 1.0:
-        found = (v + u_T) * (believed + u) / (believed + u_T)
+        found = (v + u_T) * end / start
     else:
-        rest = v + u_T - lam**2 / (a - 1.0) * (believed + u_T)
-        found = lam**2 / (a - 1.0) * (believed + u) + rest * ((believed + u) / (believed + u_T)) ** a
+        driven = lam**2 / (a - 1.0)
+        found = driven * end + (v + u_T - driven * start) * (end / start) ** a
     gap = float(process.alpha(ends[1])) * (np.sqrt(found) - np.sqrt(v + u))
     return float(np.sqrt(np.mean(gap**2)))
 
 
 def families(config: Config) -> list[dict[str, Any]]:
     """Rows (family, lam, case, nfe): ``w2`` per pixel; ``floor``, that of the exact λ-SDE with the same model."""
-    process, data, rows, cases = vp_linear(config), moments(), [], config["cases"]
-    ends = (config["t_start"], config["t_end"])
-    for family, lam in itertools.product(config["families"], config["lams"]):
-        limits = [floor(process, data, case, lam, ends) for case in cases.values()]
-        for calls in config["calls"]:
-            table = build(family, process, da.grid(process, calls, config["grid"], *ends), lam)
-            common = {"part": "model", "family": family, "lam": lam, "nfe": table.nfe}
-            found = distances(table, process, data, list(cases.values()))
-            rows += [{**common, "case": c, "w2": w, "floor": f} for c, w, f in zip(cases, found, limits, strict=True)]
+    process, data, ends, rows = vp_linear(config), moments(), (config["t_start"], config["t_end"]), []
+    for family, lam, calls in itertools.product(config["families"], config["lams"], config["calls"]):
+        table = build(family, process, da.grid(process, calls, config["grid"], *ends), lam)
+        common = {"part": "model", "family": family, "lam": lam, "nfe": table.nfe}
+        rows += [{**common, "case": case, "w2": distance(table, process, data, wrong),
+                  "floor": floor(process, data, wrong, lam, ends)}
+                 for case, wrong in config["cases"].items()]  # fmt: skip
     return rows
 
 
 def with_moments(name: str, variance: Array) -> Build:
     """Analytic-DPM with the Γ_t of Gaussian data: the mean over the axes of 1/(1 + v/ρ²)."""
     eta = {"analytic_ddpm": 1.0, "analytic_ddim": 0.0}[name]
-
-    def build(process: Process, ts: Array) -> da.Tableau:
-        def gamma(t: float) -> float:
-            return float(np.mean(1 / (1 + variance / process.rho(t) ** 2)))
-
-        return da.analytic_dpm(process, ts, gamma, eta, name=name + OWN)
-
-    return build
+    return lambda process, ts: da.analytic_dpm(
+        process, ts, lambda t: float(np.mean(1 / (1 + variance / process.rho(t) ** 2))), eta, name=name + OWN
+    )
 
 
-def registry(config: Config, progress: Progress) -> list[dict[str, Any]]:
-    """Rows of part "law" (solver, nfe: W₂ per pixel, relative error of the total variance), "order", "point"."""
+def compute(config: Config, progress: Progress) -> Frame:
+    """Rows of part "model", see `families`, "law" (solver, nfe: W₂ per pixel, relative error of the total variance),
+    "order" and "point"."""
     process, (mean, variance), ends = vp_linear(config), moments(), (config["t_start"], config["t_end"])
     names = sorted(config["solvers"] or da.SOLVERS, key=lambda name: name not in config["preferred"])
     groups = distinct_solvers(process, da.grid(process, 12, config["grid"]), names, stochastic=True)
     found = {name: da.SOLVERS[name].build for name in groups}
     found |= {name + OWN: with_moments(name, variance) for name in config["own_moments"]}
     found |= {name: da.SOLVERS[name].build for name in config["ode"]}
-    alpha, (place, count), rows = float(process.alpha(ends[1])), config["point"], []
+    alpha, (place, count), rows = float(process.alpha(ends[1])), config["point"], families(config)
     exact = alpha**2 * variance + float(process.sigma(ends[1])) ** 2
     for done, (name, build) in enumerate(found.items(), 1):
         row = da.SOLVERS[name.rstrip(OWN)]
@@ -159,12 +144,7 @@ def registry(config: Config, progress: Progress) -> list[dict[str, Any]]:
         table = build(process, da.grid(process, count, config["grid"], *ends))
         rows.append({"part": "point", **common, "w2": float(da.law_error(table, process, place, 0.0)[0])})
         progress(done / len(found))
-    return rows
-
-
-def compute(config: Config, progress: Progress) -> Frame:
-    """Rows of part "model", see `families`, and of `registry`."""
-    return pd.DataFrame(families(config) + registry(config, progress))
+    return pd.DataFrame(rows)
 
 
 def best(frame: Frame) -> Frame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ CONFIG: Config = {
     "end_times": [1e-2, 1e-3, 1e-4, 1e-5], "end_calls": [5, 7, 10, 14, 20, 28, 50], "compared": [1e-3, 1e-4],
     "limit_time": 1e-7, "choices": {
         "grids": "T1 with exponents 1, 2, 3, T2 with 7, T3, as in the paper's appendix H.3; its numbers are not known",
-        "exponents": "swept by us, at compared_at calls: the paper compares fixed grids",
         "compared": "the paper: 1e-3 for few calls and 1e-4 for more, as recalled, without the count where it changes",
         "truth": "of end times the exact answer at t = 0, so that stopping early counts as an error",
     },
@@ -38,9 +36,8 @@ QUICK: Config = {
     **studies.BASE_QUICK, "solvers": ["ddim", "tab3", "rhoab3", "rhork_2heun", "dpmpp_2m"], "calls": [5, 10],
     "exponents": {"t": [1, 1.5, 2, 3, 5], "rho": [4, 7, 12]}, "end_times": [1e-3, 1e-4], "end_calls": [5, 10, 20],
 }  # fmt: skip
-THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2048, "draws": 2000,
-                    "calls": [5, 7, 10, 14, 20, 28, 50], "end_calls": [5, 7, 10, 14, 20, 28, 40, 56, 80, 112, 160],
-                    "exponents": {"t": [1 + i / 5 for i in range(26)], "rho": [*range(2, 11), 15, 36]}}  # fmt: skip
+THOROUGH: Config = {"models": list(studies.MODELS), "samples": 2048, "draws": 2000, "calls": [5, 7, 10, 14, 20, 28, 50],
+                    "end_calls": [5, 7, 10, 14, 20, 28, 40, 56, 80, 112, 160]}  # fmt: skip
 COLUMNS = ["part", "model", "solver", "calls", "steps", "grid", "family", "exponent", "t_end", "rms", "total",
            "truncation", "discretization", "ratio", "low", "high", "estimate"]  # fmt: skip
 PUBLISHED = "Published: DPM-Solver: 1e-3 better below 15 calls, 1e-4 above (FID, other models)"  # Lu et al. 2022
@@ -53,59 +50,52 @@ def compute(config: Config, progress: Progress) -> Frame:
     where a single step leaves nothing to choose; for "end", the total error over that of the first of ``compared``.
     """
     rows: list[dict[str, Any]] = []
+    scan = [f"{family}{e:g}" for family, exponents in config["exponents"].items() for e in exponents]
+
+    def kinds(solver: str, calls: int) -> list[str]:
+        return config["grids"] + (scan if calls == config["compared_at"] and steps_for(solver, calls) > 1 else [])
+
     for done, name in enumerate(config["models"]):
-        problem, whole = studies.study(name, config), config["t_start"]
-        grids = cells.plan(problem, config["solvers"], partial(_kinds, config), config["calls"])
-        cases = [] if problem.network else config["cases"]  # an image network has no answer at t = 0
-        ends = [
-            cell for solver, kind in cases for calls in config["end_calls"] for t in config["end_times"]
-            for cell in cells.plan(problem, [solver], [kind], [calls], span=(whole, t))
+        problem = studies.study(name, config)
+        grids = cells.plan(problem, config["solvers"], kinds, config["calls"])
+        ends = [] if problem.network else [  # an image network has no answer at t = 0
+            cell for solver, kind in config["cases"] for calls in config["end_calls"] for t in config["end_times"]
+            for cell in cells.plan(problem, [solver], [kind], [calls], span=(config["t_start"], t))
         ]  # fmt: skip
-        both, part = list(dict.fromkeys(grids + ends)), cells.part_of(progress, done, len(config["models"]))
-        found = dict(cells.runs(problem, both, part))  # one sweep, so that a share of it can be done elsewhere
+        part = cells.part_of(progress, done, len(config["models"]))
+        found = dict(cells.runs(problem, list(dict.fromkeys(grids + ends)), part))  # one sweep, which can be shared out
         rows += _grids(problem, {cell: found[cell] for cell in grids}, config)
         rows += _ends(problem, {cell: found[cell] for cell in ends}, config) if ends else []
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _kinds(config: Config, solver: str, calls: int) -> list[str]:
-    scanned = calls == config["compared_at"] and steps_for(solver, calls) > 1
-    scan = [f"{family}{e:g}" for family, exponents in config["exponents"].items() for e in exponents]
-    return [*config["grids"], *(scan if scanned else ())]
 
 
 def _grids(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
     truth, estimate = problem.reference(config["t_end"])
     n, rows, squares = len(truth), [], cells.squares_to(truth)
     counts = np.random.default_rng(config["seed"]).multinomial(n, np.full(n, 1 / n), config["draws"])
-    found = [{**cell.columns, **squares(x)} for cell, x in ends.items()]
-    for (solver, calls, steps), cell in pd.DataFrame(found).groupby(["solver", "calls", "steps"], sort=False):
+    found = pd.DataFrame([{**cell.columns, **squares(x)} for cell, x in ends.items()])
+    for (solver, calls, steps), cell in found.groupby(["solver", "calls", "steps"], sort=False):
         errors = pd.DataFrame(dict(zip(cell.grid, cell.squares, strict=True)))  # (samples, grids)
         mean, drawn = errors.mean(), counts @ errors / n
         common = {"model": problem.name, "solver": solver, "calls": calls, "steps": steps, "estimate": estimate}
         for kind in config["grids"]:
-            others, row = [k for k in config["grids"] if k != kind], {"grid": kind, "rms": np.sqrt(mean[kind])}
+            rows.append({"part": "grid", **common, "grid": kind, "rms": np.sqrt(mean[kind])})
             if steps > 1:
-                row |= {"ratio": np.sqrt(mean[kind] / mean[others].min())}
-                row |= _band(np.sqrt(drawn[kind] / drawn[others].min(axis=1)))
-            rows.append({"part": "grid", **common, **row})
+                others = [k for k in config["grids"] if k != kind]
+                rows[-1] |= {"ratio": np.sqrt(mean[kind] / mean[others].min())}
+                rows[-1] |= judging.interval(np.sqrt(drawn[kind] / drawn[others].min(axis=1)))
         for family, exponents in config["exponents"].items() if len(mean) > len(config["grids"]) else ():
-            names = [f"{family}{e:g}" for e in exponents]
+            names, k = [f"{family}{e:g}" for e in exponents], np.array(exponents, dtype=float)
             common |= {"family": family}
-            k, scan = np.array(exponents, dtype=float), mean[names].to_numpy()
-            band = _band([least(k, values) for values in drawn[names].to_numpy()])
-            rows += [{"part": "scan", **common, "exponent": e, "rms": np.sqrt(m)} for e, m in zip(k, scan, strict=True)]
-            rows.append({"part": "best", **common, "exponent": least(k, scan), **band, "rms": np.sqrt(scan.min())})
+            scan = pd.DataFrame({"part": "scan", **common, "exponent": k, "rms": np.sqrt(mean[names].to_numpy())})
+            best, *drawn_best = (least(k, values) for values in np.vstack([mean[names], drawn[names]]))
+            rows += [*scan.to_dict("records"), {"part": "best", **common, "exponent": best, "rms": scan.rms.min(),
+                                                **judging.interval(drawn_best)}]  # fmt: skip
     return rows
 
 
-def _band(drawn: Any) -> dict[str, float]:
-    return dict(zip(("low", "high"), np.quantile(drawn, [0.025, 0.975]), strict=True))
-
-
 def least(k: Array, errors: Array) -> float:
-    """Exponent of the least error: vertex of the parabola in (log k, log error) through the least and its neighbours,
-    or the end of ``k`` where the least is."""
+    """Exponent of the least error, by a parabola in (log k, log error) through three points, or the end it is at."""
     i = int(np.argmin(errors))
     if i in (0, k.size - 1):
         return float(k[i])
@@ -128,38 +118,26 @@ def _ends(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -
         parts = {"total": squares(x, 0.0), "truncation": squares(exact[t], 0.0), "discretization": squares(x, t)}
         ratio = judging.ratio_row(parts["total"], late[cell.solver, cell.calls], config["seed"], config["draws"])
         errors = {part: float(np.sqrt(values.mean())) for part, values in parts.items()}
-        common = {"model": problem.name, "part": "end", "estimate": estimate}
-        rows.append({**common, **cell.columns, "t_end": t, **errors, **ratio})
+        rows.append({"part": "end", "model": problem.name, **cell.columns, "t_end": t, "estimate": estimate, **errors,
+                     **ratio})  # fmt: skip
     return rows
 
 
 def exact_states(problem: studies.Study, config: Config) -> tuple[dict[float, Any], float]:
     """(exact states at the end times and, under 0.0, at t = 0: of an ideal denoiser the data point next to the last
     state, of a network the state at ``limit_time``; their estimated error)."""
-    import torch
-
     times, points = config["end_times"], problem.exact is None and config["std"] == 0
     last = config["limit_time"] if problem.exact is None or problem.trained else 0.0
     state, estimate = problem.path(times if points else [*times, last])
     data, final = problem.x_T.new_tensor(problem.data), state(min(times) if points else last)
-    end = data[torch.cdist(final, data).argmin(dim=1)] if points else final
+    end = data[judging.nearest(final, data)] if points else final
     return {**{t: state(t) for t in times}, 0.0: end}, estimate
 
 
-# -- what was found -------------------------------------------------------------------------------
 def best_grids(frame: Frame) -> Frame:
-    """Per (model, solver, calls) with a grid to choose: the best grid, how it compares, and whether that is clear."""
+    """Per (model, solver, calls) with a grid to choose: the row of the best grid."""
     rows = at(frame, part="grid").dropna(subset="ratio")
-    best = rows.loc[rows.groupby(["model", "solver", "calls"], sort=False).rms.idxmin()]
-    return best.assign(gain=1 / best.ratio, clear=best.high < 1).reset_index(drop=True)
-
-
-def claim(frame: Frame, config: Config) -> dict[str, Any]:
-    """How the claimed grid does for the claimed solvers: cells, best in, clearly beaten in, best exponents of t."""
-    rows = at(frame, part="grid", solver=config["claimed"], grid=config["claim"]).dropna(subset="ratio")
-    exponents = list(at(frame, part="best", solver=config["claimed"], family="t").exponent)
-    counts = {"cells": len(rows), "best": int((rows.ratio <= 1).sum()), "beaten": int((rows.low > 1).sum())}
-    return {**counts, "exponents": exponents}
+    return rows.loc[rows.groupby(["model", "solver", "calls"], sort=False).rms.idxmin()]
 
 
 def since(frame: Frame, config: Config) -> Any:
@@ -171,32 +149,33 @@ def since(frame: Frame, config: Config) -> Any:
 
 def verdict(frame: Frame, config: Config) -> str:
     """In how many cells the claimed grid is best and beaten, where stopping later clearly is better, best exponents."""
-    c, clear, (late, early) = claim(frame, config), since(frame, config), config["compared"]
-    first = f", from {min(clear.dropna()):.0f} calls on at the earliest" if clear.notna().any() else ""
-    low, high = (f"{end(c['exponents']):.2f}" for end in (min, max))
+    clear, kind, (late, early) = since(frame, config), config["claim"], config["compared"]
+    rows = at(frame, part="grid", solver=config["claimed"], grid=kind).dropna(subset="ratio")
+    exponents = at(frame, part="best", solver=config["claimed"], family="t").exponent
+    first = f", from {clear.min():.0f} calls on at the earliest" if clear.notna().any() else ""
     return (
-        f"For tAB {config['claim']} is the best of {len(config['grids'])} grids in {c['best']} of {c['cells']} cells; "
-        f"stopping at t = {early:g} clearly beats {late:g} in {clear.notna().sum()} of {len(clear)} cases"
-        f"{first}; {config['claim']} is clearly beaten in {c['beaten']}, and the best exponent of t at "
-        f"{config['compared_at']} calls is {low} to {high}."
+        f"For tAB {kind} is the best of {len(config['grids'])} grids in {(rows.ratio <= 1).sum()} of {len(rows)} "
+        f"cells; stopping at t = {early:g} clearly beats {late:g} in {clear.notna().sum()} of {len(clear)} cases{first}"
+        f"; {kind} is clearly beaten in {(rows.low > 1).sum()}, and the best exponent of t at {config['compared_at']} "
+        f"calls is {exponents.min():.2f} to {exponents.max():.2f}."
     )
 
 
 def draw(frame: Frame, config: Config) -> Figure:
     """A row per model: the best grid per solver and calls; the best exponent of t; the error at two end times."""
-    models, found, (late, early) = list(frame.model.unique()), best_grids(frame), config["compared"]
+    models, (late, early) = list(frame.model.unique()), config["compared"]
     note = (
         f"Left: best grid, tk: steps of t$^{{1/k}}$, blue: {config['claim']}; how much better than the next, "
         f"bold: clearly. Middle: best k at {config['compared_at']} calls; hollow: an end of the scan. Right: against "
         f"the answer at t = 0. 95 % intervals, {config['samples']} samples, {style.setting(config)}. {PUBLISHED}."
     )
-    headline, inches = verdict(frame, config).split("; ")[0], 0.16 * len(config["solvers"]) + 0.6
-    fig = panels.sheet(headline, note, len(models) * inches + 0.45)
+    inches = len(models) * (0.16 * len(config["solvers"]) + 0.6) + 0.45
+    fig = panels.sheet(verdict(frame, config).split("; ")[0], note, inches)
     axes = fig.subplots(len(models), 3, squeeze=False, gridspec_kw={
         **style.body(fig, 0.4, 0.95, 0.08, 0.45), "width_ratios": [1.6, 1, 1.05], "wspace": 0.2, "hspace": 0.32,
     })  # fmt: skip
     for row, model in zip(axes, models, strict=True):
-        _table(row[0], at(found, model=model), config)
+        _table(row[0], best_grids(at(frame, model=model)), config)
         _exponents(row[1], at(frame, part="best", model=model, family="t"), config)
         for solver, part in at(frame, part="end", model=model, t_end=early).groupby("solver", sort=False):
             panels.curve(row[2], part.calls, part.ratio, part.low, part.high, solver, **style.look(str(solver)))
@@ -215,9 +194,9 @@ def draw(frame: Frame, config: Config) -> Figure:
 def _table(ax: Any, found: Frame, config: Config) -> None:
     by = {(row.solver, row.calls): row for row in found.itertuples()}
     rows = [[by.get((solver, calls)) for calls in config["calls"]] for solver in config["solvers"]]
-    texts = [[r and f"{r.grid} {style.as_text(r.gain)}×" for r in row] for row in rows]
-    depths = [[(0.4 if r.clear else 0.8) if r and r.grid == config["claim"] else None for r in row] for row in rows]
-    bold = [[r and r.clear for r in row] for row in rows]
+    texts = [[r and f"{r.grid} {style.as_text(1 / r.ratio)}×" for r in row] for row in rows]
+    bold = [[r and r.high < 1 for r in row] for row in rows]
+    depths = [[(0.4 if r.high < 1 else 0.8) if r and r.grid == config["claim"] else None for r in row] for row in rows]
     panels.shaded(ax, depths, [f"{calls} calls" for calls in config["calls"]], config["solvers"], texts, bold)
 
 

@@ -15,7 +15,7 @@ from experiments import Config, Frame, Progress
 from experiments.core import judging, panels, style
 from experiments.core.frames import at, calls_for
 from experiments.models import studies
-from experiments.models.problems import Problem, vp_linear
+from experiments.models.problems import vp_linear
 
 NAME = "appendix_vesde"
 QUESTION = "Do samplers on VE and EDM need more model calls than on VP for the same error?"
@@ -27,18 +27,14 @@ CONFIG: Config = {
     "grids": {"VP": ["t2"], "VE": ["t1", "vp_t2"], "EDM": ["rho7", "vp_t2"]},
     "calls": [5, 10, 20, 50], "compared_at": 10,
     "choices": {
-        "VE": "noise levels of score SDE on CIFAR-10; the paper's table on VESDE and its grids are not known to us",
-        "EDM": "not in the paper; noise levels of EDM",
-        "end": "every process stops at the ρ of VP's t_end and starts at its own largest level",
+        "ve": "noise levels of score SDE on CIFAR-10; the paper's table on VESDE and its grids are not known to us",
+        "edm": "not in the paper",
         "vp_t2": "VP's times, carried over by equal ρ, since a grid in VE's own t is a choice too",
     },
 }  # fmt: skip
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture"], "solvers": ["ddim", "tab3", "dpmpp_2m"],
                  "calls": [5, 10, 20]}  # fmt: skip
-THOROUGH: Config = {
-    "models": ["mixture", "gaussian", "digits", "network"], "samples": 512, "calls": [5, 7, 10, 14, 20, 28, 40, 56],
-    "grids": {"VP": ["t2", "rho7", "logrho"], "VE": ["t1", "rho7", "vp_t2"], "EDM": ["rho7", "logrho", "vp_t2"]},
-}  # fmt: skip
+THOROUGH: Config = {"models": list(studies.MODELS), "samples": 512, "calls": [5, 7, 10, 14, 20, 28, 40, 56]}
 BORROWED = "vp_t2"  # the levels ρ of VP's t2 grid, on another process
 OTHERS = ["VE", "EDM"]
 LEVELS = ", on VP's levels"  # of a line: with the borrowed grid too
@@ -66,12 +62,6 @@ def make_grid(config: Config, name: str, kind: str, steps: int) -> Array:
     return ts
 
 
-def setup(model: str, config: Config, name: str) -> Problem:
-    """A model of the study on a process by name."""
-    process, start, end = processes(config)[name]
-    return studies.problem_on(model, {**config, "t_start": start, "t_end": end}, process)
-
-
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, process, solver, grid, calls) and "ratio" (model, process, solver, calls).
 
@@ -80,22 +70,25 @@ def compute(config: Config, progress: Progress) -> Frame:
     """
     rows: list[dict[str, Any]] = []
     for done, model in enumerate(config["models"]):
-        best: dict[tuple[str, int, str, str], Array] = {}  # (solver, calls, process, choice of grids)
-        for k, (name, kinds) in enumerate(config["grids"].items(), 1):
-            problem = setup(model, config, name)
-            tried = problem.tried(config["solvers"], kinds, config["calls"], grid=partial(make_grid, config, name))
-            for row, squares in tried:
-                rows.append({"part": "error", "model": model, "process": name, **row,
-                             "rms": float(np.sqrt(squares.mean())), "estimate": problem.estimate})  # fmt: skip
-                for choice in ("own", "any") if row["grid"] != BORROWED else ("any",):
-                    cell = (row["solver"], row["calls"], name, choice)
-                    best[cell] = min(best.get(cell, squares), squares, key=np.mean)
+        found = []
+        for k, (name, (process, start, end)) in enumerate(processes(config).items(), 1):
+            problem = studies.problem_on(model, {**config, "t_start": start, "t_end": end}, process)
+            tried = problem.tried(config["solvers"], config["grids"][name], config["calls"],
+                                  grid=partial(make_grid, config, name))  # fmt: skip
+            found += [{"part": "error", "model": model, "process": name, **row, "rms": np.sqrt(squares.mean()),
+                       "estimate": problem.estimate, "squares": squares} for row, squares in tried]  # fmt: skip
             progress((done + k / len(config["grids"])) / len(config["models"]))
-        for (solver, calls, name, choice), squares in best.items():
-            if name != "VP":
-                ratio = judging.ratio_row(squares, best[solver, calls, "VP", "own"], config["seed"], 500)
-                rows.append({"part": "ratio", "model": model, "process": name, "solver": solver, "calls": calls,
-                             "choice": choice, **ratio})  # fmt: skip
+        errors = pd.DataFrame(found)
+        vp: dict[tuple[str, int], Array] = {}
+        rows += errors.drop(columns="squares").to_dict("records")
+        for (name, solver, calls), cell in errors.groupby(["process", "solver", "calls"], sort=False):
+            for choice, of in (("own", cell[cell.grid != BORROWED]), ("any", cell)):
+                squares = of.squares[of.rms.idxmin()]
+                base = vp.setdefault((solver, calls), squares)  # VP comes first
+                if name != "VP":
+                    ratio = judging.ratio_row(squares, base, config["seed"], 500)
+                    rows.append({"part": "ratio", "model": model, "process": name, "solver": solver, "calls": calls,
+                                 "choice": choice, **ratio})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -104,8 +97,8 @@ def envelopes(frame: Frame) -> Frame:
     """Least RMS error of all solvers and grids: ``model, line, calls, rms``, a line being a process on its own grids
     or, with `LEVELS` after its name, with the borrowed grid too."""
     rows = at(frame, part="error")
-    borrowed = rows[rows.process != "VP"].assign(line=lambda part: part.process + LEVELS)
-    lines = pd.concat([rows[rows.grid != BORROWED].assign(line=lambda part: part.process), borrowed])
+    own, borrowed = rows[rows.grid != BORROWED], rows[rows.process != "VP"]
+    lines = pd.concat([own.assign(line=own.process), borrowed.assign(line=borrowed.process + LEVELS)])
     return lines.groupby(["model", "line", "calls"], sort=False, as_index=False).rms.min()
 
 
@@ -117,35 +110,20 @@ def needed(frame: Frame, config: Config) -> Frame:
     return pd.Series(found).unstack(sort=False)
 
 
-def more(frame: Frame, config: Config) -> Frame:
-    """Per process: of how many ``cases`` (model, solver) at the compared calls, on own grids, ``more`` error than VP's,
-    and clearly more (``clear``) or ``less``."""
-    rows = at(frame, part="ratio", choice="own", calls=config["compared_at"])
-    marked = rows.assign(more=rows.ratio > 1, clear=rows.low > 1, less=rows.high < 1, cases=1)
-    return marked.groupby("process", sort=False)[["more", "clear", "less", "cases"]].sum()
-
-
-def headline_of(frame: Frame, config: Config) -> str:
-    """How many calls VE takes on the last model."""
-    found = needed(frame, config).VE
-    count = f"{found.iloc[-1]:.0f}" if np.isfinite(found.iloc[-1]) else f"more than {frame.calls.max()}"
-    return f"On the {found.index[-1]} VE takes {count} calls for the least error that VP has at {config['compared_at']}"
-
-
 def verdict(frame: Frame, config: Config) -> str:
     """Calls in which the other processes reach VP's least error, and for how many solvers they err more."""
-    found, cases = needed(frame, config).replace(np.inf, np.nan).round(), more(frame, config)
-    calls = found.map(lambda count: f"more than {frame.calls.max()}" if np.isnan(count) else f"{count:.0f}")
+    calls = needed(frame, config).map(lambda n: f"{n:.0f}" if np.isfinite(n) else f"more than {frame.calls.max()}")
+    last, ratios = calls.iloc[-1], at(frame, part="ratio", choice="own", calls=config["compared_at"])
+    cases = ratios.groupby("process", sort=False).ratio.agg(lambda ratio: f"{(ratio > 1).sum()} of {len(ratio)}")
+    borrowed = style.in_words([f"{name} {last[name + LEVELS]}" for name in OTHERS])
     others = "".join(f"; on the {model} VE takes {row.VE}" for model, row in calls.iloc[:-1].iterrows())
-    borrowed = style.in_words([f"{name} {calls.iloc[-1][name + LEVELS]}" for name in OTHERS])
-    solvers = style.in_words([f"{name} in {row.more} of {row.cases}" for name, row in cases.iterrows()])
     return (
-        f"{headline_of(frame, config)}, EDM {calls.EDM.iloc[-1]}{LEVELS} {borrowed}{others}; "
-        f"solver by solver {solvers} cases has more error than VP."
+        f"On the {last.name} VE takes {last.VE} calls for the least error that VP has at {config['compared_at']}, "
+        f"EDM {last.EDM}{LEVELS} {borrowed}{others}; solver by solver "
+        f"{style.in_words([f'{name} in {count}' for name, count in cases.items()])} cases has more error than VP."
     )
 
 
-# -- figure ---------------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """A column per model: least error of all solvers per process and kind of grid; each solver's ratio to VP."""
     names, calls, solvers = list(frame.model.unique()), config["compared_at"], config["solvers"]
@@ -157,7 +135,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     upper, between = 1.9, 0.95
     height, least = upper + between + 0.2 * len(solvers) + 0.5, envelopes(frame)
-    fig = panels.sheet(headline_of(frame, config), note, height)
+    fig = panels.sheet(verdict(frame, config).split(",")[0], note, height)
     axes = panels.lines(fig, least, {name: panels.short(name) for name in names}, max(len(names), 2), x="calls",
                         y="rms", line="line", look=_look, ylabel="RMS error", wspace=0.06, left=1.0,
                         end=upper / height)  # fmt: skip
@@ -177,7 +155,5 @@ def draw(frame: Frame, config: Config) -> Figure:
 
 
 def _look(line: str) -> dict[str, Any]:
-    process, _, borrowed = line.partition(", ")
-    colour, marker = LINES[process]
-    return {"color": colour, "marker": marker, "ls": "--" if borrowed else "-",
-            "markerfacecolor": "white" if borrowed else colour}  # fmt: skip
+    colour, marker = LINES[line.split(",")[0]]
+    return {"color": colour, "marker": marker} | ({"ls": "--", "markerfacecolor": "white"} if LEVELS in line else {})

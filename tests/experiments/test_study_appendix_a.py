@@ -133,7 +133,7 @@ def test_grid_verdict_turns(grids_found):
     power = (bad.part == "best") & (bad.family == "t")
     bad.loc[power, "exponent"] = bad.model[power].map({"mixture": 1.25, "digits": 3.5})
     assert grids.verdict(bad, config).endswith("exponent of t at 10 calls is 1.25 to 3.50.")
-    assert set(grids.claim(bad[bad.model == "digits"], config)["exponents"]) == {3.5}
+    assert grids.verdict(bad[bad.model == "digits"], config).endswith("calls is 3.50 to 3.50.")
     said = grids.draw(bad, config).texts[0].get_text().replace("\n", " ")
     assert grids.verdict(bad, config).startswith(f"{said}; ")
 
@@ -263,9 +263,9 @@ def test_network_of_vp_on_another_process(monkeypatch):
     monkeypatch.setitem(studies.MODELS, "network", ("the mixture as if learned on VP", parts))
     config = {**vesde.CONFIG, "samples": 4, "rtol": 1e-9}
     for name in ("VE", "EDM"):
-        problem = vesde.setup("network", config, name)
-        eps, x, truth, estimate = problem.model, problem.x_T, problem.truth, problem.estimate
         process, start, end = vesde.processes(config)[name]
+        problem = studies.problem_on("network", {**config, "t_start": start, "t_end": end}, process)
+        eps, x, truth, estimate = problem.model, problem.x_T, problem.truth, problem.estimate
         assert np.allclose(x, process.sigma(start) * problems.noise(4, 4, 0))
         for t in np.linspace(end, start, 5):
             assert np.allclose(eps(x, float(t)), mix.eps(process)(x, float(t)), rtol=1e-8, atol=1e-12)
@@ -292,14 +292,13 @@ def test_vesde_verdict_turns(vesde_found):
     vp = frame[(frame.part == "error") & (frame.process == "VP")].groupby("calls").rms.min()
     same.loc[errors, "rms"] = same.calls[errors].map(vp)
     assert "On the mixture VE takes 10 calls " in vesde.verdict(same, config)
-    assert vesde.draw(same, config).texts[0].get_text() == vesde.headline_of(same, config)
+    headline = vesde.draw(same, config).texts[0].get_text().replace("\n", " ")
+    assert vesde.verdict(same, config).startswith(f"{headline}, EDM ")
     ratio = frame.copy()
     ratio.loc[ratio.part == "ratio", ["ratio", "low", "high"]] = [2.0, 1.5, 2.5]
     assert "VE in 3 of 3 and EDM in 3 of 3 cases has more error than VP." in vesde.verdict(ratio, config)
-    assert list(vesde.more(ratio, config).loc["VE"]) == [3, 3, 0, 3]
     ratio.loc[ratio.process == "EDM", ["ratio", "low", "high"]] = [0.5, 0.4, 0.6]
     assert "VE in 3 of 3 and EDM in 0 of 3 cases" in vesde.verdict(ratio, config)
-    assert vesde.more(ratio, config).less["EDM"] == 3
 
 
 def test_borrowed_levels_count_for_the_lines_of_their_name_alone(vesde_found):
