@@ -67,6 +67,11 @@ def ratio_row(a: Array, b: Array, seed: int, draws: int = 2000) -> dict[str, flo
     return dict(zip(("ratio", "low", "high"), ratio(a, b, seed, draws), strict=True))
 
 
+def with_band(name: str, found: tuple[float, float, float]) -> dict[str, float]:
+    """(value, low, high) as the columns ``name, name_low, name_high`` of a frame."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
 def error_row(squares: Array, seed: int, draws: int = _DRAWS) -> dict[str, float]:
     """``rms, low, high``: root mean square with its 95 % band over samples, for a frame."""
     low, high = bootstrap_ratio(squares, np.ones_like(squares), seed, draws)
