@@ -16,7 +16,7 @@ from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.frames import at
-from experiments.core.judging import FLIPPED, best, error_row, mean_square, middle, nearest, ratio
+from experiments.core.judging import FLIPPED, best, error_row, mean_square, middle, nearest, ratio, with_band
 from experiments.core.paths import FIGURES
 from experiments.models import studies
 from experiments.models.studies import Study
@@ -36,9 +36,7 @@ CONFIG: Config = {
     "also": ["t2", "t1"],
     "choices": {
         "truth": "end of the certified flow of the same network in float64; what is sampled computes in float32",
-        "process": "the network's own, over its sampling range",
         "bands": "95 %, paired bootstrap over samples; of a rank the best grid is chosen anew in each draw",
-        "seeds": "of the starts; the first is what sentences and tables state, the others say how far that moves",
         "digits8:seed1": "a further training of digits8, by its own command with --seed 1; on the first starts only",
     },
 }  # fmt: skip
@@ -75,11 +73,7 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 
 def weights(name: str) -> str:
-    """What `studies` loads for a model of this experiment.
-
-    Raises:
-        ValueError: a further training that is not there.
-    """
+    """What `studies` loads for a model of this experiment, whose further trainings have to be there."""
     base, _, seed = name.partition(":seed")
     folder = TRAININGS / f"{base}_seed{seed}"
     if seed and not (folder / "card.json").exists():
@@ -99,29 +93,24 @@ def _judged(x: Any, truth: Any, config: Config) -> dict[str, Any]:
     counted = np.where(flips, math.nan, squares)
     error = math.sqrt(mean_square(counted))
     return {**error_row(squares, config["seed"], config["draws"]), "flips": float(flips.mean()),
-            "unflipped": error if flips.mean() < 1 else math.nan, "squares": counted, "error": error}  # fmt: skip
+            "unflipped": math.nan if flips.all() else error, "squares": counted, "error": error}  # fmt: skip
 
 
 def ranked(rows: Frame, config: Config) -> Rows:
-    """Solvers by error on the best grid: RMS, rank with its band, and the ratio to the first with its band.
-
-    Args:
-        rows: ``solver, grid, error`` and ``squares``, of the same starts, NaN of samples that do not count.
-    """
+    """Solvers by error on the best grid: RMS, rank and ratio to the first, with bands; NaN squares do not count."""
     top, seed, draws = best(rows), config["seed"], config["draws"]
-    table = np.array(list(top.squares))
-    index = np.random.default_rng(seed).integers(0, table.shape[1], (draws, table.shape[1]))
+    ahead = top.squares.iloc[0]
+    n = len(ahead)
+    index = np.random.default_rng(seed).integers(0, n, (draws, n))
     again = [np.min([means(v[index]) for v in at(rows, solver=solver).squares], axis=0) for solver in top.index]
-    places = 1 + (np.array(again)[:, None] > np.array(again)).sum(axis=1)
-    found = []
-    for i, (solver, kind) in enumerate(top.grid.items()):
-        first, last = np.quantile(places[i], [0.025, 0.975])
-        row = {"part": "rank", "calls": top.calls.iloc[0], "solver": solver, "grid": kind}
-        row |= {"rank": i + 1, "rank_low": first, "rank_high": last}
-        row |= zip(("rms", "low", "high"), ratio(table[i], np.ones(table.shape[1]), seed, draws), strict=True)
-        row |= zip(("ratio", "ratio_low", "ratio_high"), ratio(table[i], table[0], seed, draws), strict=True)
-        found.append(row)
-    return found
+    places = np.quantile(1 + (np.array(again)[:, None] > np.array(again)).sum(axis=1), [0.025, 0.975], axis=1).T
+    return [
+        {"part": "rank", "calls": row.calls, "solver": row.Index, "grid": row.grid,
+         **with_band("rank", (place, *band)),
+         **dict(zip(("rms", "low", "high"), ratio(row.squares, np.ones(n), seed, draws), strict=True)),
+         **with_band("ratio", ratio(row.squares, ahead, seed, draws))}
+        for place, (row, band) in enumerate(zip(top.itertuples(), places, strict=True), 1)
+    ]  # fmt: skip
 
 
 def means(draws: Array) -> Array:
@@ -165,10 +154,8 @@ def table(frame: Frame, model: str, calls: tuple[int, ...], most: int = 5) -> st
 
 def trainings(config: Config) -> dict[str, list[str]]:
     """Network that ships → it and its further trainings."""
-    found: dict[str, list[str]] = {}
-    for name in config["models"]:
-        found.setdefault(name.partition(":seed")[0], []).append(name)
-    return found
+    names = pd.Series(config["models"])
+    return {str(name): list(group) for name, group in names.groupby(names.str.partition(":seed")[0], sort=False)}
 
 
 def moved(frame: Frame, names: list[str], calls: int) -> tuple[float, float]:
@@ -200,39 +187,35 @@ def verdict(frame: Frame, config: Config) -> str:
 # -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Ranks of one network at each number of calls; of the others, and of trainings, at one; error against calls."""
-    names, calls, by = list(trainings(config)), middle(config), trainings(config).items()
-    many, seeds = (said({**config, "models": names}) for said in (studies.how_many, studies.how_many_seeds))
+    by, calls, starts = trainings(config), middle(config), at(frame, seed=frame.seed.min())
+    *others, name = by
+    many, seeds = (said({**config, "models": list(by)}) for said in (studies.how_many, studies.how_many_seeds))
     note = (
         f"Each network on its own process, {many}; RMS error per pixel (images in [-1, 1]) against its certified flow. "
         f"Ranks: on the best of customary, {' and '.join(config['also'])} grid, without flips; thick: 95 % band; thin: "
-        f"{seeds}; at the right error and grid. Below: customary grids; upper axis: time on one core."
+        f"{seeds}; at the right error and grid. Below: customary grids; time per image, on one core."
     )
-    order = list(ranking(frame, names[-1], calls).index)
-    shown = [*((names[-1], n) for n in config["ranked_at"]), *((name, calls) for name in names[:-1])]
-    more = {f"rank on {len(group)} trainings of {name}": group for name, group in by if len(group) > 1}
-    titles = [*(f"rank on {name}, {n} calls" for name, n in shown), *more]
-    above, below = -(-len(titles) // 3) * (0.155 * len(order) + 0.42), 3.25
+    order = list(ranking(frame, name, calls).index)
+    shown: dict[str, tuple[Frame, Frame | None]] = {
+        f"rank on {one}, {n} calls": (ranks(frame, "seed", model=one, calls=n), ranking(frame, one, n))
+        for one, n in [*((name, n) for n in config["ranked_at"]), *((other, calls) for other in others)]
+    }
+    shown |= {
+        f"rank on {len(group)} trainings of {one}": (ranks(starts, "model", model=group, calls=calls), None)
+        for one, group in by.items() if len(group) > 1
+    }  # fmt: skip
+    above, below = -(-len(shown) // 3) * (0.155 * len(order) + 0.42), 3.1
     fig = panels.sheet(headline(frame, config), note, above + below)
-    axes, _ = panels.small_multiples(fig, titles, 3, left=1.15, bottom=below + 0.1, hspace=0.22, wspace=0.06)
-    for ax, (name, n) in zip(axes, shown, strict=False):
-        _ranks(ax, order, ranks(frame, "seed", model=name, calls=n), ranking(frame, name, n))
-    for ax, group in zip(axes[len(shown) :], more.values(), strict=True):
-        _ranks(ax, order, ranks(frame, "model", model=group, calls=calls, seed=frame.seed.min()))
+    axes, _ = panels.small_multiples(fig, list(shown), 3, left=1.15, bottom=below + 0.1, hspace=0.22, wspace=0.06)
+    for ax, (places, rows) in zip(axes, shown.values(), strict=True):
+        _ranks(ax, order, places, rows)
     times = at(frame, part="reference").groupby("model").ms_per_call.min()
     lower = panels.lines(
-        fig, at(frame, part="error", customary=True, seed=frame.seed.min()),
-        dict.fromkeys(names, ""), 3, x="nfe", y="rms", names=_NAMED,
-        band=("low", "high"), ticks=config["calls"], ylabel="RMS error per pixel", extra_top=above + 0.7, wspace=0.08,
-        legend=False,
+        fig, at(starts, part="error", customary=True), {one: f"{one}, {times[one]:.2g} ms a call" for one in by}, 3,
+        x="nfe", y="rms", names=_NAMED, band=("low", "high"), ticks=config["calls"], ylabel="RMS error per pixel",
+        extra_top=above + 0.5, wspace=0.08, legend=False,
     )  # fmt: skip
-    for ax, name in zip(lower, names, strict=True):  # a second axis: the time that the calls take
-        upper = ax.secondary_xaxis(
-            "top", functions=(lambda n, ms=times[name]: n * ms, lambda t, ms=times[name]: t / ms)
-        )
-        style.plain_log_ticks(upper.xaxis, [float(f"{n * times[name]:.2g}") for n in config["calls"]])
-        upper.tick_params(labelsize=panels.TICKS, pad=1)
-        ax.set_title(f"{name}: ms of one image", fontsize=8.5, pad=6)
-    panels.key(fig, lower[0], above=0.62)
+    panels.key(fig, lower[0], above=0.45)
     return fig
 
 
