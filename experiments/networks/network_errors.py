@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from experiments.core.judging import with_band
 from experiments.models import score_defects, studies
 from experiments.models.image_data import read_images
 from experiments.models.problems import bootstrap_ratio, noise, start_scale, step_points
+from experiments.models.score_defects import Model
 from experiments.models.toy_network import QUICK_TRAINING
 
 NAME = "network_errors"
@@ -35,8 +35,7 @@ CONFIG: Config = {
     "path_samples": 32, "rtol": 1e-4, "derivative_levels": [0.05, 0.3, 2.0, 10.0], "derivative_samples": 3,
     "full_jacobian": 100, "jacobian_probes": 32, "divergence_probes": 4,
     "score": {"times": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95], "points": 200, "loops": 20, "radius": 1.0,
-              "data_points": 40},
-    "seed": 0, "allow_pickle": False, "device": "cpu",
+              "data_points": 40}, "seed": 0, "allow_pickle": False, "device": "cpu",
     "choices": {
         "levels": "σ/α, the same for all processes: there the ideal ε of one data set is one function",
         "data_root": f"folder of MNIST or CIFAR-10, or {DATA}; without it networks trained on them lack rows",
@@ -53,7 +52,6 @@ THOROUGH: Config = {"kept": [], "samples": 10_000, "path_samples": 64, "rtol": 1
 COLUMNS = ["model", "part", "images", "rho", "t", "fit", "loss", "ideal_loss", "size", "fit_low", "fit_high", "ratio",
            "ratio_low", "ratio_high", "field", "estimate", "quantity", "degree", "step", "delta", "measure", "samples",
            "value", "low", "high"]  # fmt: skip
-Model = Callable[[Any, float], Any]
 
 
 def compute(config: Config, progress: Progress) -> Frame:

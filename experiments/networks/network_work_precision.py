@@ -46,7 +46,6 @@ THOROUGH: Config = {"also": ["t1", "t2", "t3", "rho7", "logrho"], "calls": [5, 6
                     "models": ["digits8", "digits8_flow", "mnist28"], "kept": [], "network_samples": 256}  # fmt: skip
 TOLERANCES = FLIPPED
 TRAININGS = FIGURES / ".cache" / "trainings"  # of further trainings, which do not ship: digits8_seed1, …
-_TIMED, _REPEATS = 64, 7  # images in a call that is timed, and how often: the least time counts
 _NAMED = ("ddim", "edm_heun", "dpmpp_2m", "unipc3_bh2_x0", "ipndm4", "tab3")  # lines with a name, one a family
 
 
@@ -83,9 +82,9 @@ def weights(name: str) -> str:
 
 
 def milliseconds(study: Study) -> float:
-    """Time of one model call for one image, of a batch of `_TIMED`: the least of `_REPEATS`."""
-    x, t = study.x_T[:1].repeat(_TIMED, 1), 0.5 * (study.process.t_min + study.process.t_max)
-    return 1e3 * min(timeit.repeat(lambda: study.model(x, t), number=1, repeat=1 + _REPEATS)) / _TIMED
+    """Time of one model call for one image, of a batch of 64: the least of 8."""
+    x, t = study.x_T[:1].repeat(64, 1), 0.5 * (study.process.t_min + study.process.t_max)
+    return 1e3 * min(timeit.repeat(lambda: study.model(x, t), number=1, repeat=8)) / len(x)
 
 
 def _judged(x: Any, truth: Any, config: Config) -> dict[str, Any]:
@@ -142,14 +141,14 @@ def first(frame: Frame, model: str, calls: int) -> str:
 def table(frame: Frame, model: str, calls: tuple[int, ...], most: int = 5) -> str:
     """The table of a model in docs/results: the first solvers at each number of calls, with bands."""
     lines = ["| rank | " + " | ".join(f"{n} calls" for n in calls) + " |", "|---|" + "---|" * len(calls)]
-    columns = [list(ranking(frame, model, n).reset_index().itertuples()) for n in calls]
-    for place, line in enumerate(zip(*columns, strict=True), 1):
+    for place in range(most):
+        rows = [ranking(frame, model, n).iloc[place] for n in calls]
         told = [
-            f"`{row.solver}` on {row.grid}: {style.as_text(row.rms)} ({style.as_text(row.low)} to "
-            f"{style.as_text(row.high)}), rank {row.rank_low:.0f} to {row.rank_high:.0f}" for row in line
+            f"`{row.name}` on {row.grid}: {style.as_text(row.rms)} ({style.as_text(row.low)} to "
+            f"{style.as_text(row.high)}), rank {row.rank_low:.0f} to {row.rank_high:.0f}" for row in rows
         ]  # fmt: skip
-        lines.append(f"| {place} | " + " | ".join(told) + " |")
-    return "\n".join(lines[: 2 + most])
+        lines.append(f"| {place + 1} | " + " | ".join(told) + " |")
+    return "\n".join(lines)
 
 
 def trainings(config: Config) -> dict[str, list[str]]:
@@ -204,18 +203,17 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"rank on {len(group)} trainings of {one}": (ranks(starts, "model", model=group, calls=calls), None)
         for one, group in by.items() if len(group) > 1
     }  # fmt: skip
-    above, below = -(-len(shown) // 3) * (0.155 * len(order) + 0.42), 3.1
+    above, below = -(-len(shown) // 3) * (0.155 * len(order) + 0.42), 3.15
     fig = panels.sheet(headline(frame, config), note, above + below)
     axes, _ = panels.small_multiples(fig, list(shown), 3, left=1.15, bottom=below + 0.1, hspace=0.22, wspace=0.06)
     for ax, (places, rows) in zip(axes, shown.values(), strict=True):
         _ranks(ax, order, places, rows)
     times = at(frame, part="reference").groupby("model").ms_per_call.min()
-    lower = panels.lines(
+    panels.lines(
         fig, at(starts, part="error", customary=True), {one: f"{one}, {times[one]:.2g} ms a call" for one in by}, 3,
         x="nfe", y="rms", names=_NAMED, band=("low", "high"), ticks=config["calls"], ylabel="RMS error per pixel",
-        extra_top=above + 0.5, wspace=0.08, legend=False,
+        extra_top=above + 0.55, wspace=0.08,
     )  # fmt: skip
-    panels.key(fig, lower[0], above=0.45)
     return fig
 
 

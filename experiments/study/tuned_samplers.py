@@ -193,8 +193,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     fig, models = panels.sheet(headline(frame), note, 5.4), list(cells.model.unique())
     cells = cells.assign(name=cells.nfe.map("{:.0f} calls, ".format) + cells.what.map(KINDS))
-    order = cells.assign(place=cells.what.map(list(KINDS).index)).sort_values(["nfe", "place"])
-    names = list(order.name.unique())
+    names = list(cells.sort_values("nfe", kind="stable").name.unique())
     axes, _ = panels.small_multiples(fig, models, 3, share_y=False, left=1.75, end=0.5)
     for ax, model in zip(axes, models, strict=True):
         found = at(cells, model=model).set_index("name")[RATIO].reindex(names)
@@ -206,10 +205,10 @@ def draw(frame: Frame, config: Config) -> Figure:
     right.set_title("tuned times at other calls", fontsize=8.5, pad=3)
     rows, calls = at(frame, part="transfer"), at(frame, part="calls")
     used = list(rows.tuned_on.unique())
-    tables = rows.pivot(index="tuned_on", columns="used_on").reindex(index=used, columns=used, level=-1)
-    sure = (tables.ratio_high < 1) | (tables.ratio_low > 1)
-    octaves, told = np.log2(tables.ratio), tables.ratio.map("{:.2f}".format)
+    tables = rows.pivot(index="tuned_on", columns="used_on")
+    ratio, low, high = (tables[name].loc[used, used].to_numpy() for name in RATIO)
     across = [name.replace(", ", "\n").replace(" of", "\nof") for name in used]
-    panels.diverging(left, octaves.to_numpy(), told.to_numpy(), across, used, 1.5, sure.to_numpy())
+    told = np.vectorize("{:.2f}".format)(ratio)
+    panels.diverging(left, np.log2(ratio), told, across, used, 1.5, (high < 1) | (low > 1))
     panels.intervals(right, calls[RATIO].to_numpy(), [0.7, 1, 1.5, 2.5], list(calls.nfe.map("{:.0f} calls".format)))
     return fig
