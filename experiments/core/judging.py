@@ -73,6 +73,11 @@ def interval(drawn: Any) -> dict[str, float]:
     return dict(zip(("low", "high"), np.quantile(drawn, [0.025, 0.975]), strict=True))
 
 
+def with_band(name: str, found: tuple[float, float, float]) -> dict[str, float]:
+    """(value, low, high) as the columns ``name, name_low, name_high`` of a frame."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
 def error_row(squares: Array, seed: int, draws: int = _DRAWS) -> dict[str, float]:
     """``rms, low, high``: root mean square with its 95 % band over samples, for a frame."""
     low, high = bootstrap_ratio(squares, np.ones_like(squares), seed, draws)

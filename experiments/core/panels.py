@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import Frame
@@ -191,6 +192,25 @@ def table(ax: Any, columns: Sequence[str], rows: Sequence[str], **heads: Any) ->
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def diverging(
+    ax: Any, values: Any, texts: Any, columns: Sequence[str], rows: Sequence[str], most: float, bold: Any = None
+) -> None:
+    """A table whose cells are redder the further above 0 their values, bluer the further below, up to ``most``.
+
+    Args:
+        values, texts, bold: (rows, columns) arrays.
+    """
+    ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    for (y, x), value in np.ndenumerate(values):
+        ink, sure = "white" if abs(value) > most / 1.5 else "black", bold is not None and bold[y, x]
+        ax.text(x, y, texts[y, x], ha="center", va="center", fontsize=TICKS, color=ink,
+                fontweight="bold" if sure else "normal")  # fmt: skip
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(length=0, labelsize=TICKS)
+    ax.grid(visible=False)
 
 
 def key(fig: Figure, ax: Any, above: float = 0.5, **options: Any) -> None:

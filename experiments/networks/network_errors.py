@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +18,12 @@ from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.frames import at, span
+from experiments.core.judging import with_band
 from experiments.models import score_defects, studies
 from experiments.models.image_data import read_images
 from experiments.models.problems import bootstrap_ratio, noise, start_scale, step_points
+from experiments.models.score_defects import Model
 from experiments.models.toy_network import QUICK_TRAINING
-
-if TYPE_CHECKING:
-    from deis_analysis.networks import Network
 
 NAME = "network_errors"
 QUESTION = "How far is a trained network from the ideal denoiser of its training images, and from any score?"
@@ -37,13 +35,11 @@ CONFIG: Config = {
     "path_samples": 32, "rtol": 1e-4, "derivative_levels": [0.05, 0.3, 2.0, 10.0], "derivative_samples": 3,
     "full_jacobian": 100, "jacobian_probes": 32, "divergence_probes": 4,
     "score": {"times": [0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95], "points": 200, "loops": 20, "radius": 1.0,
-              "data_points": 40},
-    "seed": 0, "allow_pickle": False, "device": "cpu",
+              "data_points": 40}, "seed": 0, "allow_pickle": False, "device": "cpu",
     "choices": {
         "levels": "σ/α, the same for all processes: there the ideal ε of one data set is one function",
         "data_root": f"folder of MNIST or CIFAR-10, or {DATA}; without it networks trained on them lack rows",
         "derivatives": "of the float64 network; above full_jacobian dimensions by random directions",
-        "score": "of models whose data are known otherwise: samples of p_t, circles of radius σ_t times radius",
     },
 }  # fmt: skip
 QUICK: Config = {"models": ["digits8", "network"], "kept": [], "levels": [0.05, 0.4, 2.0], "samples": 64, "steps": 5,
@@ -51,12 +47,11 @@ QUICK: Config = {"models": ["digits8", "network"], "kept": [], "levels": [0.05, 
                  "score": {"times": [0.05, 0.3, 0.9], "points": 40, "loops": 4, "radius": 1.0, "data_points": 8,
                            **QUICK_TRAINING}}  # fmt: skip
 THOROUGH: Config = {"kept": [], "samples": 10_000, "path_samples": 64, "rtol": 1e-6, "points": 6,
-                    "derivative_samples": 32, "derivative_levels": CONFIG["levels"][:-1],
-                    "divergence_probes": 16}  # fmt: skip
+                    "divergence_probes": 16, "derivative_samples": 32,
+                    "derivative_levels": CONFIG["levels"][:-1]}  # fmt: skip
 COLUMNS = ["model", "part", "images", "rho", "t", "fit", "loss", "ideal_loss", "size", "fit_low", "fit_high", "ratio",
            "ratio_low", "ratio_high", "field", "estimate", "quantity", "degree", "step", "delta", "measure", "samples",
            "value", "low", "high"]  # fmt: skip
-Model = Callable[[Any, float], Any]
 
 
 def compute(config: Config, progress: Progress) -> Frame:
@@ -82,12 +77,8 @@ def compute(config: Config, progress: Progress) -> Frame:
     return by_model(NAME, config, rows_of, progress).reindex(columns=COLUMNS)
 
 
-def images_of(net: Network, config: Config) -> dict[str, Any]:
-    """(n, d) float32 images, ``train`` and ``held_out``, empty where they are not at hand.
-
-    Raises:
-        ValueError: there are others in their place.
-    """
+def images_of(net: Any, config: Config) -> dict[str, Any]:
+    """(n, d) float32 images, ``train`` and ``held_out``, empty where they are not at hand; others are refused."""
     import torch
 
     about = (net.card or {}).get("data", {})
@@ -101,7 +92,7 @@ def images_of(net: Network, config: Config) -> dict[str, Any]:
     return {name: torch.as_tensor(part, device=config["device"]).flatten(1) for name, part in parts.items()}
 
 
-def eps_of(net: Network) -> Model:
+def eps_of(net: Any) -> Model:
     """ε of a network on flat states (n, d) of its own process, differentiable."""
     model = net.carried_to(net.process, "eps")
     return lambda x, t: model(x.reshape(-1, *net.shape), t).reshape(x.shape)
@@ -115,9 +106,8 @@ def fitting_rows(eps: Model, ideal: Model, process: Process, images: dict[str, A
         with torch.no_grad():
             return torch.cat([model(part, t) for part in x.split(config["batch"])])
 
-    def band(name: str, a: Array, b: Array) -> dict[str, float]:
-        low, high = bootstrap_ratio(a, b, seed)
-        return {f"{name}_low": low**2, f"{name}_high": high**2}
+    def ratio(name: str, a: Array, b: Array) -> dict[str, float]:
+        return with_band(name, (float(a.mean() / b.mean()), *np.square(bootstrap_ratio(a, b, seed))))
 
     rows, seed = [], config["seed"]
     for part, clean in images.items():
@@ -125,16 +115,15 @@ def fitting_rows(eps: Model, ideal: Model, process: Process, images: dict[str, A
             found, best = asked(eps, x, t), asked(ideal, x, t)
             gaps = {"fit": found - best, "loss": found - drawn, "ideal_loss": best - drawn, "size": best}
             squares = {name: np.asarray((gap**2).mean(dim=1).cpu()) for name, gap in gaps.items()}
-            row: dict[str, Any] = {name: float(values.mean()) for name, values in squares.items()}
-            row |= {"part": "fitting", "images": part, **key, **band("fit", squares["fit"], np.ones(len(x)))}
+            row = {"part": "fitting", "images": part, **key, **{name: v.mean() for name, v in squares.items()}}
+            row |= ratio("fit", squares["fit"], np.ones(len(x)))
             if squares["ideal_loss"].min() > 0:
-                row |= band("ratio", squares["loss"], squares["ideal_loss"])
-                row["ratio"] = row["loss"] / row["ideal_loss"]
+                row |= ratio("ratio", squares["loss"], squares["ideal_loss"])
             rows.append(row)
     return rows
 
 
-def path_rows(net: Network, ideal: Model | None, config: Config) -> tuple[Rows, Any]:
+def path_rows(net: Any, ideal: Model | None, config: Config) -> tuple[Rows, Any]:
     """(Δ_s and Δ_ε of each degree on the flow of the network and of the ideal denoiser, clean ends of the former)."""
     import torch
 
@@ -155,40 +144,34 @@ def path_rows(net: Network, ideal: Model | None, config: Config) -> tuple[Rows, 
 
 def changes(eps: dict[float, Array], process: Process, ts: Array, config: Config) -> Rows:
     """Root mean squares of extrapolated minus true ε by time, "s": of a frozen score."""
-    score = {t: -e / float(process.sigma(t)) for t, e in eps.items()}
-    cases = [("s", score, "score", 0), *(("eps", eps, "eps", degree) for degree in config["degrees"])]
-    rows = []
-    for quantity, known, prediction, degree in cases:
+    score, rows = {t: -e / float(process.sigma(t)) for t, e in eps.items()}, []
+    for quantity, known, degree in (("s", score, 0), *(("eps", eps, degree) for degree in config["degrees"])):
         times, deltas = da.extrapolation_error(
             lambda x, t, known=known: known[t], process, lambda t: None, ts, degree,
-            prediction=prediction, unit="eps", points=config["points"],
+            prediction="score" if quantity == "s" else "eps", unit="eps", points=config["points"],
         )  # fmt: skip
-        rows += [
-            {"quantity": quantity, "degree": degree, "step": step, "t": t, "rho": float(process.rho(t)), "delta": delta}
-            for step, visited in enumerate(zip(times, deltas, strict=True))
-            for t, delta in zip(*visited, strict=True)
-        ]
+        for step, visited in enumerate(zip(times, deltas, strict=True)):
+            row = {"quantity": quantity, "degree": degree, "step": step}
+            rows += [{**row, "t": t, "rho": float(process.rho(t)), "delta": d} for t, d in zip(*visited, strict=True)]
     return rows
 
 
 # -- what was found -------------------------------------------------------------------------------
-_LARGEST = {"asymmetry": "Jacobians are asymmetric by up to", "residual": "Fokker–Planck residuals are up to",
-            "fitting": "errors of the score up to"}  # fmt: skip
+def defects(frame: Frame) -> list[str]:
+    """How far the networks are from a score at most, by each measure."""
+    told = {"asymmetry": "Jacobians are asymmetric by", "residual": "Fokker–Planck residuals are",
+            "fitting": "errors of the score"}  # fmt: skip
+    most = at(frame, part="derivative").groupby("measure").value.max()
+    return [f"{words} up to {style.as_text(most[name])}" for name, words in told.items() if name in most]
 
 
 def headline(frame: Frame) -> str:
     """At how many noise levels the networks beat the ideal denoiser on held-out images, as far as bands tell."""
     held = at(frame, part="fitting", images="held_out")
     if held.empty:
-        return _largest(frame, "asymmetry")
-    return (
-        "On held-out images the networks beat the ideal denoiser of their training images at "
-        f"{(held.ratio_high < 1).sum()} of {len(held)} noise levels"
-    )
-
-
-def _largest(frame: Frame, measure: str) -> str:
-    return f"{_LARGEST[measure]} {style.as_text(at(frame, measure=measure).value.max())}"
+        return defects(frame)[0]
+    better = f"{(held.ratio_high < 1).sum()} of {len(held)} noise levels"
+    return f"On held-out images the networks beat the ideal denoiser of their training images at {better}"
 
 
 def verdict(frame: Frame, config: Config) -> str:
@@ -201,38 +184,36 @@ def verdict(frame: Frame, config: Config) -> str:
     if len(path):
         moved = np.sqrt((path.delta**2).groupby([path.model, path.degree]).mean()).unstack()
         said.append(f"degree {high} leaves {span(moved[high] / moved[0])} of a frozen ε's change")
-    said += [_largest(frame, measure) for measure in _LARGEST if (frame.measure == measure).any()]
-    return "; ".join(dict.fromkeys(said)) + "."
+    return "; ".join(dict.fromkeys([*said, *defects(frame)])) + "."
 
 
 # -- the figure -----------------------------------------------------------------------------------
 ROWS = {"fitting": "loss", "path": "change of ε", "derivative": "not a score by"}
-_CHANGES = {("s", 0): ("frozen score", style.GREY), ("eps", 0): ("frozen ε", style.BLACK),
-            ("eps", 3): ("ε of degree 3", style.BLUE)}  # fmt: skip
+_DOTS, _DOTTED, _UNNAMED = {"marker": "o"}, {"linestyle": ":"}, {"linestyle": ":", "label": "_"}
 LOOKS: dict[str, dict[str, Any]] = {
-    "network, train": {"color": style.BLUE, "marker": "o"}, "ε*, train": {"color": style.BLUE, "linestyle": ":"},
-    "network, held-out": {"color": style.VERMILLION, "marker": "o"},
-    "ε*, held-out": {"color": style.VERMILLION, "linestyle": ":"},
-    **{name: {"color": colour} for name, colour in _CHANGES.values()},
-    **{f"{name} on ε*": {"color": colour, "linestyle": ":", "label": "_"} for name, colour in _CHANGES.values()},
-    "asymmetry": {"color": style.GREEN, "marker": "o", "label": "Jacobian asymmetry"},
-    "residual": {"color": style.PURPLE, "marker": "o", "label": "Fokker–Planck residual"},
-    "fitting": {"color": style.VERMILLION, "marker": "o", "label": "error of the score"},
-    "loop": {"color": style.SKY, "marker": "o", "label": "loop integral"},
+    "loss train": {"label": "network, train", "color": style.BLUE, **_DOTS},
+    "ideal_loss train": {"label": "ε*, train", "color": style.BLUE, **_DOTTED},
+    "loss held_out": {"label": "network, held-out", "color": style.VERMILLION, **_DOTS},
+    "ideal_loss held_out": {"label": "ε*, held-out", "color": style.VERMILLION, **_DOTTED},
+    "s 0 network": {"label": "frozen score", "color": style.GREY},
+    "eps 0 network": {"label": "frozen ε", "color": style.BLACK},
+    "eps 3 network": {"label": "ε of degree 3", "color": style.BLUE}, "s 0 ideal": {"color": style.GREY, **_UNNAMED},
+    "eps 0 ideal": {"color": style.BLACK, **_UNNAMED}, "eps 3 ideal": {"color": style.BLUE, **_UNNAMED},
+    "asymmetry": {"label": "Jacobian asymmetry", "color": style.GREEN, **_DOTS},
+    "residual": {"label": "Fokker–Planck residual", "color": style.PURPLE, **_DOTS},
+    "fitting": {"label": "error of the score", "color": style.VERMILLION, **_DOTS},
+    "loop": {"label": "loop integral", "color": style.SKY, **_DOTS},
 }  # fmt: skip
 
 
 def curves(frame: Frame) -> Frame:
-    """The frame with a column ``line``, of `LOOKS`, and what is drawn in ``value``."""
-    fitted, scores = at(frame, part="fitting"), at(frame, part="derivative")
-    parts = [scores.assign(line=scores.measure)]
-    for what, name in (("loss", "network"), ("ideal_loss", "ε*")):
-        lines = fitted.images.map({"train": f"{name}, train", "held_out": f"{name}, held-out"})
-        parts.append(fitted.assign(line=lines, value=fitted[what]))
-    for (quantity, degree), (name, _) in _CHANGES.items():
-        path = at(frame, part="path", quantity=quantity, degree=degree)
-        parts.append(path.assign(line=np.where(path.field == "ideal", f"{name} on ε*", name), value=path.delta))
-    return pd.concat(parts)
+    """What is drawn: the frame with a column ``line``, of `LOOKS`, and the numbers in ``value``."""
+    fitted, path, scores = (at(frame, part=part) for part in ROWS)
+    images, field = fitted.images.astype(str), path.field.astype(str)
+    parts = [fitted.assign(line=f"{what} " + images, value=fitted[what]) for what in ("loss", "ideal_loss")]
+    changed = path.quantity.astype(str) + path.degree.map(" {:.0f} ".format) + field
+    drawn = pd.concat([*parts, path.assign(line=changed, value=path.delta), scores.assign(line=scores.measure)])
+    return drawn[drawn.line.isin(list(LOOKS))]
 
 
 def draw(frame: Frame, config: Config) -> Figure:
@@ -245,18 +226,17 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"samples (bands: bootstrap); where the score is known its error and ∮ s·dl, at {config['score']['points']}."
     )
     fig, drawn, models = panels.sheet(headline(frame), note, 6.0), curves(frame), config["models"]
-    whole = [name for name in models if name not in studies.MODELS]
-    columns = len(models) + (len(whole) == len(models))  # one is left for the keys
+    images = [name for name in models if name not in studies.MODELS]
+    columns = len(models) + (images == models)  # one is left for the keys
     for i, (part, ylabel) in enumerate(ROWS.items()):
-        last = part == "derivative"
-        names = models if last else whole
-        rows, titles = at(drawn, part=part), [panels.short(m) if i == 0 or m not in whole else "" for m in names]
+        rows, last = at(drawn, part=part), part == "derivative"
+        names = models if last else images
         if not names:
             continue
         axes = panels.lines(
-            fig, rows, dict(zip(names, titles, strict=True)), columns, x="rho", y="value", line="line",
-            names=[name for name in LOOKS if (rows.line == name).any()], look=LOOKS.__getitem__,
-            band=("low", "high") if last else None, ticks=(0.01, 1, 100), ylabel=ylabel,
+            fig, rows, {name: panels.short(name) if i == 0 or name not in images else "" for name in names}, columns,
+            x="rho", y="value", line="line", names=[name for name in LOOKS if (rows.line == name).any()],
+            look=LOOKS.__getitem__, band=("low", "high") if last else None, ticks=(0.01, 1, 100), ylabel=ylabel,
             xlabel="noise level σ/α" if last else "", legend=False, begin=0.345 * i, end=0.345 * i + 0.31,
         )  # fmt: skip
         axes[0].set(xlim=(8e-4, 150), ylim=(None if last else 1e-4, None))
@@ -265,7 +245,7 @@ def draw(frame: Frame, config: Config) -> Figure:
             if not (rows.model == name).any():
                 ax.text(0.5, 0.5, "training images\nnot at hand", ha="center", transform=ax.transAxes, color="#777777")
         taken = len(names) == columns  # then the key is above the last panel, in the column that is free there
-        fig.legend(*axes[0].get_legend_handles_labels(), fontsize=7.5, handlelength=1.6,
-                   loc="lower left" if taken else "upper left",
-                   bbox_to_anchor=(1 - 0.98 / columns, axes[0].get_position().y1 + 0.02 * taken))  # fmt: skip
+        corner = 1 - 0.98 / columns, axes[0].get_position().y1 + 0.02 * taken
+        fig.legend(*axes[0].get_legend_handles_labels(), fontsize=7.5, handlelength=1.6, bbox_to_anchor=corner,
+                   loc="lower left" if taken else "upper left")  # fmt: skip
     return fig

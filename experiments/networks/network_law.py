@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import itertools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
@@ -12,16 +15,14 @@ from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.frames import at
-from experiments.models.features import Features, Frechet, difference, floor, frechet, precision_recall
+from experiments.core.judging import with_band
+from experiments.models import studies
+from experiments.models.features import Features, difference, floor, frechet, precision_recall
+from experiments.models.image_data import read_images
 from experiments.models.problems import start_scale, steps_for
 
-if TYPE_CHECKING:
-    from deis_analysis.networks import Network
-
 NAME = "network_law"
-QUESTION = (
-    "Which sampler's images are nearest to the data in law at 5, 10 and 20 model calls, and who can be told apart?"
-)
+QUESTION = "Which sampler's images are nearest to the data in law at 5, 10 and 20 model calls, beyond the bands?"
 CONFIG: Config = {
     "models": ["digits8", "mnist28"], "kept": ["mnist28"], "solvers": ["ddim", "tab3", "unipc2_bh2_x0"],
     "calls": [5, 10, 20], "grid": "t2", "samples": {"digits8": 256, "digits8_flow": 256, "mnist28": 128},
@@ -31,7 +32,6 @@ CONFIG: Config = {
     "choices": {
         "features": "of the network's own folder, or as named here (network: folder); with inception, a mapping with "
         "weights, data and data_root, those of Inception (FID) instead",
-        "reference": "the network's own flow from the same starts, not certified",
         "real": "all kept training features for d^2; as many as samples, drawn at random, for precision and recall",
     },
 }  # fmt: skip
@@ -39,11 +39,11 @@ QUICK: Config = {"models": ["digits8"], "kept": [], "solvers": ["ddim", "tab3"],
                  "samples": {"digits8": 128}, "reference": {**CONFIG["reference"], "calls": 20},
                  "floor_draws": 5}  # fmt: skip
 THOROUGH: Config = {"models": [*CONFIG["samples"]], "kept": [], "reference": {**CONFIG["reference"], "calls": 100},
-                    "solvers": ["ddim", "tab3", "rhoab2", "dpmpp_2m", "unipc2_bh2_x0", "edm_heun"],
+                    "solvers": [*CONFIG["solvers"], "rhoab2", "dpmpp_2m", "edm_heun"],
                     "samples": {"digits8": 800, "digits8_flow": 800, "mnist28": 5000}}  # fmt: skip
 FLOW = "reference"  # the solver column of the network's own flow
-TITLES = {"frechet": "Fréchet distance²", "excess": "above the flow's", "precision": "precision", "recall": "recall"}
-BANDS = {"frechet": ("low", "high"), "excess": ("excess_low", "excess_high")}
+SHOWN = {"frechet": ("Fréchet distance²", "low", "high"), "excess": ("above the flow's", "excess_low", "excess_high"),
+         **{name: (name, name, name) for name in ("precision", "recall")}}  # fmt: skip
 
 
 def compute(config: Config, progress: Progress) -> Frame:
@@ -52,71 +52,52 @@ def compute(config: Config, progress: Progress) -> Frame:
     ``frechet low high``: d² and its band; ``corrected``: without bias in n. ``behind…``: what it is above the least of
     the same calls, ``excess…`` above the flow's, with paired bands. ``floor_…``: of real images, `floor`.
     """
-    return by_model(NAME, config, lambda name, report: _model(name, config, report), progress)
+    frame = by_model(NAME, config, lambda name, report: _model(name, config, report), progress)
+    return frame.drop(columns="found", errors="ignore")
 
 
 def _model(name: str, config: Config, report: Progress) -> Rows:
-    from deis_analysis import networks as learned
+    import torch
 
-    net = learned.load(name, device=config["device"], allow_pickle=config["allow_pickle"])
-    features, k, seed = _features(name, config), config["neighbours"], config["seed"]
+    net = studies.image_network(name, config["device"], config["allow_pickle"])
+    process, features, k, seed = net.process, _features(name, config), config["neighbours"], config["seed"]
     n, metrics = config["samples"].get(name, config["samples_else"]), ("frechet", "precision", "recall")
     real = floor(features, n, k=k, draws=config["floor_draws"], seed=seed)
     common = {"n": n, "seed": seed, **{f"floor_{metric}": getattr(real, metric) for metric in metrics}}
     common |= {f"floor_{metric}_sd": sd for metric, sd in zip(metrics, real.sd, strict=True)}
     common |= {"floor_source": real.source, "features": features.name}
     drawn = features.train[np.random.default_rng(seed).choice(len(features.train), n, replace=False)]
-    starts, by, kind = noise(net, n, seed), config["reference"], config["grid"]
-    asked = [(solver, kind, calls) for calls in config["calls"] for solver in config["solvers"]]
-    asked = [(by["solver"], by["grid"], by["calls"]), *(one for one in asked if steps_for(one[0], one[2]))]
-    found: list[tuple[Frechet, dict[str, Any]]] = []
-    for solver, kind, calls in asked:
-        images, nfe = sample(net, solver, kind, calls, starts, config["batch"])
-        fake = features(images)
-        d2 = frechet(features.train, fake)
-        precision, recall = precision_recall(drawn, fake, k)
-        row = {"solver": solver if found else FLOW, "calls": calls, "nfe": nfe, "frechet": d2.value, "low": d2.low,
-               "high": d2.high, "corrected": d2.corrected, "precision": precision, "recall": recall}  # fmt: skip
-        found.append((d2, {**row, **common}))
-        report(len(found) / len(asked))
-    (own, _), *others = found
-    for d2, row in others:
-        best = min((one for one, at in others if at["calls"] == row["calls"]), key=lambda one: one.value)
+    z = torch.randn(n, *net.shape, generator=torch.Generator().manual_seed(seed))  # the same on all devices
+    starts = (start_scale(process, process.sampling_range[0]) * z).split(config["batch"])
+    by, cells = config["reference"], itertools.product(config["calls"], config["solvers"])
+    asked = [(by["calls"], by["solver"], by["grid"]), *((*cell, config["grid"]) for cell in cells)]
+    rows: Rows = []
+    for done, (calls, solver, kind) in enumerate(asked, 1):
+        if steps := steps_for(solver, calls):
+            table = da.build(solver, process, da.grid(process, steps, kind)).in_terms_of(process, net.prediction)
+            with torch.no_grad():
+                ends = [da.run(table, net.model, part.to(config["device"])).cpu() for part in starts]
+            fake = features(torch.cat(ends))
+            d2, (precision, recall) = frechet(features.train, fake), precision_recall(drawn, fake, k)
+            row = {"solver": solver if rows else FLOW, "calls": calls, "nfe": table.nfe, "frechet": d2.value,
+                   "low": d2.low, "high": d2.high, "corrected": d2.corrected, "precision": precision, "recall": recall,
+                   "found": d2}  # fmt: skip
+            rows.append(row | common)
+        report(done / len(asked))
+    own, *others = rows
+    for row in others:
+        best = min((one for one in others if one["calls"] == row["calls"]), key=lambda one: one["frechet"])
         for what, beside in (("behind", best), ("excess", own)):
-            row |= dict(zip((what, f"{what}_low", f"{what}_high"), difference(d2, beside), strict=True))
-    return [row for _, row in found]
+            row |= with_band(what, difference(row["found"], beside["found"]))
+    return rows
 
 
 def _features(name: str, config: Config) -> Features:
-    if config["inception"] is None:
-        return Features.load(config["features"].get(name, name))
-    from pathlib import Path
-
-    from experiments.models.image_data import read_images
-
     given = config["inception"]
+    if given is None:
+        return Features.load(config["features"].get(name, name))
     images = read_images(given["data"], Path(given["data_root"]) if given.get("data_root") else None)
     return Features.inception(images, Path(given["weights"]))
-
-
-def noise(net: Network, n: int, seed: int) -> Any:
-    """(n, c, h, w) float32 starts at the process's first sampling time, the same on all devices."""
-    import torch
-
-    scale = start_scale(net.process, net.process.sampling_range[0])
-    return scale * torch.randn(n, *net.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def sample(net: Network, solver: str, kind: str, calls: int, starts: Any, batch: int) -> tuple[Any, int]:
-    """Images (n, c, h, w) of a registry solver with at most ``calls`` calls of the network, and how many there were."""
-    import torch
-
-    ts = da.grid(net.process, steps_for(solver, calls), kind)
-    table = da.build(solver, net.process, ts).in_terms_of(net.process, net.prediction)
-    device = next(net.model.parameters()).device
-    with torch.no_grad():
-        parts = [da.run(table, net.model, part.to(device)).cpu() for part in starts.split(batch)]
-    return torch.cat(parts), table.nfe
 
 
 # -- what they say --------------------------------------------------------------------------------
@@ -131,19 +112,14 @@ def tied(nearest: Frame) -> list[str]:
     return [str(name) for name in nearest.index[1:] if nearest.behind_low[name] <= 0]
 
 
-def printed(model: str) -> str:
-    """A model's name without the path or owner before it."""
-    return model.rstrip("/").split("/")[-1]
-
-
 def headline(frame: Frame, config: Config) -> str:
     """From how many calls on the nearest sampler is not further from the data than the flow, as far as bands tell."""
     parts, counts = [], sorted(config["calls"])
     for model in frame.model.unique():
         further = [calls for calls in counts if at_calls(frame, model, calls).excess_low.iloc[0] > 0]
-        later = [calls for calls in counts if not further or calls > further[-1]]
+        later = [calls for calls in counts if calls > max(further, default=0)]
         told = f"from {later[0]} calls on" if later else f"not within {counts[-1]} calls"
-        parts.append(f"on {printed(model)} {told}")
+        parts.append(f"on {Path(model).name} {told}")
     return f"As far as bands tell the best sampler is as near to the data as the flow: {', '.join(parts)}"
 
 
@@ -153,50 +129,45 @@ def verdict(frame: Frame, config: Config) -> str:
     for model in frame.model.unique():
         nearest = at_calls(frame, model, fewest)
         distance, same = style.as_text(nearest.frechet.iloc[0]), ", ".join(tied(nearest)) or "none"
-        parts.append(f"{nearest.index[0]} {distance} on {printed(model)} (tied: {same})")
+        parts.append(f"{nearest.index[0]} {distance} on {Path(model).name} (tied: {same})")
     return f"{headline(frame, config)}; least squared Fréchet distance at {fewest} calls: {', '.join(parts)}."
 
 
 def draw(frame: Frame, config: Config) -> Figure:
     """A row per model: d², d² above the flow's, precision, recall, against calls."""
-    own, by = frame[frame.solver == FLOW].set_index("model"), config["reference"]
-    sizes = ", ".join(f"{printed(name)} n = {n}" for name, n in own.n.items())
+    rows, own = frame[frame.solver != FLOW], frame[frame.solver == FLOW].set_index("model")
+    sizes, by = ", ".join(f"{Path(name).name} n = {n}" for name, n in own.n.items()), config["reference"]
     note = (
         f"Fréchet distance and {config['neighbours']}-nearest-neighbour precision and recall in a classifier's last "
         f"hidden layer, whose total variance is 1 on the training images. {sizes}; the same starts for all; "
-        f"{config['grid']} grid. Bars: 95 %, jackknife, paired in the second column. Grey: n real images, mean ± 2 sd. "
-        f"Dashed: the network's own flow, {by['calls']} calls of {by['solver']}."
+        f"{config['grid']} grid. Bands: 95 %, jackknife, paired in the second column. Grey: n real images, mean ± 2 "
+        f"sd. Dashed: the network's own flow, {by['calls']} calls of {by['solver']}."
     )
     fig = panels.sheet(headline(frame, config), note, 0.75 + 1.6 * len(own))
-    axes, _ = panels.small_multiples(
-        fig, [title for _ in own.index for title in TITLES.values()], len(TITLES), share_y=False, extra_top=0.5,
-        wspace=0.36, hspace=0.3, left=0.75,
+    drawn = [
+        rows.assign(panel=rows.model + what, value=rows[what], least=rows[low], most=rows[high])
+        for what, (_, low, high) in SHOWN.items()
+    ]
+    titles = {name + what: title for name in own.index for what, (title, *_) in SHOWN.items()}
+    axes = panels.lines(
+        fig, pd.concat(drawn), titles, len(SHOWN), panel="panel", x="nfe", y="value", band=("least", "most"),
+        ticks=config["calls"], legend=False, share_y=False, extra_top=0.5, wspace=0.36, hspace=0.3, left=0.75,
     )  # fmt: skip
-    for ax, (name, what) in zip(axes, ((name, what) for name in own.index for what in TITLES), strict=True):
-        _panel(ax, at(frame[frame.solver != FLOW], model=name), own.loc[name], what)
+    for ax, (name, what) in zip(axes, itertools.product(own.index, SHOWN), strict=True):
+        _beside(ax, own.loc[name], what)
         if what == "frechet":
-            ax.set_ylabel(printed(name), fontsize=8.5)
-    panels.calls_axis(axes, config["calls"])
+            ax.set_ylabel(Path(name).name, fontsize=8.5)
     panels.key(fig, axes[0])
     return fig
 
 
-def _panel(ax: Any, rows: Frame, own: Any, what: str) -> None:
+def _beside(ax: Any, own: Any, what: str) -> None:
+    """The network's own flow and real images; distances are on a logarithmic axis."""
     ax.axhline(0.0 if what == "excess" else own[what], color="#222222", lw=1.1, ls="--", label="own flow")
-    bottom, logarithmic = 0.4 * min(rows.frechet.min(), own.floor_frechet), what == "frechet"
+    ax.set_yscale("log" if what == "frechet" else "linear")
+    if what == "frechet":
+        ax.set_ylim(0.4 * min(own.frechet, own.floor_frechet), None)
+        style.plain_log_ticks(ax.yaxis, [m * 10.0**e for e in range(-5, 2) for m in (1, 2, 5)])
     if what != "excess":
         middle, reach = own[f"floor_{what}"], 2 * own[f"floor_{what}_sd"]
-        ends = (
-            (max(middle - reach, bottom), middle + reach) if logarithmic else (middle - reach, min(middle + reach, 1))
-        )
-        ax.axhspan(*ends, color="#e6e6e6", zorder=0, label="real images")
-    for i, (name, part) in enumerate(rows.groupby("solver", sort=False)):
-        x = part.nfe * 1.06 ** (i - (rows.solver.nunique() - 1) / 2)  # keeps the bars apart
-        band = [part[column].clip(lower=bottom if logarithmic else None) for column in BANDS.get(what, ())]
-        bars = [part[what] - band[0], band[1] - part[what]] if band else None
-        look = {**style.look(str(name)), "linestyle": "-", "linewidth": 1.2, "markersize": 4}
-        ax.errorbar(x, part[what], yerr=bars, elinewidth=0.9, label=str(name), **look)
-    if logarithmic:
-        ax.set(yscale="log", ylim=(bottom, None))
-        ticks = [m * 10.0**e for e in range(-5, 2) for m in (1, 2, 5)]
-        style.plain_log_ticks(ax.yaxis, [tick for tick in ticks if bottom <= tick <= ax.get_ylim()[1]])
+        ax.axhspan(middle - reach, min(middle + reach, 1.0), color="#e6e6e6", zorder=0, label="real images")

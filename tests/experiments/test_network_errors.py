@@ -294,11 +294,11 @@ def test_what_is_drawn_is_what_was_measured(errors_found):
     frame, _ = errors_found
     lines = errors.curves(frame).set_index("line").value
     held = frame[frame.images == "held_out"]
-    assert list(lines["network, held-out"]) == list(held.loss)
-    assert list(lines["ε*, held-out"]) == list(held.ideal_loss)
+    assert list(lines["loss held_out"]) == list(held.loss)
+    assert list(lines["ideal_loss held_out"]) == list(held.ideal_loss)
     path = frame[(frame.part == "path") & (frame.quantity == "eps") & (frame.degree == 3)]
-    assert list(lines["ε of degree 3"]) == list(path[path.field == "network"].delta)
-    assert list(lines["ε of degree 3 on ε*"]) == list(path[path.field == "ideal"].delta)
+    assert list(lines["eps 3 network"]) == list(path[path.field == "network"].delta)
+    assert list(lines["eps 3 ideal"]) == list(path[path.field == "ideal"].delta)
     assert set(lines.index) == set(errors.LOOKS)
 
 
