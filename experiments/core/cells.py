@@ -133,3 +133,14 @@ def squares_to(truth: Any) -> Callable[[Any], dict[str, Array]]:
 def part_of(progress: Progress, done: int, of: int) -> Progress:
     """The progress of one of several equal parts, ``done`` of which are over."""
     return lambda share: progress((done + share) / of)
+
+
+CUSTOMARY = {  # a sampler of each family with its customary grid, for experiments that have no list of their own
+    "ddim": "rho7", "tab3": "t2", "rhoab3": "rho7", "dpmpp_2m": "logrho", "unipc3_bh2_x0": "logrho",
+    "edm_heun": "rho7",
+}  # fmt: skip
+
+
+def each_on(grids: dict[str, str]) -> Callable[[str, int], list[str]]:
+    """The grids of a `plan` in which each solver has one of its own, at all numbers of calls."""
+    return lambda solver, calls: [grids[solver]]

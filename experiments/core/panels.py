@@ -232,3 +232,11 @@ def sampler(spec: str, width: int = 0, options: bool = True) -> str:
             number = value.replace(".", "").isdigit()
             found.append(f"{key}={value}" if number else {"true": key, "false": f"no {key}"}.get(value, value))
     return textwrap.shorten(", ".join(found), width, placeholder=" …") if width else ", ".join(found)
+
+
+def named(ax: Any, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    """Title, names of the axes and ticks of a panel in small letters."""
+    ax.set_title(title, fontsize=8.5, pad=3)
+    ax.set_xlabel(xlabel, fontsize=8.5, labelpad=2)
+    ax.set_ylabel(ylabel, fontsize=8.5)
+    ax.tick_params(labelsize=TICKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import mpmath as mp
@@ -15,11 +16,12 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.by_model import by_model
+from experiments.core.cells import squares_to
 from experiments.core.frames import at
 from experiments.core.judging import error_row
 from experiments.core.style import as_text
 from experiments.models import studies
-from experiments.models.problems import vp_linear
+from experiments.models.problems import steps_for, vp_linear
 
 NAME = "floors"
 QUESTION = "What do ways of computing weights, and a network's arithmetic and rounded times, cost in accuracy?"
@@ -34,7 +36,6 @@ CONFIG: Config = {
         "exact": "the network in float64, its time embedding too, asked at real network times",
         "float32, bfloat16": "weights and arithmetic of the network; times and embedding in float32; state in float64",
         "nearest, linear": "float64, network times rounded, or interpolated linearly between integers",
-        "gap": "root mean square difference to the exact network under the same sampler",
     },
 }  # fmt: skip
 QUICK: Config = {"calls": [10, 20], "samples": 2, "network_rtol": 1e-4, "network_tolerance": 1e-2,
@@ -63,14 +64,14 @@ def compute(config: Config, progress: Progress) -> Frame:
 # -- weights --------------------------------------------------------------------------------------
 def weight_rows(config: Config) -> list[dict[str, Any]]:
     """Largest error of a weight, relative to the largest weight, by panel, step and method; NaN if not finite."""
-    rows = []
-    for panel, errors in (("t", _in_t), ("lam", _in_lam)):
-        for h in np.geomspace(*config[f"{panel}_steps"]):
-            with mp.workdps(config["digits"]):
-                found = errors(config, float(h))
-            part = {"model": "weights", "part": "weights", "panel": panel, "step": h}
-            rows += [{**part, "method": method, "error": error} for method, error in found.items()]
-    return rows
+    with mp.workdps(config["digits"]):
+        return [
+            {"model": "weights", "part": "weights", "panel": panel, "step": h, "method": method,
+             "error": _relative(weights, exact)}
+            for panel, by_method in (("t", _in_t), ("lam", _in_lam))
+            for h in np.geomspace(*config[f"{panel}_steps"])
+            for method, (weights, exact) in by_method(config, float(h)).items()
+        ]  # fmt: skip
 
 
 def _relative(weights: Any, exact: list[Any]) -> float:
@@ -83,22 +84,23 @@ def _relative(weights: Any, exact: list[Any]) -> float:
 
 def _integral(config: Config, t: Any) -> tuple[Any, Any]:
     """∫ β and β at t, with all digits."""
-    b0, b1 = mp.mpf(config["beta_min"]), mp.mpf(config["beta_max"])
+    b0, b1, t = mp.mpf(config["beta_min"]), mp.mpf(config["beta_max"]), mp.mpf(t)
     return t * (b0 + (b1 - b0) * t / 2), b0 + (b1 - b0) * t
 
 
 def _exact(nodes: list[Any], end: Any, rate: Any) -> list[Any]:
     """∫ ℓ_j(u) rate(u) du from the first of the nodes to ``end``, with all digits."""
-    others = [[v for v in nodes if v != node] for node in nodes]
-    return [
-        mp.quad(lambda u, node=node, rest=rest: rate(u) * mp.fprod((u - v) / (node - v) for v in rest), [nodes[0], end],
-                method="gauss-legendre")
-        for node, rest in zip(nodes, others, strict=True)
-    ]  # fmt: skip
+
+    def weight(node: Any) -> Any:
+        others = [v for v in nodes if v != node]
+        return mp.quad(lambda u: rate(u) * mp.fprod((u - v) / (node - v) for v in others), [nodes[0], end],
+                       method="gauss-legendre")  # fmt: skip
+
+    return [weight(node) for node in nodes]
 
 
-def _in_t(config: Config, h: float) -> dict[str, float]:
-    """Errors of the (ε, t) weights of a step of ``h`` from nodes ``h`` apart, all in the form α_s ∫ ℓ_j dρ."""
+def _in_t(config: Config, h: float) -> dict[str, Any]:
+    """(ε, t) weights of a step of ``h`` from nodes ``h`` apart, all in the form α_s ∫ ℓ_j dρ, and the exact ones."""
     process, end = vp_linear(config), config["start"] - h
     nodes = config["start"] + h * np.arange(config["t_degree"] + 1)
 
@@ -106,17 +108,14 @@ def _in_t(config: Config, h: float) -> dict[str, float]:
         integral, beta = _integral(config, t)
         return mp.exp(integral) * beta / (2 * mp.sqrt(mp.expm1(integral)))
 
-    alpha = mp.exp(-_integral(config, mp.mpf(end))[0] / 2)
+    alpha = mp.exp(-_integral(config, end)[0] / 2)
     exact = [alpha * weight for weight in _exact([mp.mpf(float(t)) for t in nodes], mp.mpf(end), rate)]
     ours = float(process.alpha(end)) * da.quadrature_weights(process, "eps", "t", nodes, nodes[0], end)
-    return {
-        "quadrature": _relative(ours, exact),
-        "riemann64": _relative(_riemann(config, nodes, end, np.float64), exact),
-        "riemann32": _relative(_riemann(config, nodes, end, np.float32), exact),
-    }
+    sums = {f"riemann{bits}": _riemann(config, nodes, end, kind) for bits, kind in ((64, np.float64), (32, np.float32))}
+    return {method: (weights, exact) for method, weights in {"quadrature": ours, **sums}.items()}
 
 
-def _riemann(config: Config, nodes: Array, end: float, dtype: Any) -> Array:
+def _riemann(config: Config, nodes: Array, end: float, dtype: Any) -> list[Any]:
     """Left Riemann sum of −½ (d log ᾱ/dτ) √(ᾱ_s/ᾱ_τ)/√(1−ᾱ_τ) ℓ_j(τ), every operation in ``dtype``; ᾱ = α²."""
     points, u, s = config["riemann_points"], nodes.astype(dtype), dtype(end)
     b0, b1 = dtype(config["beta_min"]), dtype(config["beta_max"])
@@ -128,40 +127,37 @@ def _riemann(config: Config, nodes: Array, end: float, dtype: Any) -> Array:
 
     integrand = dtype(0.5) * (b0 + (b1 - b0) * tau) * np.exp(dtype(0.5) * (log_alpha_bar(s) - log_alpha_bar(tau)))
     integrand = integrand / np.sqrt(dtype(1) - np.exp(log_alpha_bar(tau)))
-    weights = np.empty(u.size)
     with np.errstate(divide="ignore", invalid="ignore"):
-        for j in range(u.size):
-            basis = np.prod([(tau - v) / (u[j] - v) for v in np.delete(u, j)], axis=0, dtype=dtype)
-            weights[j] = np.sum(integrand * basis * width, dtype=dtype)
-    return weights
+        bases = [np.prod([(tau - v) / (node - v) for v in np.delete(u, j)], axis=0, dtype=dtype)
+                 for j, node in enumerate(u)]  # fmt: skip
+        return [np.sum(integrand * basis * width, dtype=dtype) for basis in bases]
 
 
-def _in_lam(config: Config, h: float) -> dict[str, float]:
-    """Errors of the (ε, λ) weights of degree 2 for a step of ``h`` from nodes ``h`` apart.
+def _in_lam(config: Config, h: float) -> dict[str, Any]:
+    """(ε, λ) weights of degree 2 for a step of ``h`` from nodes ``h`` apart, and the exact ones.
 
     Closed forms are given h itself, without the cancellation in λ_s − λ_t that a program would add; quadrature is given
     times, and is compared with the exact weights for those times.
     """
     process = vp_linear(config)
     times = np.asarray(process.time_from_lam(float(process.lam(config["start"])) + h * np.arange(1.0, -3.0, -1.0)))
-    end, *nodes = (-mp.log(mp.expm1(_integral(config, mp.mpf(float(t)))[0])) / 2 for t in times)
+    end, *nodes = (-mp.log(mp.expm1(_integral(config, float(t))[0])) / 2 for t in times)
     ours = da.quadrature_weights(process, "eps", "lam", times[1:], times[1], times[0])
-    exact = _closed(mp.mpf(h), mp.mpf, mp.exp)
+    exact = _closed(mp.mpf(h), mp.expm1)
     return {
-        "quadrature": _relative(ours, _exact(nodes, end, lambda u: -mp.exp(-u))),
-        "closed64": _relative(_closed(np.float64(h), np.float64, np.exp), exact),
-        "closed32": _relative(_closed(np.float32(h), np.float32, np.exp), exact),
-        "expm1": _relative(_closed(np.float64(h), np.float64, None), exact),
+        "quadrature": (ours, _exact(nodes, end, lambda u: -mp.exp(-u))),
+        "closed64": (_closed(np.float64(h), lambda h: np.exp(h) - 1), exact),
+        "closed32": (_closed(np.float32(h), lambda h: np.exp(h) - 1), exact),
+        "expm1": (_closed(np.float64(h), np.expm1), exact),
     }
 
 
-def _closed(h: Any, kind: Any, exp: Any) -> list[Any]:
-    """The three weights over −ρ_s by φ_k = (φ_{k−1} − 1/(k−1)!)/h, in the arithmetic of ``kind``; expm1 if no exp."""
-    one, two = kind(1), kind(2)
-    phi1 = (exp(h) - one) / h if exp is not None else np.expm1(h) / h
-    phi2 = (phi1 - one) / h
-    phi3 = (phi2 - one / two) / h
-    return [h * (phi1 + kind(3) / two * phi2 + phi3), -two * h * (phi2 + phi3), h * (phi2 / two + phi3)]
+def _closed(h: Any, expm1: Callable[[Any], Any]) -> list[Any]:
+    """The three weights over −ρ_s by φ_k = (φ_{k−1} − 1/(k−1)!)/h, in the arithmetic of ``h``."""
+    phi1 = expm1(h) / h
+    phi2 = (phi1 - 1) / h
+    phi3 = (phi2 - 0.5) / h
+    return [h * (phi1 + 1.5 * phi2 + phi3), -2 * h * (phi2 + phi3), h * (phi2 / 2 + phi3)]
 
 
 # -- networks -------------------------------------------------------------------------------------
@@ -173,20 +169,17 @@ def load(name: str, variant: str, config: Config) -> Any:
 
     if variant not in config["variants"]:
         raise ValueError(f"variant={variant!r} is unknown; allowed: {', '.join(config['variants'])}")
-    dtype, times = (
-        (torch.float64, variant) if variant in ("nearest", "linear") else (getattr(torch, variant), "fractional")
-    )
-    net = learned.load(name, device=config["device"], dtype=dtype, times=times, allow_pickle=config["allow_pickle"])
+    timed = variant in ("nearest", "linear")
+    net = learned.load(name, device=config["device"], dtype=torch.float64 if timed else getattr(torch, variant),
+                       times=variant if timed else "fractional", allow_pickle=config["allow_pickle"])  # fmt: skip
     return studies.flat(net, net.process)
 
 
 def sampled(study: studies.Study, config: Config, model: Any) -> dict[int, Any]:
     """Number of calls → samples of ``model`` from the starts of the study."""
-    grids = {calls: da.grid(study.process, calls, config["grid"]) for calls in config["calls"]}
-    if any(da.build(config["solver"], study.process, ts).nfe != calls for calls, ts in grids.items()):
-        raise ValueError(f"solver={config['solver']!r} does not make one call a step, allowed: those that do")
-    other = dataclasses.replace(study, model=model)
-    return {calls: other.solve(config["solver"], ts) for calls, ts in grids.items()}
+    solver, other = config["solver"], dataclasses.replace(study, model=model)
+    steps = {calls: steps_for(solver, calls) for calls in config["calls"]}
+    return {calls: other.solve(solver, da.grid(study.process, n, config["grid"])) for calls, n in steps.items()}
 
 
 def network_rows(name: str, config: Config, progress: Progress) -> list[dict[str, Any]]:
@@ -199,12 +192,10 @@ def network_rows(name: str, config: Config, progress: Progress) -> list[dict[str
     for done, variant in enumerate(["exact", *config["variants"]], 1):
         ends = own if variant == "exact" else sampled(study, config, load(name, variant, config))
         for calls, x in ends.items():
-            row: dict[str, Any] = {"part": "sample", "variant": variant, "calls": calls}
+            rows.append({"part": "sample", "variant": variant, "calls": calls})
             for key, other in (("error", found.states[-1]), ("gap", own[calls])):
-                squares = np.asarray(((x - other) ** 2).mean(dim=1).cpu())
-                rms, low, high = error_row(squares, config["seed"], 2000).values()
-                row |= {key: rms, f"{key}_low": low, f"{key}_high": high}
-            rows.append(row)
+                banded = error_row(squares_to(other)(x)["squares"], config["seed"], 2000).values()
+                rows[-1] |= zip((key, f"{key}_low", f"{key}_high"), banded, strict=True)
         progress(done / (1 + len(config["variants"])))
     return rows
 

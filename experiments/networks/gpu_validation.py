@@ -6,10 +6,10 @@ your own. On the CPU it runs small, which shows that it runs.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +17,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.process.process import Array
+from deis_analysis.process.process import Array, Process
 from deis_analysis.storage import atomic
 from experiments import Config, Frame, Progress
-from experiments.core import panels, style
-from experiments.core.cells import plan
+from experiments.core import cells, panels, style
 from experiments.core.frames import at
 from experiments.core.judging import error_row
 from experiments.core.paths import FIGURES
@@ -39,22 +38,18 @@ CONFIG: Config = {
     **studies.BASE,
     "models": ["digits8"], "network_samples": 4, "network_rtol": 1e-5, "network_tolerance": 1e-3,
     "many": 64, "batch": 64, "calls": [5, 10, 20], "truth_steps": 25,
-    "solvers": {"ddim": "rho7", "tab3": "t2", "rhoab3": "rho7", "dpmpp_2m": "logrho", "unipc3_bh2_x0": "logrho",
-                "edm_heun": "rho7"},
+    "solvers": cells.CUSTOMARY,
     "timed": ["float32"], "timed_batches": [16, 64], "timed_calls": 10, "repeats": 5,
     "choices": {
         "many": "their truth is ρ4RK with 4 × truth_steps calls in float32, itself compared with the certified samples",
-        "speed": "tab3, t2 grid, timed_calls calls, after one run to warm up; medians of repeats; float32 is not TF32",
-        "bare": "the network as a model, with its time and casts, called as often right after; overhead is to these",
-        "graphs": "torch.compile(mode='reduce-overhead'), CUDA graphs; as compiled, on CUDA only",
+        "speed": "tab3, t2 grid, after one run to warm up; medians of repeats, beside as many bare calls right after",
     },
 }  # fmt: skip
 QUICK: Config = {**studies.BASE_QUICK, "samples": 8, "many": 32, "batch": 16, "calls": [5, 10], "timed_batches": [16],
                  "repeats": 1}  # fmt: skip
-THOROUGH: Config = {"models": ["mnist28"], "samples": 64, "network_samples": 64, "network_rtol": 3e-7,
-                    "network_tolerance": 3e-4, "truth_steps": 50, "many": 50_000, "batch": 2048, "repeats": 5,
-                    "timed": ["float32", "bfloat16"], "timed_batches": [64, 1024]}  # fmt: skip
-_FLOOR_CALLS = 20  # of tab3, by which the same network in two dtypes is compared
+THOROUGH: Config = {"models": ["mnist28"], "network_samples": 64, "network_rtol": 3e-7, "network_tolerance": 3e-4,
+                    "truth_steps": 50, "many": 50_000, "batch": 2048, "timed": ["float32", "bfloat16"],
+                    "timed_batches": [64, 1024]}  # fmt: skip
 Rows = Iterator[dict[str, Any]]
 
 
@@ -64,23 +59,24 @@ def compute(config: Config, progress: Progress) -> Frame:
     A run that is killed leaves those that it has in figures/.cache/gpu_validation.csv.
     """
     rows: list[dict[str, Any]] = []
-    for done, name in enumerate(config["models"]):
-        for row in _measured(studies.on_its_own_process(name, config), config):
+    for done, name in enumerate(config["models"], 1):
+        study = studies.on_its_own_process(name, config)
+        assert study.network is not None
+        for row in _measured(study, study.network, config):
             rows.append({"model": name, **row})
             with atomic(FIGURES / ".cache" / f"{NAME}.csv") as temporary:
                 pd.DataFrame(rows).to_csv(temporary, index=False)
-        progress((done + 1) / len(config["models"]))
+        progress(done / len(config["models"]))
     return pd.DataFrame(rows)
 
 
-def _measured(study: Study, config: Config) -> Rows:
-    assert study.network is not None
+def _measured(study: Study, net: Network, config: Config) -> Rows:
     begin = time.perf_counter()
-    found = studies.network_path(study.network, study.process, study.x_T, study.process.sampling_range, config, [])
+    found = studies.network_path(net, study.process, study.x_T, study.process.sampling_range, config, [])
     yield {"part": "certificate", "samples": len(study.x_T), "rms": found.error_estimate, "agreement": found.agreement,
            "nfe": found.nfe, "certified": found.certified, "seconds": time.perf_counter() - begin}  # fmt: skip
-    yield from _speed(study, config)
-    yield from _floors(study)
+    yield from _speed(net, study.process, config)
+    yield from _floors(study, net)
     yield from _work(study, found.states[-1], config)
 
 
@@ -89,9 +85,8 @@ def in_batches(study: Study, table: da.Tableau, starts: Array, batch: int) -> An
     """(n, d) samples from NumPy starts, by parts of at most ``batch``, float32 on the study's device."""
     import torch
 
-    parts = [torch.tensor(part, dtype=torch.float32, device=study.x_T.device)
-             for part in np.split(starts, range(batch, len(starts), batch))]  # fmt: skip
-    return torch.cat([da.run(table, study.model, part) for part in parts])
+    parts = torch.tensor(starts, dtype=torch.float32).split(batch)
+    return torch.cat([da.run(table, study.model, part.to(study.x_T.device)) for part in parts])
 
 
 def _work(study: Study, exact: Any, config: Config) -> Rows:
@@ -103,32 +98,29 @@ def _work(study: Study, exact: Any, config: Config) -> Rows:
     scale = start_scale(process, process.sampling_range[0])
     starts = scale * noise(config["many"], study.x_T.shape[1], config["seed"] + 1)
     truth = in_batches(study, table, starts, batch)
-    for cell in plan(study, config["solvers"], lambda solver, _: [config["solvers"][solver]], config["calls"]):
+    for cell in cells.plan(study, config["solvers"], cells.each_on(config["solvers"]), config["calls"]):
         table = da.build(cell.solver, process, np.array(cell.times)).in_terms_of(process, "eps")
         gap = in_batches(study, table, starts, batch) - truth
         squares = np.asarray((gap.double() ** 2).mean(dim=1).cpu())
         yield {"part": "work", **cell.columns, "samples": len(starts), **error_row(squares, config["seed"])}
 
 
-def _floors(study: Study) -> Rows:
+def _floors(study: Study, net: Network) -> Rows:
     """How far the samples of a network in float32 and in bf16 are from those of the same network in float64."""
     import torch
 
-    assert study.network is not None
-    table = da.build("tab3", study.process, da.grid(study.process, _FLOOR_CALLS, "t2"))
-    exact, *others = (
-        da.run(table, studies.flat(study.network.to(dtype=dtype), study.process), study.x_T)
-        for dtype in (torch.float64, torch.float32, torch.bfloat16)
-    )
-    for dtype, x in zip(("float32", "bfloat16"), others, strict=True):
-        gap = (x - exact).abs()
+    table = da.build("tab3", study.process, da.grid(study.process, 20, "t2"))
+    ends = {dtype: da.run(table, studies.flat(net.to(dtype=getattr(torch, dtype)), study.process), study.x_T)
+            for dtype in ("float64", "float32", "bfloat16")}  # fmt: skip
+    for dtype in ("float32", "bfloat16"):
+        gap = (ends[dtype] - ends["float64"]).abs()
         yield {"part": "floor", "dtype": dtype, "nfe": table.nfe, "samples": len(gap),
                "rms": float((gap**2).mean() ** 0.5), "largest": float(gap.max())}  # fmt: skip
 
 
 # -- how fast -------------------------------------------------------------------------------------
 def _called(net: Network, mode: str) -> Callable[[Any, float], Any]:
-    """The network's own prediction under a mode of execution."""
+    """The network's own prediction under a mode of execution; "graphs" are CUDA graphs."""
     import torch
 
     from deis_analysis.networks import ImageModel
@@ -138,19 +130,13 @@ def _called(net: Network, mode: str) -> Callable[[Any, float], Any]:
     torch.compiler.reset()  # else the 9th graph of one forward(), over all dtypes and modes, is silently not compiled
     how = "reduce-overhead" if mode == "graphs" else "default"
     compiled: Any = torch.compile(net.model.net, mode=how, dynamic=False)
+    model = ImageModel(compiled, net.process, net.model.convention)
 
-    class Kept(torch.nn.Module):
-        """Answers that the next replay of a CUDA graph does not overwrite: a table keeps several."""
+    def kept(x: Any, t: float) -> Any:  # the next replay of a CUDA graph overwrites an answer; a table keeps several
+        torch.compiler.cudagraph_mark_step_begin()
+        return model(x, t).clone()
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net.model.net
-
-        def forward(self, x: Any, t: Any, return_dict: bool = False) -> tuple[Any, ...]:
-            torch.compiler.cudagraph_mark_step_begin()
-            return (compiled(x, t, return_dict=return_dict)[0].clone(),)
-
-    return ImageModel(Kept() if mode == "graphs" else compiled, net.process, net.model.convention)
+    return kept if mode == "graphs" else model
 
 
 def _seconds(action: Callable[[], Any], device: Any) -> float:
@@ -164,30 +150,27 @@ def _seconds(action: Callable[[], Any], device: Any) -> float:
     return time.perf_counter() - begin
 
 
-def _speed(study: Study, config: Config) -> Rows:
+def _speed(net: Network, process: Process, config: Config) -> Rows:
     """Images per second of tab3, and how much longer `run` takes than the network calls in it."""
     import torch
 
-    assert study.network is not None
-    device, process = study.x_T.device, study.process
+    device = torch.device(config["device"])
     table = da.build("tab3", process, da.grid(process, config["timed_calls"], "t2"))
-    table = table.in_terms_of(process, study.network.prediction)
+    table = table.in_terms_of(process, net.prediction)
     modes = ("eager", "compiled", "graphs") if device.type == "cuda" else ("eager",)
 
     def bare(model: Any, x: Any) -> None:
         for t in table.times[: table.nfe]:
             model(x, float(t))
 
-    for dtype, mode in itertools.product(config["timed"], modes):
-        net = study.network.to(dtype=getattr(torch, dtype))
-        model = _called(net, mode)
+    for dtype, mode in product(config["timed"], modes):
+        model = _called(net.to(dtype=getattr(torch, dtype)), mode)
         for batch in config["timed_batches"]:
             x = torch.randn(batch, *net.shape, device=device, generator=torch.Generator(device).manual_seed(0))
             actions = partial(da.run, table, model, x), partial(bare, model, x)
-            with torch.no_grad():
-                for action in actions:
-                    action()
-                seconds = np.array([[_seconds(action, device) for action in actions] for _ in range(config["repeats"])])
+            with torch.no_grad():  # the first of all repeats is to warm up
+                seconds = np.array([[_seconds(action, device) for action in actions]
+                                    for _ in range(1 + config["repeats"])])[1:]  # fmt: skip
             ratios = seconds[:, 0] / seconds[:, 1]
             yield {"part": "speed", "dtype": dtype, "mode": mode, "batch": batch, "nfe": table.nfe,
                    "images_per_second": batch / float(np.median(seconds[:, 0])), "overhead": float(np.median(ratios)),
@@ -218,8 +201,7 @@ def verdict(frame: Frame, config: Config) -> str:
     parts = []
     for _, rows in frame.groupby("model", sort=False):
         sure, work = at(rows, part="certificate").iloc[0], at(rows, part="work")
-        counts = sorted(work.calls.unique())
-        first = at(work, calls=counts[len(counts) // 2]).sort_values("rms").iloc[0]
+        first = at(work, calls=sorted(config["calls"])[len(config["calls"]) // 2]).sort_values("rms").iloc[0]
         parts.append(
             f"{_headline(rows, config)}; {overhead(at(rows, part='speed'))}; {'' if sure.certified else 'not '}"
             f"certified, two methods agree to {style.as_text(sure.agreement, 1)}; of {first.samples:.0f} samples at "
@@ -239,9 +221,12 @@ def draw(frame: Frame, config: Config) -> Figure:
     fig = panels.sheet(_headline(at(frame, model=models[0]), config), note, 0.9 + 2.0 * len(models))
     errors = panels.lines(fig, at(frame, part="work"), {name: f"{name}: error" for name in models}, 1, x="nfe", y="rms",
                           band=("low", "high"), right=3.9)  # fmt: skip
+    colours = {"eager": style.BLACK, "compiled": style.BLUE, "graphs": style.VERMILLION}
+    looks = {f"{dtype}, {mode}": {"color": colour, "marker": "o", "linestyle": "-" if dtype == "float32" else "--"}
+             for dtype, (mode, colour) in product(config["timed"], colours.items())}  # fmt: skip
     speed = at(frame, part="speed").assign(how=lambda rows: rows["dtype"] + ", " + rows["mode"])
     rates = panels.lines(fig, speed, dict.fromkeys(models, "images per second"), 1, x="batch", y="images_per_second",
-                         line="how", look=_look, xlabel="batch", legend=False, left=3.8, right=1.4,
+                         line="how", look=looks.__getitem__, xlabel="batch", legend=False, left=3.8, right=1.4,
                          extra_top=0.5)  # fmt: skip
     style.plain_log_ticks(rates[0].yaxis, [digit * 10**power for power in range(7) for digit in (1, 2, 5)])
     rates[0].legend(fontsize=panels.TICKS, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -250,9 +235,3 @@ def draw(frame: Frame, config: Config) -> Figure:
             ax.axhline(floor.rms, color=style.GREY, lw=1.0, ls=":")
             ax.annotate(floor.dtype, (0.02, floor.rms), xycoords=("axes fraction", "data"), fontsize=panels.SMALL)
     return fig
-
-
-def _look(how: str) -> dict[str, Any]:
-    dtype, mode = how.split(", ")
-    colour = {"eager": style.BLACK, "compiled": style.BLUE, "graphs": style.VERMILLION}[mode]
-    return {"color": colour, "marker": "o", "linestyle": "-" if dtype == "float32" else "--"}

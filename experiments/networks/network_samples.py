@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,7 @@ QUESTION = "What do samples of the shipped networks look like at 5, 10 and 20 ca
 CONFIG: Config = {
     **studies.BASE,
     "models": ["digits8", "digits8_flow", "mnist28"],
-    "solvers": {"ddim": "rho7", "tab3": "t2", "rhoab3": "rho7", "dpmpp_2m": "logrho", "unipc3_bh2_x0": "logrho",
-                "edm_heun": "rho7"},
-    "calls": [5, 10, 20],
-    "shown": 6,
+    "solvers": cells.CUSTOMARY, "calls": [5, 10, 20], "shown": 6,
     "choices": {
         "shown": "the first ones, the same noise in every row; none was chosen",
         "mean": "mean |x - x*| per pixel over the samples shown, x* the certified sample; images in [-1, 1]",
@@ -36,23 +34,21 @@ CERTIFIED = "certified"
 
 def compute(config: Config, progress: Progress) -> Frame:
     """One row per image: model, solver, calls, sample, its grey levels as bytes in hexadecimal, its mean |x - x*|."""
-    solvers, found = config["solvers"], []
+    solvers, rows = config["solvers"], []
     for done, name in enumerate(config["models"]):
-        study = studies.on_its_own_process(name, config)
-        flow, few = study.certified(), study.first(config["shown"])
-        truth = flow.states[-1][: config["shown"]]
-        cell = {"solver": CERTIFIED, "calls": 0, "nfe": flow.nfe, "x": truth}
-        swept = cells.sweep(few, solvers, lambda solver, _: [solvers[solver]], config["calls"], lambda x: {"x": x},
-                            progress=cells.part_of(progress, done, len(config["models"])))  # fmt: skip
+        study, part = studies.on_its_own_process(name, config), cells.part_of(progress, done, len(config["models"]))
         assert study.network is not None
-        channels, height, _ = study.network.shape
-        found += [
-            {"model": name, "title": study.title, "channels": channels, "height": height, "solver": row["solver"],
-             "calls": row["calls"], "nfe": row["nfe"], "sample": i, "mean": float(abs(image - truth[i].cpu()).mean()),
-             "pixels": hexed(image.numpy())}
-            for row in (cell, *swept) for i, image in enumerate(row["x"].cpu())
-        ]  # fmt: skip
-    return pd.DataFrame(found)
+        flow, few, (channels, height, _) = study.certified(), study.first(config["shown"]), study.network.shape
+        truth = flow.states[-1][: config["shown"]].cpu()
+        swept = cells.sweep(
+            few, solvers, cells.each_on(solvers), config["calls"], lambda x: {"x": x.cpu()}, progress=part
+        )
+        row = {"model": name, "title": study.title, "channels": channels, "height": height}
+        rows += [{**row, **{key: cell[key] for key in ("solver", "calls", "nfe")}, "sample": i,
+                  "mean": float(abs(image - truth[i]).mean()), "pixels": hexed(image.numpy())}
+                 for cell in ({"solver": CERTIFIED, "calls": 0, "nfe": flow.nfe, "x": truth}, *swept)
+                 for i, image in enumerate(cell["x"])]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def hexed(image: Array) -> str:
@@ -83,12 +79,12 @@ def headline(frame: Frame, config: Config) -> str:
 
 def verdict(frame: Frame, config: Config) -> str:
     """Of the last network, the least and the largest mean difference from the certified samples at each calls."""
-    found = [(calls, means(frame, frame.model.iloc[-1], calls)) for calls in config["calls"]]
-    told = "; ".join(
-        f"at {calls} calls {style.as_text(of.iloc[0])} ({of.index[0]}) to {style.as_text(of.iloc[-1])} ({of.index[-1]})"
-        for calls, of in found
-    )
-    return f"{headline(frame, config)}; mean |x - x*| of {len(config['solvers'])} samplers, least to largest: {told}."
+    told = []
+    for calls in config["calls"]:
+        ends = means(frame, frame.model.iloc[-1], calls).iloc[[0, -1]].map(style.as_text)
+        told.append(f"at {calls} calls " + " to ".join(f"{mean} ({solver})" for solver, mean in ends.items()))
+    samplers = f"{len(config['solvers'])} samplers, least to largest"
+    return f"{headline(frame, config)}; mean |x - x*| of {samplers}: {'; '.join(told)}."
 
 
 def draw(frame: Frame, config: Config) -> Figure:
@@ -108,7 +104,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         (others, config["calls"][:1], upper, lower),
     ):
         wide = (width - 1.05) / max(len(names) * len(counts), 2)
-        for i, (name, calls) in enumerate((name, calls) for name in names for calls in counts):
+        for i, (name, calls) in enumerate(product(names, counts)):
             bottom = fig.subplotpars.top - (down + tall - 0.05) / height
             ax = fig.add_axes(((0.98 + i * wide) / width, bottom, (wide - 0.08) / width, (tall - 0.05) / height))
             _block(ax, at(frame, model=name, calls=[0, calls]), f"{name}, {calls} calls", rows, name == last, i == 0)
@@ -121,21 +117,24 @@ def _block(ax: Any, frame: Frame, title: str, rows: list[str], apart: bool, name
     step, y = size + max(1, size // 8), 0
     images = {(row.solver, row.sample): image_of(row) for row in frame.itertuples()}
     grey = {"cmap": "gray_r", "vmin": 0, "vmax": 255} if frame.channels.iloc[0] == 1 else {}
+
+    def tile(image: Array, i: int, y: int, **look: Any) -> None:
+        ax.imshow(image, extent=(i * step, i * step + size, y + size, y), interpolation="nearest", **look)
+
     for solver in rows:
+        below = apart and solver != CERTIFIED
         for i in range(shown if (solver, 0) in images else 0):
-            image, x = images[solver, i], i * step
-            ax.imshow(image, extent=(x, x + size, y + size, y), interpolation="nearest", **grey)
-            if apart and solver != CERTIFIED:
-                gap = image.astype(float) - images[CERTIFIED, i]
-                ax.imshow(gap if grey else gap.mean(axis=2), extent=(x, x + size, y + step + size, y + step),
-                          interpolation="nearest", cmap="RdBu_r", vmin=-255, vmax=255)  # fmt: skip
+            tile(images[solver, i], i, y, **grey)
+            if below:
+                gap = images[solver, i].astype(float) - images[CERTIFIED, i]
+                tile(gap if grey else gap.mean(axis=2), i, y + step, cmap="RdBu_r", vmin=-255, vmax=255)
         if solver != CERTIFIED and (solver, 0) in images:
-            ax.text(shown * step, y + step / 2, style.as_text(at(frame, solver=solver)["mean"].mean()), va="center",
-                    fontsize=panels.SMALL, color="#555555")  # fmt: skip
+            mean = style.as_text(at(frame, solver=solver)["mean"].mean())
+            ax.text(shown * step, y + step / 2, mean, va="center", fontsize=panels.SMALL, color="#555555")
         if named:
             colour = style.BLACK if solver == CERTIFIED else style.family(solver)[0]
             ax.text(-0.2 * size, y + step / 2, solver, ha="right", va="center", fontsize=panels.TICKS, color=colour)
-        y += step if solver == CERTIFIED or not apart else 2 * step
+        y += 2 * step if below else step
     ax.text(0, -0.2 * size, title, va="bottom", fontsize=8.5)
     ax.set(xlim=(0, (shown + 1.1) * step), ylim=(y, -0.8 * size))
     ax.set_aspect("equal", anchor="NW")

@@ -32,7 +32,6 @@ CONFIG: Config = {
 QUICK: Config = {"points": 24, "samples": 200, "bootstrap": 100, **QUICK_TRAINING}
 THOROUGH: Config = {"points": 80, "blocks": 10, "samples": 8000, "bootstrap": 4000, "train_steps": 20000}
 PLACES = {"plane": style.BLUE, "samples": style.VERMILLION}
-COLUMNS = ["part", "t", "x", "y", "log_density", "error", "where", "rho", "low", "high"]
 
 
 def compute(config: Config, progress: Progress) -> Frame:
@@ -47,13 +46,12 @@ def compute(config: Config, progress: Progress) -> Frame:
         for where, x, groups in (("plane", plane, blocks), ("samples", drawn, np.arange(len(drawn)))):
             log_density, error = mix.log_prob(x, process, t), fitting_error(net, mix, process, x, t)
             points = pd.DataFrame({"x": x[:, 0], "y": x[:, 1], "log_density": log_density, "error": error})
-            frames.append(points.map(lambda v: float(f"{v:.5g}")).assign(part=where, t=t))
-            rho, low, high = rank_correlation(log_density, error, groups, config["seed"], config["bootstrap"])
-            frames.append(
-                pd.DataFrame({"part": "rank", "where": [where], "t": t, "rho": rho, "low": low, "high": high})
-            )
+            points = points.map(lambda v: float(f"{v:.5g}"))
+            ranks = rank_correlation(log_density, error, groups, config["seed"], config["bootstrap"])
+            row = {"part": "rank", "t": t, "where": where, **dict(zip(("rho", "low", "high"), ranks, strict=True))}
+            frames += [pd.DataFrame({"part": where, "t": t, **points}), pd.DataFrame([row])]
         progress(0.6 + 0.4 * done / len(config["times"]))
-    return pd.concat(frames, ignore_index=True)[COLUMNS]
+    return pd.concat(frames, ignore_index=True)
 
 
 def fitting_error(net: Any, mix: da.ProductMixture, process: da.Process, x: Array, t: float) -> Array:
@@ -86,12 +84,12 @@ def _plane(config: Config) -> tuple[Array, Array]:
 
 def findings(frame: Frame) -> Frame:
     """Per place and t: ρ with its interval, and the median error in the densest and the least dense tenth."""
-    rows = []
-    for rank in at(frame, part="rank").to_dict("records"):
-        error = at(frame, part=rank["where"], t=rank["t"]).sort_values("log_density").error
-        tenth = max(1, len(error) // 10)
-        rows.append({**rank, "falls": rank["high"] < 0, "ratio": error[:tenth].median() / error[-tenth:].median()})
-    return pd.DataFrame(rows)
+    found = at(frame, part="rank")
+    ratios = []
+    for rank in found.itertuples():
+        tenths = np.array_split(at(frame, part=rank.where, t=rank.t).sort_values("log_density").error, 10)
+        ratios.append(np.median(tenths[0]) / np.median(tenths[-1]))
+    return found.assign(falls=found.high < 0, ratio=ratios)
 
 
 def verdict(frame: Frame, config: Config) -> str:
@@ -135,8 +133,7 @@ def _map(ax: Any, rows: Frame, config: Config) -> Any:
     edge, axis = half * n / (n - 1), np.linspace(-half, half, n)  # grid points are centres of pixels
     image = ax.imshow(error, cmap="inferno", norm=LogNorm(0.1, 4), origin="lower", extent=(-edge, edge, -edge, edge),
                       interpolation="bilinear", aspect="auto")  # fmt: skip
-    levels = density.max() * np.array([0.01, 0.1, 0.5])
-    ax.contour(axis, axis, density, levels=levels, colors="white", linewidths=0.6)
+    ax.contour(axis, axis, density, levels=density.max() * np.array([0.01, 0.1, 0.5]), colors="white", linewidths=0.6)
     ax.set(xlim=(-half, half), ylim=(-half, half))
     ax.grid(visible=False)
     return image
@@ -148,8 +145,7 @@ def _against_density(ax: Any, rows: Frame, found: Frame) -> None:
         here = at(rows, part=where).sort_values("log_density")
         ratio, error = np.exp(here.log_density.to_numpy() - top), here.error.to_numpy()
         ax.plot(ratio, error, ".", color=colour, markersize=1.5, alpha=0.35, rasterized=True, markeredgewidth=0)
-        tenths = np.array_split(np.arange(len(here)), 10)
-        x, y = ([np.median(values[tenth]) for tenth in tenths] for values in (ratio, error))
+        x, y = ([np.median(tenth) for tenth in np.array_split(values, 10)] for values in (ratio, error))
         panels.curve(ax, x, y, color=colour, marker="o", markeredgecolor="white")
         case = at(found, where=where).iloc[0]
         text = f"{where}: ρ {case.rho:.2f} ({case.low:.2f}, {case.high:.2f})"

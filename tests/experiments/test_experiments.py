@@ -232,7 +232,7 @@ def test_atlas_correlation_turns_with_the_data(quick):
     errors = frame[frame.part == "error"]
     for sign, expected in ((-1.0, 1.0), (1.0, -1.0)):
         forged = errors.assign(error=10.0 ** (sign * errors.order_exact_start))
-        assert np.allclose(solver_atlas.correlations(forged, "order_exact_start"), expected)
+        assert np.allclose(solver_atlas.correlations(forged, record["config"]), expected)
         said = solver_atlas.verdict(frame.assign(error=10.0 ** (sign * frame.order_exact_start)), record["config"])
         tells = "tells" if expected > 0 else "does not tell"
         assert said.startswith(f"At 5 calls a sampler's order {tells} how accurate it is: rank correlation at most")

@@ -313,11 +313,12 @@ def test_the_validation_runs_small_on_the_cpu():
 
 def test_speed_is_the_median_of_what_a_clock_says(monkeypatch):
     """Seconds of the samples 2, 4, 8 and of their bare calls 2, 2, 5: a busy machine changes nothing here."""
-    clock, asked = iter([2.0, 2.0, 4.0, 2.0, 8.0, 5.0]), []
+    clock, asked = iter([90.0, 1.0, 2.0, 2.0, 4.0, 2.0, 8.0, 5.0]), []  # the first two to warm up
     monkeypatch.setattr(gpu_validation, "_seconds", lambda action, device: (action(), next(clock))[1])
     monkeypatch.setattr(gpu_validation, "_called", lambda net, mode: lambda x, t: asked.append(len(x)) or x)
     config = {**gpu_validation.CONFIG, "timed_batches": [3], "timed_calls": 2, "repeats": 3}
-    (row,) = gpu_validation._speed(studies.on_its_own_process("digits8", SMALL), config)
+    study = studies.on_its_own_process("digits8", SMALL)
+    (row,) = gpu_validation._speed(study.network, study.process, config)
     assert asked == [3] * 2 * 2 * (1 + 3)  # calls of samples and bare ones, to warm up and in the repeats
     assert row["images_per_second"] == 3 / 4.0
     assert (row["low"], row["overhead"], row["high"]) == (1.0, 1.6, 2.0)
