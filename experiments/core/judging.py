@@ -64,7 +64,9 @@ def ratio(a: Array, b: Array, seed: int, draws: int = 2000) -> tuple[float, floa
 
 
 def ratio_row(a: Array, b: Array, seed: int, draws: int = 2000) -> dict[str, float]:
-    """``ratio, low, high`` of `ratio`, for a frame."""
+    """``ratio, low, high`` of `ratio`, for a frame; infinite where no sample of the first counts."""
+    if not np.isfinite(a).any() and np.isfinite(b).any():
+        return dict.fromkeys(("ratio", "low", "high"), math.inf)
     return dict(zip(("ratio", "low", "high"), ratio(a, b, seed, draws), strict=True))
 
 
@@ -120,7 +122,7 @@ def duel(judges: list[Judge], a: dict[str, Any], b: dict[str, Any]) -> dict[str,
 def measured(config: Config) -> str:
     """What `ranked` errors are, for a figure's note."""
     return (
-        f"RMS path error, of images over samples that do not flip, {style.setting(config)}; "
+        f"RMS path error, of images over each sampler's own samples that do not flip, {style.setting(config)}; "
         f"{studies.how_many(config)}, 95 % bands."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +76,7 @@ class Problem:
     Attributes:
         model: ε model. x_T: (n, d) starts. truth: (n, d) exact end states. estimate: their largest error, estimated.
         span: (t_start, t_end). exact: the mixture with an exact flow whose ε the model is, where there is one.
+        places: (m, d) where images lie, if the samples are such: one that ends next to another place does not count.
     """
 
     process: Process
@@ -84,6 +86,7 @@ class Problem:
     span: tuple[float, float]
     estimate: float = 0.0
     exact: Any = None
+    places: Any = None
 
     @classmethod
     def solved(cls, process: Process, model: Any, x_T: Any, span: tuple[float, float], rtol: float) -> Problem:
@@ -100,8 +103,10 @@ class Problem:
         return da.run(table.in_terms_of(self.process, "eps"), self._asked, self.x_T)
 
     def judged(self, x: Any) -> Array:
-        """(n,) mean squared error over the coordinates of each end state."""
+        """(n,) mean squared error over the coordinates of each end state, NaN where it does not count."""
         squares = ((x - self.truth) ** 2).mean(1)
+        if self.places is not None:
+            squares[_nearest(x, self.places) != _nearest(self.truth, self.places)] = math.nan
         return np.asarray(squares.cpu() if hasattr(squares, "cpu") else squares)
 
     def squares(self, table: da.Tableau) -> Array:
@@ -132,6 +137,13 @@ class Problem:
                 table = make(solver, times(kind, steps))
                 row = {"solver": solver, "grid": kind, "calls": count, "steps": steps, "nfe": table.nfe}
                 yield row, (judge or self.judged)(self.ends(table))
+
+
+def _nearest(x: Any, places: Any) -> Any:
+    """(n,) index of the place next to each sample."""
+    import torch
+
+    return torch.cdist(x, places).argmin(dim=1)
 
 
 def remembering(model: Callable[[Any, float], Any], most: int = 256) -> Callable[[Any, float], Any]:
@@ -172,9 +184,7 @@ class DigitsProblem(Problem):
 
     def nearest(self, x: Any) -> Any:
         """(n,) index of the data point next to each sample."""
-        import torch
-
-        return torch.cdist(x, self.data).argmin(dim=1)
+        return _nearest(x, self.data)
 
 
 def digits_problem(config: dict[str, Any], images: Array | None = None) -> DigitsProblem:

@@ -203,7 +203,8 @@ def problem_on(name: str, config: Config, process: Process) -> problems.Problem:
         found = study(name, config, process)
         truth, estimate = found.reference(span[1])
         exact = None if found.trained else found.exact
-        return problems.Problem(process, found.model, found.x_T, truth, span, estimate, exact)
+        places = None if found.exact is not None else truth if found.network else truth.new_tensor(found.data)
+        return problems.Problem(process, found.model, found.x_T, truth, span, estimate, exact, places)
     on_vp = study(name, {**config, "t_start": 1.0}, vp)
 
     def eps(x: Any, t: float) -> Any:

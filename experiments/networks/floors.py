@@ -202,20 +202,21 @@ def network_rows(name: str, config: Config, progress: Progress) -> list[dict[str
 
 # -- what was found -------------------------------------------------------------------------------
 def rules_from(frame: Frame, config: Config) -> Frame:
-    """By variant, the calls from which on, of some network, its gap is larger than the sampler's own error, or inf."""
-    gaps = at(frame, part="sample").pivot(index=["model", "calls"], columns="variant", values="gap")
-    own = at(frame, part="sample", variant="exact").set_index(["model", "calls"]).error
-    calls = gaps.index.get_level_values("calls").to_numpy()
-    return gaps[config["variants"]].gt(own, axis=0).apply(lambda larger: min(calls[larger], default=np.inf))
+    """By variant, the calls from which on, with every network and beyond both bands, it costs more than the sampler's
+    own error, or inf."""
+    least = at(frame, part="sample").pivot(index=["model", "calls"], columns="variant", values="gap_low")
+    own = at(frame, part="sample", variant="exact").set_index(["model", "calls"]).error_high
+    larger = least[config["variants"]].gt(own, axis=0).groupby("calls").all().sort_index()
+    return larger[::-1].cummin().apply(lambda column: min(column.index[column], default=np.inf))
 
 
 def headline(frame: Frame, config: Config) -> str:
     """Which variants are the first to cost more than the sampler's own error."""
     rules, own = rules_from(frame, config), f"more than {config['solver']}'s own error"
     if rules.min() == np.inf:
-        return f"No arithmetic costs samples of a network {own}"
+        return f"No arithmetic costs samples of all networks {own}"
     worst = style.in_words([NETWORKS[variant][0] for variant in rules.index[rules == rules.min()]])
-    return f"{worst} cost samples of a network {own} from {rules.min():g} calls on"
+    return f"{worst} cost samples of all networks {own} from {rules.min():g} calls on"
 
 
 def verdict(frame: Frame, config: Config) -> str:
@@ -223,13 +224,12 @@ def verdict(frame: Frame, config: Config) -> str:
     shown, weights = at(frame, part="sample", calls=config["compared_at"]), at(frame, part="weights")
     gaps, worst = shown.groupby("variant").gap.max(), weights.groupby("method").error.max()
     told = ", ".join(f"{NETWORKS[variant][0]} {as_text(gaps[variant], 1)}" for variant in config["variants"])
-    riemann = at(weights, method="riemann64").sort_values("step").error.iloc[-1]
     lost = max(weights[(weights.method == "closed64") & ~(weights.error < 1)].step, default=0.0)
     return (
         f"{headline(frame, config)}; at {config['compared_at']} calls at most {told} (own error "
         f"{as_text(at(shown, variant='exact').error.max(), 1)}). Weights: quadrature errs by at most "
-        f"{as_text(worst.quadrature)}, the released Riemann sum by {as_text(riemann)}, and a closed form has no digit "
-        f"at steps up to {as_text(lost, 1)}."
+        f"{as_text(worst.quadrature)}, the released Riemann sum by {as_text(worst.riemann64)}, and a closed form has "
+        f"no digit at steps up to {as_text(lost, 1)}."
     )
 
 

@@ -84,7 +84,7 @@ def verdict(frame: Frame, config: Config) -> str:
         ends = means(frame, frame.model.iloc[-1], calls).iloc[[0, -1]].map(style.as_text)
         told.append(f"at {calls} calls " + " to ".join(f"{mean} ({solver})" for solver, mean in ends.items()))
     samplers = f"{len(config['solvers'])} samplers, least to largest"
-    return f"{headline(frame, config)}; mean |x - x*| of {samplers}: {'; '.join(told)}."
+    return f"{headline(frame, config)}; mean |x - x*| of {config['shown']} samples by {samplers}: {'; '.join(told)}."
 
 
 def draw(frame: Frame, config: Config) -> Figure:

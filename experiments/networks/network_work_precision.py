@@ -193,7 +193,8 @@ def verdict(frame: Frame, config: Config) -> str:
     for name, names in by.items():
         if len(names) > 1:
             most, least = moved(frame, names, calls)
-            said += f"; {len(names)} trainings of {name} move ranks by up to {most:.0f}, Spearman at least {least:.2f}"
+            said += f"; {len(names)} trainings of {name} move ranks there by up to {most:.0f}, Spearman at least "
+            said += f"{math.floor(100 * least) / 100:.2f}"
     return said + "."
 
 

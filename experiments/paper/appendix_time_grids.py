@@ -71,12 +71,12 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 def _grids(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
     truth, estimate = problem.reference(config["t_end"])
-    n, rows, squares = len(truth), [], cells.squares_to(truth)
+    n, rows, judge = len(truth), [], judging.Judge(problem, config)
     counts = np.random.default_rng(config["seed"]).multinomial(n, np.full(n, 1 / n), config["draws"])
-    found = pd.DataFrame([{**cell.columns, **squares(x)} for cell, x in ends.items()])
+    found = pd.DataFrame([{**cell.columns, "squares": judge.counted(x)} for cell, x in ends.items()])
     for (solver, calls, steps), cell in found.groupby(["solver", "calls", "steps"], sort=False):
         errors = pd.DataFrame(dict(zip(cell.grid, cell.squares, strict=True)))  # (samples, grids)
-        mean, drawn = errors.mean(), counts @ errors / n
+        mean, drawn = errors.mean(), (counts @ errors.fillna(0.0)) / (counts @ errors.notna())
         common = {"model": problem.name, "solver": solver, "calls": calls, "steps": steps, "estimate": estimate}
         for kind in config["grids"]:
             rows.append({"part": "grid", **common, "grid": kind, "rms": np.sqrt(mean[kind])})
@@ -106,20 +106,23 @@ def least(k: Array, errors: Array) -> float:
 
 
 def _ends(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
-    exact, estimate = exact_states(problem, config)
+    (exact, estimate), judge = exact_states(problem, config), judging.Judge(problem, config)
 
-    def squares(x: Any, t: float) -> Array:
-        return np.asarray(((x - exact[t]) ** 2).mean(dim=1).cpu())
+    def counted(x: Any, gap: Any) -> Array:
+        flips = judge.flips(x) & judging.apart(problem.name)
+        return np.where(flips, np.nan, np.asarray((gap**2).mean(dim=1).cpu()))
 
-    late = {(c.solver, c.calls): squares(x, 0.0) for c, x in ends.items() if c.times[-1] == config["compared"][0]}
+    late = {(c.solver, c.calls): counted(x, x - exact[0.0]) for c, x in ends.items()
+            if c.times[-1] == config["compared"][0]}  # fmt: skip
     rows = []
     for cell, x in ends.items():  # as vectors total = truncation + discretization
-        t = cell.times[-1]
-        parts = {"total": squares(x, 0.0), "truncation": squares(exact[t], 0.0), "discretization": squares(x, t)}
+        state = exact[cell.times[-1]]
+        gaps = {"total": x - exact[0.0], "truncation": state - exact[0.0], "discretization": x - state}
+        parts = {part: counted(x, gap) for part, gap in gaps.items()}
         ratio = judging.ratio_row(parts["total"], late[cell.solver, cell.calls], config["seed"], config["draws"])
-        errors = {part: float(np.sqrt(values.mean())) for part, values in parts.items()}
-        rows.append({"part": "end", "model": problem.name, **cell.columns, "t_end": t, "estimate": estimate, **errors,
-                     **ratio})  # fmt: skip
+        errors = {part: float(np.sqrt(judging.mean_square(values))) for part, values in parts.items()}
+        rows.append({"part": "end", "model": problem.name, **cell.columns, "t_end": cell.times[-1],
+                     "estimate": estimate, **errors, **ratio})  # fmt: skip
     return rows
 
 
@@ -167,7 +170,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     note = (
         f"Left: best grid, tk: steps of t$^{{1/k}}$, blue: {config['claim']}; how much better than the next, "
         f"bold: clearly. Middle: best k at {config['compared_at']} calls; hollow: an end of the scan. Right: against "
-        f"the answer at t = 0. 95 % intervals, {config['samples']} samples, {style.setting(config)}. {PUBLISHED}."
+        f"the answer at t = 0. 95 % intervals, {config['samples']} samples but for digits that flip (end at "
+        f"another one's place), {style.setting(config)}. {PUBLISHED}."
     )
     inches = len(models) * (0.16 * len(config["solvers"]) + 0.6) + 0.45
     fig = panels.sheet(verdict(frame, config).split("; ")[0], note, inches)
@@ -194,7 +198,7 @@ def draw(frame: Frame, config: Config) -> Figure:
 def _table(ax: Any, found: Frame, config: Config) -> None:
     by = {(row.solver, row.calls): row for row in found.itertuples()}
     rows = [[by.get((solver, calls)) for calls in config["calls"]] for solver in config["solvers"]]
-    texts = [[r and f"{r.grid} {style.as_text(1 / r.ratio)}×" for r in row] for row in rows]
+    texts = [[r and f"{r.grid.replace('logrho', 'logρ')} {style.as_text(1 / r.ratio)}×" for r in row] for row in rows]
     bold = [[r and r.high < 1 for r in row] for row in rows]
     depths = [[(0.4 if r.high < 1 else 0.8) if r and r.grid == config["claim"] else None for r in row] for row in rows]
     panels.shaded(ax, depths, [f"{calls} calls" for calls in config["calls"]], config["solvers"], texts, bold)

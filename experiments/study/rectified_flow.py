@@ -62,7 +62,13 @@ def _rows(model: str, config: Config) -> Iterator[dict[str, Any]]:
     for row, squares in problem.tried(solvers, grids, config["calls"], build=build):
         base = euler.setdefault((row["grid"], row["calls"]), squares)
         ratio = judging.ratio_row(squares, base, config["seed"], 500)
-        yield {"part": "error", **row, "rms": float(np.sqrt(squares.mean())), **ratio, "estimate": problem.estimate}
+        yield {
+            "part": "error",
+            **row,
+            "rms": float(np.sqrt(judging.mean_square(squares))),
+            **ratio,
+            "estimate": problem.estimate,
+        }
     if problem.exact is None:
         return
     for name, kind in itertools.product(solvers, grids):
@@ -76,7 +82,7 @@ def _rows(model: str, config: Config) -> Iterator[dict[str, Any]]:
         ends = (1.0 - gap, config["t_end"]) if end == "t_start" else (config["t_start"], gap)
         moved = Problem(FLOW, problem.model, problem.x_T, problem.exact.flow(FLOW, problem.x_T, *ends), ends)
         for row, squares in moved.tried([EULER, *config["swept"]], grids[-1:], [fewest], build=build):
-            yield {"part": "end", "end": end, "gap": gap, **row, "rms": float(np.sqrt(squares.mean()))}
+            yield {"part": "end", "end": end, "gap": gap, **row, "rms": float(np.sqrt(judging.mean_square(squares)))}
 
 
 # -- what was found -------------------------------------------------------------------------------
@@ -120,10 +126,11 @@ def draw(frame: Frame, config: Config) -> Figure:
     """Upper row: ratio to Euler per model and shift; lower: shares of the steps, and where the grid ends."""
     errors, steps = at(frame, part="error"), at(frame, part="step")
     note = (
-        f"RMS error against the exact flow (digits: DOPRI5), {config['samples']} samples; upper: over Euler's at as "
-        f"many calls, with 95 % intervals; t from {config['t_start']:g} to {config['t_end']:g}; shift s: "
-        f"t = s u/(1 + (s − 1) u), u uniform. {LOWER}: last steps of lower order. Lower, {min(config['calls'])} calls: "
-        "share of a step: its error carried to the end by the exact flow, projected on the whole error."
+        f"RMS error against the exact flow (digits: DOPRI5), {config['samples']} samples but for digits that flip "
+        "(end at another one's place); upper: over Euler's at as many calls, with 95 % intervals; t from "
+        f"{config['t_start']:g} to {config['t_end']:g}; shift s: t = s u/(1 + (s − 1) u), u uniform. {LOWER}: "
+        f"last steps of lower order. Lower, {min(config['calls'])} calls: share of a step: its error carried to the "
+        "end by the exact flow, projected on the whole error."
     )
     names, kinds = [EULER, *config["solvers"]], {kind: f"shift {kind[5:]}" for kind in config["grids"]}
     cells = list(errors.groupby(["model", "grid"], sort=False))

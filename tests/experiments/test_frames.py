@@ -35,6 +35,7 @@ def test_calls_for_an_error_are_interpolated_in_log_log():
     errors = 7.0 * calls**-2.0  # a straight line there
     assert calls_for(calls, errors, 7.0 / 14.0**2) == pytest.approx(14.0)
     assert calls_for(calls, errors, errors[2]) == pytest.approx(20.0)
+    assert calls_for(calls, errors, errors[-1]) == pytest.approx(40.0)  # at the last one, not beyond
     assert calls_for(calls, errors, 1.0) == 5.0  # below it from the first on
     assert calls_for(calls, errors, 1e-9) == math.inf
 

@@ -343,20 +343,25 @@ def test_floors_verdict_turns_with_the_data(floors_found):
     frame, config = floors_found
     assert floors.rules_from(frame, config)["float32"] == np.inf
     turned = frame.copy()
-    turned.loc[(turned.variant == "float32") & (turned.calls == 20), "gap"] = 9.0
-    turned.loc[turned.variant.isin(["bfloat16", "nearest", "linear"]), "gap"] = 1e-9
+    turned.loc[turned.variant == "float32", ["gap", "gap_low"]] = 9.0
+    turned.loc[turned.variant.isin(["bfloat16", "nearest", "linear"]), ["gap", "gap_low"]] = 1e-9
+    assert floors.rules_from(turned, config)["float32"] == 10
+    turned.loc[(turned.variant == "float32") & (turned.calls == 20), "gap_low"] = 0.0
+    assert floors.rules_from(turned, config)["float32"] == np.inf  # not from there on
+    turned.loc[turned.variant == "float32", "gap_low"] = np.where(turned.calls[turned.variant == "float32"] < 20, 0, 9)
     said = floors.verdict(turned, config)
     assert floors.rules_from(turned, config)["float32"] == 20
-    assert said.startswith("float32 cost samples of a network more than tab3's own error from 20 calls on; ")
+    assert said.startswith("float32 cost samples of all networks more than tab3's own error from 20 calls on; ")
     assert "at 20 calls at most float32 9, bfloat16 1e-9," in said
-    turned.loc[turned.part == "sample", "gap"] = 0.0
+    turned.loc[turned.part == "sample", ["gap", "gap_low"]] = 0.0
     assert floors.verdict(turned, config).startswith("No arithmetic costs")
     turned.loc[(turned.variant == "exact") & (turned.model == "digits8") & (turned.calls == 20), "error"] = 7.0
     turned.loc[turned.method == "quadrature", "error"] = 0.5
     turned.loc[(turned.method == "closed64") & (turned.step < 1e-3), "error"] = np.nan
     said = floors.verdict(turned, config)
     assert "(own error 7)" in said
-    assert "quadrature errs by at most 0.50" in said
+    worst = turned[turned.method == "riemann64"].error.max()
+    assert f"quadrature errs by at most 0.50, the released Riemann sum by {style.as_text(worst)}, and" in said
     lost = turned[(turned.method == "closed64") & (turned.step < 1e-3)].step.max()
     assert f"a closed form has no digit at steps up to {style.as_text(lost, 1)}" in said
 

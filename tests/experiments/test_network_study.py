@@ -218,7 +218,7 @@ def test_seeds_and_trainings_move_ranks(found):
     assert more == ["digits8", "digits8:seed1"]
     assert network_work_precision.moved(both, more, 10) == (count - 1, pytest.approx(-1.0))
     said = network_work_precision.verdict(both, config)
-    assert said.endswith(f"; 2 trainings of digits8 move ranks by up to {count - 1}, Spearman at least -1.00.")
+    assert said.endswith(f"; 2 trainings of digits8 move ranks there by up to {count - 1}, Spearman at least -1.00.")
     assert "for 2 of 2 networks" in said
     figure = network_work_precision.draw(both, config)
     note = " ".join(figure.texts[1].get_text().split())

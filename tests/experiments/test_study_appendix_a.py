@@ -12,6 +12,7 @@ from quick_runs import quick
 from scipy.optimize import minimize_scalar
 
 import deis_analysis as da
+from experiments.core.cells import Cell
 from experiments.core.frames import span
 from experiments.models import problems, studies
 from experiments.paper import appendix_blackbox as blackbox
@@ -276,7 +277,9 @@ def test_network_of_vp_on_another_process(monkeypatch):
 def test_ve_digits_are_measured_too():
     frame, config = quick(vesde, models=["digits"], solvers=["ddim"], calls=[5, 10], samples=4)
     assert set(frame[frame.part == "error"].process) == {"VP", "VE", "EDM"}
-    assert frame[frame.part == "error"].rms.between(0.01, 1).all()
+    errors = frame[frame.part == "error"].rms
+    assert errors[np.isfinite(errors)].between(1e-4, 1).all()  # infinite where all of the four flip
+    assert np.isfinite(errors).any()
     assert vesde.verdict(frame, config).startswith("On the digits VE takes ")
 
 
@@ -316,7 +319,7 @@ def test_two_models_are_told_apart(vesde_found):
     other = frame.assign(model="digits", rms=frame.rms.where(frame.process != "VE", 1e3))
     said = vesde.verdict(pd.concat([frame, other]), config)
     assert said.startswith("On the digits VE takes more than 20 calls ")
-    assert f"; on the mixture VE takes {vesde.needed(frame, config).VE.item():.0f}; " in said
+    assert f"; on the mixture VE takes {vesde.needed(frame, config).VE.item():.3g}; " in said
 
 
 def test_ratios_are_those_of_the_errors(vesde_found):
@@ -351,7 +354,8 @@ def test_parts_of_the_error_by_hand(grids_found):
 
 def test_parts_add_up_as_vectors(grids_found):
     frame = grids_found[0][grids_found[0].part == "end"]
-    assert len(frame) > 0
+    frame = frame[np.isfinite(frame.total)]  # of some samplers all of these few digits flip
+    assert len(frame) > 30
     slack = 1 + 1e-9
     assert (frame.total <= slack * (frame.truncation + frame.discretization)).all()
     assert (frame.total * slack >= (frame.truncation - frame.discretization).abs()).all()
@@ -409,9 +413,38 @@ def test_ratios_of_end_times_are_those_of_the_total_errors(grids_found):
     frame, config = grids_found
     total = frame[frame.part == "end"].set_index(["model", "solver", "calls", "t_end"])
     late, early = (total.xs(t, level="t_end") for t in config["compared"])
-    assert np.allclose(early.ratio, early.total / late.total, rtol=1e-9)
-    assert (late.ratio == 1).all()
-    assert ((early.low <= early.ratio) & (early.ratio <= early.high)).all()
+    smooth = early.index.get_level_values("model") == "mixture"  # of the digits, samples that count in both
+    assert np.allclose(early.ratio[smooth], early.total[smooth] / late.total[smooth], rtol=1e-9)
+    assert (late.ratio.dropna() == 1).all()
+    known = early.dropna(subset="ratio")
+    assert ((known.low <= known.ratio) & (known.ratio <= known.high)).all()
+
+
+def test_a_digit_that_ends_at_another_image_does_not_count():
+    config = {**grids.CONFIG, **grids.QUICK, "models": ["digits"], "samples": 6, "draws": 20}
+    problem = studies.study("digits", config)
+    exact, _ = grids.exact_states(problem, config)
+    times = (1.0, *config["compared"])
+    data = torch.tensor(problems.digits())
+    rows = []
+    for moved in (False, True):
+        ends = {}
+        for t in config["compared"]:
+            x = exact[0.0] + 0.01
+            if moved:
+                x[2] = data[(data - exact[0.0][2]).abs().sum(dim=1).argmax()]  # the image farthest away
+            ends[Cell("tab3", "t2", 10, 10, 10, (times[0], t))] = x
+        rows.append(grids._ends(problem, ends, config))
+    for plain, other in zip(*rows, strict=True):
+        assert plain["total"] == pytest.approx(0.01)
+        assert other["total"] == pytest.approx(0.01)
+        assert other["ratio"] == pytest.approx(plain["ratio"])
+    found = studies.problem_on("digits", {**config, "t_end": 1e-3}, VP)
+    x = found.truth + 0.01
+    x[2] = data[(data - found.truth[2]).abs().sum(dim=1).argmax()]
+    squares = found.judged(x)
+    assert np.isnan(squares[2])
+    assert np.delete(squares, 2) == pytest.approx(1e-4)
 
 
 def test_published_practice_is_marked_as_such(grids_found):

@@ -438,6 +438,7 @@ def test_fig6_flips_are_told(fig6):
     told.loc[at & (told.solver == "dpm_2"), ["flips", "unflipped"]] = [0.25, 0.1]
     told.loc[at & (told.solver == "ddim"), "rms"] = 0.4
     assert fig6_comparison.told_flips(told, "digits", 10) == "dpm_2 25%, ddim 0%"
+    assert fig6_comparison.told_flips(told.assign(flips=0.25), "digits", 10) == "dpm_2 25%"  # no one has fewer
     told.loc[at & (told.solver == "dpm_2"), "rms"] = 0.3
     assert fig6_comparison.ranking(told, "digits", 10, "customary").index[0] == "dpm_2"
     assert fig6_comparison.ranking(told, "mixture", 10, "customary").index[0] == "dpm_2"  # by RMS
