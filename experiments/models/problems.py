@@ -199,7 +199,7 @@ def digits_problem(config: dict[str, Any], images: Array | None = None) -> Digit
     model = da.ideal_denoiser(data, process, std=config["std"])
     x_T = torch.tensor(noise(config["samples"], data.shape[1], config["seed"]), device=config["device"])
     found = da.reference_solution(model, process, x_T, span[1], rtol, rtol, t_start=span[0], certify=False)
-    return DigitsProblem(process, model, x_T, found.x, span, found.error_estimate, None, data, found.nfe)
+    return DigitsProblem(process, model, x_T, found.x, span, found.error_estimate, data=data, nfe=found.nfe)
 
 
 def step_points(ts: Array, points: int) -> list[float]:
