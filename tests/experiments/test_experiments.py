@@ -82,7 +82,7 @@ def contents(folder: Path, name: str) -> dict[str, tuple[int, bytes]]:
 def test_the_study_is_whole():
     core = "convergence transfer solver_atlas tuned_samplers"
     paper = "fig2_fitting_error fig3_discretization fig4_extrapolation fig5_ablation fig6_comparison table2_variants"
-    appendix = "time_grids blackbox_tolerance vesde likelihood sde end_time"
+    appendix = "time_grids blackbox vesde sde"
     beyond = "rectified_flow guidance teleportation budget_of_errors paper_claims"
     networks = "network_work_precision network_samples network_law network_errors floors gpu_validation"
     wanted = {

@@ -285,7 +285,10 @@ def test_digits_on_the_rectified_flow():
     for t, s in itertools.pairwise(shifted(3, 5)):  # t x₀ part out: ẋ = (ε − x)/(1 − t) + ε
         e = eps(x, float(t))
         x = x + (s - t) * (e - (x - t * e) / (1 - t))
-    assert frame[frame.solver == "flow_euler"].rms.item() == pytest.approx(rms(x - truth), rel=1e-6)
+    data = torch.tensor(problems.digits())
+    stays = torch.cdist(x, data).argmin(dim=1) == torch.cdist(truth, data).argmin(dim=1)
+    assert 0 < stays.sum() < len(x)  # of the four one flips, and does not count
+    assert frame[frame.solver == "flow_euler"].rms.item() == pytest.approx(rms((x - truth)[stays]), rel=1e-6)
     assert estimate < 1e-2
 
 
