@@ -243,8 +243,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     upper = panels.lines(fig, samples, {m: f"samples: {studies.title(m)}" for m in models}, line="form", **common,
                          ylabel="RMS error", ticks=[20, 50, 100, 200, 500], end=rows / (rows + 1) - 0.05)  # fmt: skip
     titles = {m: f"likelihoods: {DENSITIES.get(m, m)}" for m in likely.index}
-    lower = panels.lines(fig, least, titles, line="way", **common, ylabel="error, bits per dimension", ticks=[12, 24, 48, 96],
-                         begin=rows / (rows + 1) + 0.12)  # fmt: skip
+    lower = panels.lines(fig, least, titles, line="way", **common, ylabel="error, bits per dimension",
+                         ticks=[12, 24, 48, 96], begin=rows / (rows + 1) + 0.12)  # fmt: skip
     upper[0].set_ylim(bottom=samples.rms.min() / 30)
     lower[0].set_ylim(bottom=least.rms.min() / 10)
     for ax, model in zip(upper, models, strict=True):
