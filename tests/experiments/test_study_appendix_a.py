@@ -209,6 +209,15 @@ def test_blackbox_verdict_turns(blackbox_found, monkeypatch):
     assert any("ρ 0.50 to 3.0, λ 0.80" in text for text in told)
 
 
+def test_as_many_calls_as_the_usual_ones_are_not_fewer(blackbox_found, monkeypatch):
+    frame, config = blackbox_found
+    forged = {"plain": [40.0, 40.0], "split": [39.0, 40.0], "rk45": [30.0, 38.0], "usual": [40.0, 40.0]}
+    monkeypatch.setattr(blackbox, "costs", lambda *_: pd.DataFrame(forged, index=["mixture", "gaussian"]))
+    said = blackbox.verdict(frame, config)
+    assert "usual 40 and 40, on 0 of 2 densities, with the unit-variance part exact on 1; for them RK45" in said
+    assert said.endswith("RK45 itself takes 30 to 38.")
+
+
 def test_errors_below_the_reference_are_not_compared(blackbox_found):
     frame, config = blackbox_found
     assert blackbox.equal_error(frame.assign(estimate=0.05), config).empty
