@@ -48,6 +48,12 @@ def test_rows_of_errors_and_ratios_hold_their_own_value():
     assert ratio_row(4.0 * squares, squares, 1) == pytest.approx({"ratio": 2.0, "low": 2.0, "high": 2.0})
 
 
+def test_a_ratio_is_infinite_where_no_sample_of_the_first_counts():
+    squares, none = np.ones(8), np.full(8, math.nan)
+    assert ratio_row(none, squares, 1) == {"ratio": math.inf, "low": math.inf, "high": math.inf}
+    assert all(math.isnan(value) for value in ratio_row(squares, none, 1).values())
+
+
 def test_a_problem_without_a_name_is_tried_on_its_own_span():
     process, mix = da.VPLinear(), product_mixture()
     x = mix.sample(50, 0, process, 1.0)

@@ -346,6 +346,9 @@ def test_floors_verdict_turns_with_the_data(floors_found):
     turned.loc[turned.variant == "float32", ["gap", "gap_low"]] = 9.0
     turned.loc[turned.variant.isin(["bfloat16", "nearest", "linear"]), ["gap", "gap_low"]] = 1e-9
     assert floors.rules_from(turned, config)["float32"] == 10
+    one = turned[(turned.part == "sample") & (turned.model == "digits8")]
+    other = one.assign(model="another", gap_low=0.0)
+    assert floors.rules_from(pd.concat([turned, other]), config)["float32"] == np.inf  # not with every network
     turned.loc[(turned.variant == "float32") & (turned.calls == 20), "gap_low"] = 0.0
     assert floors.rules_from(turned, config)["float32"] == np.inf  # not from there on
     turned.loc[turned.variant == "float32", "gap_low"] = np.where(turned.calls[turned.variant == "float32"] < 20, 0, 9)

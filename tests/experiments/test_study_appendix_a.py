@@ -429,7 +429,7 @@ def test_ratios_of_end_times_are_those_of_the_total_errors(grids_found):
     assert ((known.low <= known.ratio) & (known.ratio <= known.high)).all()
 
 
-def test_a_digit_that_ends_at_another_image_does_not_count():
+def test_a_digit_that_ends_at_another_image_does_not_count(monkeypatch):
     config = {**grids.CONFIG, **grids.QUICK, "models": ["digits"], "samples": 6, "draws": 20}
     problem = studies.study("digits", config)
     exact, _ = grids.exact_states(problem, config)
@@ -448,6 +448,19 @@ def test_a_digit_that_ends_at_another_image_does_not_count():
         assert plain["total"] == pytest.approx(0.01)
         assert other["total"] == pytest.approx(0.01)
         assert other["ratio"] == pytest.approx(plain["ratio"])
+    truth, _ = problem.reference(config["t_end"])
+    kinds = {kind: truth + 0.01 * k for k, kind in enumerate(config["grids"], 1)}
+    first = next(iter(kinds.values()))
+    first[2] = data[(data - truth[2]).abs().sum(dim=1).argmax()]
+    cells_ = {Cell("tab3", kind, 5, 5, 5, (1.0, 1e-3)): x for kind, x in kinds.items()}
+    errors = pd.DataFrame(grids._grids(problem, cells_, config)).set_index("grid")
+    assert list(errors.rms) == pytest.approx([0.01 * k for k in range(1, len(kinds) + 1)])
+    assert errors.low.iloc[0] == pytest.approx(errors.ratio.iloc[0])  # all squares that count are equal
+    assert errors.high.iloc[0] == pytest.approx(errors.ratio.iloc[0])
+    monkeypatch.setattr(blackbox, "densities", lambda *_: {})
+    monkeypatch.setattr(blackbox, "black_box", lambda *_: {"x": first.numpy(), "nfe": 1, "steps": 1, "rejected": 0})
+    found = blackbox.compute({**blackbox.CONFIG, **config, "tolerances": [0.1], "densities": {}}, lambda _: None)
+    assert list(found.rms) == pytest.approx([0.01] * len(found))
     found = studies.problem_on("digits", {**config, "t_end": 1e-3}, VP)
     x = found.truth + 0.01
     x[2] = data[(data - found.truth[2]).abs().sum(dim=1).argmax()]
