@@ -184,40 +184,6 @@ def end_labels(ax: Any, labels: Iterable[tuple[float, float, str, str]], fontsiz
         )
 
 
-def slope_fan(ax: Any, orders: Sequence[int], left: float, top: float, width: float) -> None:
-    """Slope triangles of several orders on a common upper leg, at (left, top) in axes fractions, log–log axes."""
-    to_data = (ax.transAxes + ax.transData.inverted()).transform
-    x0, y0 = to_data((left, top))
-    x1, _ = to_data((left + width, top))
-    for order in orders:
-        y = y0 * (x1 / x0) ** -float(order)
-        ax.fill([x0, x1, x1], [y0, y0, y], facecolor="#00000008", edgecolor="#666666", lw=0.8, zorder=1)
-        ax.annotate(
-            f"{order:g}", (x1, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color="#333333"
-        )
-    ax.annotate("order", (x1, y0), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color="#333333")
-
-
-def ratio_interval(ax: Any, row: Any, y: float) -> None:
-    """A ratio at ``y``: dot, ``low`` to ``high`` thick, ``seed_low`` to ``seed_high`` thin; grey if 1 is between."""
-    colour = BLUE if row.low > 1 else VERMILLION if row.high < 1 else GREY
-    ax.plot([row.seed_low, row.seed_high], [y, y], color=colour, lw=1.0)
-    ax.plot([row.low, row.high], [y, y], color=colour, lw=3.5, solid_capstyle="butt")
-    ax.plot(row.ratio, y, "o", color=colour, markeredgecolor="white", markersize=7, zorder=3)
-
-
-def ratio_axis(ax: Any, places: Sequence[float], names: Sequence[str], title: str, xlabel: str) -> None:
-    """The axes of `ratio_interval`, with a name at each place and a line at 1."""
-    ax.axvline(1.0, color="#333333", lw=1.0, zorder=0)
-    ax.set(xscale="log", title=title, xlabel=xlabel)
-    low, high = ax.get_xlim()
-    plain_log_ticks(ax.xaxis, [v for v in (0.25, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8, 12) if low <= v <= high])
-    ax.set_yticks(places, names, fontsize=9)
-    ax.set_ylim(max(places) + 0.6, min(places) - 1.7)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="y", visible=False)
-
-
 def plain_log_ticks(axis: Any, ticks: Sequence[float]) -> None:
     """Ticks at round numbers, written as such, on a logarithmic axis."""
     axis.set_major_locator(matplotlib.ticker.FixedLocator(list(ticks)))

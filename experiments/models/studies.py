@@ -284,12 +284,6 @@ def how_many_seeds(config: Config) -> str:
     return f"{len(config['seeds'])} seeds" + (f" (one of {', '.join(one)})" if one else "")
 
 
-def whose_law(config: Config) -> str:
-    """What the law of image networks is compared with, in words; empty where there are none."""
-    own = any(name not in MODELS for name in config["models"])
-    return " Of image networks 'the data' are samples of their own flow." if own else ""
-
-
 # -- image networks -------------------------------------------------------------------------------
 @cache
 def image_network(name: str, device: str = "cpu", allow_pickle: bool = False, dtype: str = "float32") -> Network:
