@@ -16,6 +16,7 @@ from strategies import CONTINUOUS, grids, processes
 
 import deis_analysis as da
 from deis_analysis.analysis.likelihood import bits_per_dim, log_likelihood, log_likelihood_rk45
+from experiments.core.frames import span
 from experiments.models.problems import digits
 from experiments.paper import appendix_blackbox
 
@@ -400,23 +401,25 @@ def test_both_forms_are_what_each_gives_by_itself(frame):
 def test_verdict_turns_with_the_data(frame):
     rows, config = frame
     said = appendix_blackbox.verdict(rows, config)
-    assert "on 0 of 2 densities, with the unit-variance part exact on 2." in said
+    assert "on 0 of 2 densities, with the unit-variance part exact on 2; for them RK45 itself takes" in said
     usual = rows[(rows.part == "rk45") & (rows.trace == "exact") & (rows.tolerance == config["usual_tolerance"])].nfe
     costs = appendix_blackbox.costs(rows, config)
     assert (usual.to_numpy() > costs.rk45).all()
     assert (usual.to_numpy() == costs.usual).all()
     assert f", fewer than RK45's usual {usual.iloc[0]:.0f} and {usual.iloc[1]:.0f}, on 0" in said
     assert "0.01 bits per dimension take at most 50 calls" in said
+    assert said.endswith(f"RK45 itself takes {span(costs.rk45)}.")
     better = rows.assign(rms=rows.rms.where((rows.form != "plain") | (rows.nfe < 48), 1e-3))
     assert "on 2 of 2 densities, with" in appendix_blackbox.verdict(better, config)
     assert set(appendix_blackbox.costs(better, config).plain) == {48}
     worse = rows.assign(rms=rows.rms.where(rows.part != "rhork", 1.0))
-    assert "on 0 of 2 densities, with the unit-variance part exact on 0." in appendix_blackbox.verdict(worse, config)
+    assert "on 0 of 2 densities, with the unit-variance part exact on 0; for" in appendix_blackbox.verdict(
+        worse, config
+    )
     assert np.isinf(appendix_blackbox.costs(worse, config)[["plain", "split"]]).all(axis=None)
     cheap = rows.assign(nfe=rows.nfe.where(rows.part != "rk45", 10))
-    assert "RK45's usual 10 and 10, on 0 of 2 densities, with the unit-variance part exact on 0." in (
-        appendix_blackbox.verdict(cheap, config)
-    )
+    said = appendix_blackbox.verdict(cheap, config)
+    assert "RK45's usual 10 and 10, on 0 of 2 densities, with the unit-variance part exact on 0; for them" in said
     assert set(appendix_blackbox.costs(cheap, config).rk45) == {10}
     ways = appendix_blackbox.ways(rows)
     noisy = ways[(ways.way == "noisy") & (ways.part == "rk45")]
