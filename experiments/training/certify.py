@@ -46,7 +46,7 @@ def certify_command(
     sure = True
     for name in names:
         if samples is not None:
-            changes |= {"samples": samples, "network_samples": samples * studies.FEWER.get(name, 1)}
+            changes |= {"samples": samples, "network_samples": samples}
         try:
             message, found = certified(name, changes, out, batch, console.is_terminal)
         except ValueError as error:
