@@ -29,9 +29,10 @@ CONFIG: Config = {
     "models": ["mixture", "network", "digits", *studies.IMAGES], "kept": studies.IMAGES,
     "seeds": [0, 1, 2], "calls": [5, 7, 10, 15, 20, 30, 50], "ranked_at": [5, 10, 20],
     "customary": {
-        "ddim": "rho7", "analytic_ddim": "t1", "f_pndm": "t1", "ipndm4": "rho7", "tab3": "t2", "rhoab3": "rho7",
-        "dpm_2": "logrho", "dpm_fast": "logrho", "dpmpp_2m": "logrho", "dpmpp_3m": "logrho",
-        "unipc3_bh2_x0": "logrho", "edm_heun": "rho7",
+        "ddim": "rho7", "analytic_ddim": "t1", "f_pndm": "t1", "ipndm4": "rho7", "tab1": "t2", "tab2": "t2",
+        "tab3": "t2", "rhoab2": "rho7", "rhoab3": "rho7", "dpm_2": "logrho", "dpm_fast": "logrho",
+        "dpmpp_2m": "logrho", "dpmpp_3m": "logrho", "unipc2_bh2_x0": "logrho", "unipc3_bh2_x0": "logrho",
+        "edm_heun": "rho7",
     },
     "grids": ["t1", "t2", "t3", "rho7", "logrho"],
     "moment_samples": 128,
