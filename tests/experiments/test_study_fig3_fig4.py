@@ -111,14 +111,14 @@ def test_frozen_eps_beats_euler_on_the_digits_and_not_on_smooth_densities(discre
 def test_discretization_verdict_turns_with_the_data(discretization):
     frame, every = discretization.copy(), "mixture, gaussian and digits"
     before = fig3.verdict(frame, C3)
-    assert "loses to Euler at every N on 3 of 3 models, a frozen ε beats it at every N on digits (beyond" in before
+    assert "loses to Euler at every N on 3 of 3 models; a frozen ε beats it at every N on digits (beyond" in before
     assert re.search(r", by RMS on no model\); by RMS the score loses on [0-3]; mean", before)
     score, eps = frame.solver == "ei_score", frame.solver == "ddim"
     columns = [f"{m}_{part}" for m in fig3.MEASURES for part in ("ratio", "low", "high")]
     frame.loc[score, columns], frame.loc[eps, columns] = 0.5, 0.25
     frame.loc[frame.frozen == "score", "delta"] = 4 * frame.delta[frame.frozen == "eps"].to_numpy()
     said = fig3.verdict(frame, C3)
-    assert f"on 0 of 3 models, a frozen ε beats it at every N on {every} (beyond the 95 % intervals on {every}" in said
+    assert f"on 0 of 3 models; a frozen ε beats it at every N on {every} (beyond the 95 % intervals on {every}" in said
     assert said.endswith(
         f"by RMS on {every}); by RMS the score loses on 0; mean errors are 0.50 and 0.25 times Euler's at 5 to 20 "
         "steps."
@@ -143,7 +143,8 @@ def test_discretization_verdict_has_the_range_of_the_ratios(discretization):
 
 def test_headline_of_the_discretization_begins_its_verdict(discretization):
     headline = fig3.draw(discretization, C3).texts[0].get_text().replace("\n", " ")
-    assert fig3.verdict(discretization, C3).startswith(headline)
+    assert headline == "A frozen score loses to Euler at every N on 3 of 3 models"
+    assert fig3.verdict(discretization, C3).startswith(f"{headline}; a frozen ε beats it at every N on digits (beyond")
 
 
 # -- figure 4: numbers ----------------------------------------------------------------------------
