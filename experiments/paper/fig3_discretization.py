@@ -38,7 +38,6 @@ MEASURES = {"mean": (np.abs, 2), "rms": (np.square, 1)}  # of a gap, and the pow
 COLUMNS = 4
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, solver, steps: Δ_p, RMS, both over Euler's), "path" (Δ_s) and "reference"."""
 
@@ -81,7 +80,6 @@ def _along_the_path(name: str, config: Config) -> Rows:
     return rows
 
 
-# -- what was found -------------------------------------------------------------------------------
 def counts(frame: Frame) -> Frame:
     """(model, solver) → at how many N a frozen score is worse, or ε better than Euler; "sure": beyond the band."""
     rows = frames.at(frame, part="error", solver=list(FROZEN.values())).copy()
@@ -119,7 +117,6 @@ def verdict(frame: Frame, config: Config) -> str:
     )
 
 
-# -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """A panel per model: errors over Euler's against steps; last, how much further off a frozen score gets."""
     note = (

@@ -50,7 +50,6 @@ RK45, EM, ADAPTIVE = "RK45", "Euler–Maruyama", "adaptive SDE"
 COLUMNS = 3
 
 
-# -- the other samplers ---------------------------------------------------------------------------
 def adaptive_sde(study: Study, config: Config, rtol: float) -> tuple[Any, int]:
     """(samples, calls) of the adaptive solver of the reverse SDE: improved Euler, Euler's difference as error.
 
@@ -95,7 +94,6 @@ def _others(study: Study, config: Config) -> Iterator[tuple[str, Any, int, dict[
         yield ADAPTIVE, *adaptive_sde(study, config, tolerance), {"tolerance": tolerance}
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "run" (a method and its cost), "gain" (a rung's error over that of the one before), "reference"."""
 
@@ -128,7 +126,6 @@ def _ladder(tried: Rows, judges: list[Judge]) -> Rows:
     ]
 
 
-# -- what was found -------------------------------------------------------------------------------
 def leader(frame: Frame, config: Config) -> tuple[str, Frame]:
     """(the step with the smallest factor on most models at the compared calls, its factors there)."""
     ratios = at(frame, part="gain", nfe=config["compared_at"]).pivot(index="model", columns="method", values="ratio")
@@ -159,7 +156,6 @@ def verdict(frame: Frame, config: Config) -> str:
     )
 
 
-# -- the figure -----------------------------------------------------------------------------------
 _LOOK: dict[str, dict[str, Any]] = {
     "Euler": {"color": style.GREY, "marker": "o"},
     "+ EI": {"color": style.GREY, "marker": "o", "linestyle": ":"},

@@ -44,7 +44,6 @@ PUBLISHED = {5: 15.37, 10: 4.17, 15: 3.37, 20: 2.86, 50: 2.57}
 COLUMNS, DEEPEST = 3, 20.0  # panels in a row; ratio of the lightest shade
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "ours" (cells, one per grid), "reference", and "published" (FID of another model)."""
 
@@ -72,7 +71,6 @@ def judged(judge: Judge, progress: Progress) -> Rows:
     return rows.sort_values("calls", kind="stable").to_dict("records")
 
 
-# -- what was found -------------------------------------------------------------------------------
 def errors(frame: Frame) -> Frame:
     """(model, calls) × solver: the errors by which solvers are ranked, each on its best grid."""
     best = ranked(frames.at(frame, part="ours", best=True))
@@ -106,7 +104,6 @@ def verdict(frame: Frame, config: Config) -> str:
     )
 
 
-# -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Above the mean over models, with numbers; below a panel per model. Rows: calls. Columns: variants."""
     found, fids = errors(frame), frames.at(frame, part="published").sort_values("calls")
