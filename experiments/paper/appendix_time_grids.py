@@ -108,19 +108,16 @@ def least(k: Array, errors: Array) -> float:
 def _ends(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
     (exact, estimate), judge = exact_states(problem, config), judging.Judge(problem, config)
 
-    def counted(x: Any, gap: Any) -> Array:
+    def parts(x: Any, t_end: float) -> dict[str, Array]:  # as vectors total = truncation + discretization
+        gaps = {"total": x - exact[0.0], "truncation": exact[t_end] - exact[0.0], "discretization": x - exact[t_end]}
         flips = judge.flips(x) & judging.apart(problem.name)
-        return np.where(flips, np.nan, np.asarray((gap**2).mean(dim=1).cpu()))
+        return {part: np.where(flips, np.nan, np.asarray((gap**2).mean(dim=1).cpu())) for part, gap in gaps.items()}
 
-    late = {(c.solver, c.calls): counted(x, x - exact[0.0]) for c, x in ends.items()
-            if c.times[-1] == config["compared"][0]}  # fmt: skip
-    rows = []
-    for cell, x in ends.items():  # as vectors total = truncation + discretization
-        state = exact[cell.times[-1]]
-        gaps = {"total": x - exact[0.0], "truncation": state - exact[0.0], "discretization": x - state}
-        parts = {part: counted(x, gap) for part, gap in gaps.items()}
-        ratio = judging.ratio_row(parts["total"], late[cell.solver, cell.calls], config["seed"], config["draws"])
-        errors = {part: float(np.sqrt(judging.mean_square(values))) for part, values in parts.items()}
+    found, rows = {cell: parts(x, cell.times[-1]) for cell, x in ends.items()}, []
+    late = {(c.solver, c.calls): each["total"] for c, each in found.items() if c.times[-1] == config["compared"][0]}
+    for cell, each in found.items():
+        ratio = judging.ratio_row(each["total"], late[cell.solver, cell.calls], config["seed"], config["draws"])
+        errors = {part: float(np.sqrt(judging.mean_square(squares))) for part, squares in each.items()}
         rows.append({"part": "end", "model": problem.name, **cell.columns, "t_end": cell.times[-1],
                      "estimate": estimate, **errors, **ratio})  # fmt: skip
     return rows
@@ -188,8 +185,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         style.plain_log_ticks(row[2].yaxis, [0.3, 0.5, 1, 2, 4])
         ends = f"error at {early:g} / at {late:g}"
         for ax, title in zip(row, (studies.title(model), "best k for steps of t$^{1/k}$", ends), strict=True):
-            ax.set_title(title, fontsize=8.5, pad=4)
-            ax.tick_params(labelsize=panels.TICKS)
+            panels.named(ax, title)
     panels.calls_axis(list(axes[:, 2]), [5, 10, 20, 50])
     axes[0, 2].legend(*axes[0, 2].get_legend_handles_labels(), fontsize=panels.SMALL, loc="upper right")
     return fig

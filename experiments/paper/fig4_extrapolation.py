@@ -89,10 +89,7 @@ def _along_the_path(name: str, config: Config) -> Rows:
 
 
 def against_others(sizes: dict[int, Array], seed: int, power: int = 1, draws: int = 2000) -> Rows:
-    """Per degree its error over that of the degree before, and ``gain``, the lowest's over its own, with intervals.
-
-    Both are powers of `ratio`, the root of the ratio of the means of ``sizes``.
-    """
+    """Per degree its error over that of the degree before; ``gain``: the lowest's over its own; `ratio` to a power."""
     lowest, *_ = sizes
     rows: Rows = [{"degree": lowest}]
     for before, degree in itertools.pairwise(sizes):
@@ -139,8 +136,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     note = (
         f"{style.setting(config)}, {studies.how_many(config)}. Numbers: at how many N ≤ {config['few']} each degree "
         f"beats the one before; degree 0 is DDIM. On exact paths: error of ε extrapolated with degree 0 over degree "
-        f"{highest} (95 %), and largest change of ε in 1/{config['change_steps']} of the time above t = "
-        f"{config['change_above']:g} (dot) and below (end of the bar)."
+        f"{highest} (95 %), largest change of ε per 1/{config['change_steps']} of t above {config['change_above']:g} "
+        "(dot) and below (end of the bar)."
     )
     titles = {name: panels.short(name) for name in config["models"]}
     headline, inches = verdict(frame, config).split(";")[0], 0.75 + 1.75 * -(-(len(titles) + 2) // COLUMNS)

@@ -198,13 +198,12 @@ def draw(frame: Frame, config: Config) -> Figure:
 
 
 def _table(ax: Any, frame: Frame, ratios: Frame, calls: int, config: Config) -> None:
-    fid, least = published(frame, calls), ratios.eq(1)
+    least, fids = ratios.eq(1), published(frame, calls).reindex(ratios.index).map("{:.2f}".format, na_action="ignore")
     sure = distinct(at(frame, part="duel", calls=calls).set_index(["model", "choice"])).reindex(ratios.columns)
     texts = ratios.map(style.as_text) + (least & sure.eq(True)).map(lambda star: "*" * bool(star))
-    fids = [f"{fid[solver]:.2f}" if solver in fid.index else "–" for solver in ratios.index]
-    beside = [np.log(ratios) / math.log(DEEPEST), [None] * len(fids)], [texts, fids], [least, [False] * len(fids)]
-    depths, printed, bold = (np.column_stack(columns) for columns in beside)
+    depths = np.column_stack([np.log(ratios) / math.log(DEEPEST), [None] * len(fids)])
+    texts, bold = np.column_stack([texts, fids.fillna("–")]), np.column_stack([least, [False] * len(fids)])
     rows = [f"{solver} ({config['customary'][solver]})" for solver in ratios.index]
-    panels.shaded(ax, depths, [*(CHOICES[choice] for _, choice in ratios.columns), "FID"], rows, printed, bold)
+    panels.shaded(ax, depths, [*(CHOICES[choice] for _, choice in ratios.columns), "FID"], rows, texts, bold)
     for tick, solver in zip(ax.get_yticklabels(), ratios.index, strict=True):
         tick.set_color(style.family(solver)[0])
