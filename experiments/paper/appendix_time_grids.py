@@ -12,8 +12,7 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import cells, judging, panels, style
 from experiments.core.frames import at
-from experiments.models import studies
-from experiments.models.problems import steps_for
+from experiments.models import problems, studies
 
 NAME = "appendix_time_grids"
 QUESTION = "Is quadratic in t the best grid for tAB, and from how many calls on does stopping at 1e-4 beat 1e-3?"
@@ -32,10 +31,9 @@ CONFIG: Config = {
         "truth": "of end times the exact answer at t = 0, so that stopping early counts as an error",
     },
 }  # fmt: skip
-QUICK: Config = {
-    **studies.BASE_QUICK, "solvers": ["ddim", "tab3", "rhoab3", "rhork_2heun", "dpmpp_2m"], "calls": [5, 10],
-    "exponents": {"t": [1, 1.5, 2, 3, 5], "rho": [4, 7, 12]}, "end_times": [1e-3, 1e-4], "end_calls": [5, 10, 20],
-}  # fmt: skip
+QUICK: Config = {**studies.BASE_QUICK, "solvers": ["ddim", "tab3", "rhoab3", "rhork_2heun", "dpmpp_2m"],
+                 "calls": [5, 10], "exponents": {"t": [1, 1.5, 2, 3, 5], "rho": [4, 7, 12]},
+                 "end_times": [1e-3, 1e-4], "end_calls": [5, 10, 20]}  # fmt: skip
 THOROUGH: Config = {"models": list(studies.MODELS), "samples": 2048, "draws": 2000, "calls": [5, 7, 10, 14, 20, 28, 50],
                     "end_calls": [5, 7, 10, 14, 20, 28, 40, 56, 80, 112, 160]}  # fmt: skip
 COLUMNS = ["part", "model", "solver", "calls", "steps", "grid", "family", "exponent", "t_end", "rms", "total",
@@ -53,7 +51,9 @@ def compute(config: Config, progress: Progress) -> Frame:
     scan = [f"{family}{e:g}" for family, exponents in config["exponents"].items() for e in exponents]
 
     def kinds(solver: str, calls: int) -> list[str]:
-        return config["grids"] + (scan if calls == config["compared_at"] and steps_for(solver, calls) > 1 else [])
+        return config["grids"] + (
+            scan if calls == config["compared_at"] and problems.steps_for(solver, calls) > 1 else []
+        )
 
     for done, name in enumerate(config["models"]):
         problem = studies.study(name, config)
@@ -70,14 +70,14 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 
 def _grids(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
-    truth, estimate = problem.reference(config["t_end"])
-    n, rows, judge = len(truth), [], judging.Judge(problem, config)
+    judge, rows = judging.Judge(problem, config), []
+    n = len(judge.truth)
     counts = np.random.default_rng(config["seed"]).multinomial(n, np.full(n, 1 / n), config["draws"])
     found = pd.DataFrame([{**cell.columns, "squares": judge.counted(x)} for cell, x in ends.items()])
     for (solver, calls, steps), cell in found.groupby(["solver", "calls", "steps"], sort=False):
         errors = pd.DataFrame(dict(zip(cell.grid, cell.squares, strict=True)))  # (samples, grids)
         mean, drawn = errors.mean(), (counts @ errors.fillna(0.0)) / (counts @ errors.notna())
-        common = {"model": problem.name, "solver": solver, "calls": calls, "steps": steps, "estimate": estimate}
+        common = {"model": problem.name, "solver": solver, "calls": calls, "steps": steps, "estimate": judge.estimate}
         for kind in config["grids"]:
             rows.append({"part": "grid", **common, "grid": kind, "rms": np.sqrt(mean[kind])})
             if steps > 1:

@@ -140,9 +140,8 @@ def draw(frame: Frame, config: Config) -> Figure:
         "(dot) and below (end of the bar)."
     )
     titles = {name: panels.short(name) for name in config["models"]}
-    headline, inches = verdict(frame, config).split(";")[0], 0.75 + 1.75 * -(-(len(titles) + 2) // COLUMNS)
-    fig, rows = panels.sheet(headline, note, inches), at(frame, part="samples")
-    rows = rows[(rows.grid == grids[0]) | (rows.degree == highest)]
+    fig = panels.sheet(verdict(frame, config).split(";")[0], note, 0.75 + 1.75 * -(-(len(titles) + 2) // COLUMNS))
+    rows = at(frame, part="samples").query("grid == @grids[0] or degree == @highest")
     lines = [f"degree {row.degree:g}" + f", {row.grid} grid" * (row.grid != grids[0]) for row in rows.itertuples()]
     axes = panels.lines(
         fig, rows.assign(line=lines), titles, COLUMNS, x="steps", y="mean", line="line", ylabel="mean |x − x*|", more=2,
