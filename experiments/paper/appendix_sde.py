@@ -50,9 +50,8 @@ def build(family: str, process: Process, ts: Array, lam: float) -> da.Tableau:
     """A member of a family: ``ddim_eta`` with η = λ, or ``eps_r`` and ``x0_r``, exponential Adams of degree r."""
     if family == "ddim_eta":
         return da.ddim_eta(process, ts, lam)
-    prediction, degree = family.rsplit("_", 1)
-    variable = {"eps": "t", "x0": "lam"}[prediction]
-    return da.adams(process, ts, int(degree), prediction=prediction, variable=variable, lam_sde=lam)
+    kind, degree = family.rsplit("_", 1)
+    return da.adams(process, ts, int(degree), prediction=kind, variable={"eps": "t", "x0": "lam"}[kind], lam_sde=lam)
 
 
 def moments() -> Law:
@@ -95,9 +94,8 @@ def families(config: Config) -> list[dict[str, Any]]:
     process, data, ends, rows = vp_linear(config), moments(), (config["t_start"], config["t_end"]), []
     for family, lam, calls in itertools.product(config["families"], config["lams"], config["calls"]):
         table = build(family, process, da.grid(process, calls, config["grid"], *ends), lam)
-        common = {"part": "model", "family": family, "lam": lam, "nfe": table.nfe}
-        rows += [{**common, "case": case, "w2": distance(table, process, data, wrong),
-                  "floor": floor(process, data, wrong, lam, ends)}
+        rows += [{"part": "model", "family": family, "lam": lam, "nfe": table.nfe, "case": case,
+                  "w2": distance(table, process, data, wrong), "floor": floor(process, data, wrong, lam, ends)}
                  for case, wrong in config["cases"].items()]  # fmt: skip
     return rows
 

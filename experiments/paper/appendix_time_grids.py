@@ -51,9 +51,8 @@ def compute(config: Config, progress: Progress) -> Frame:
     scan = [f"{family}{e:g}" for family, exponents in config["exponents"].items() for e in exponents]
 
     def kinds(solver: str, calls: int) -> list[str]:
-        return config["grids"] + (
-            scan if calls == config["compared_at"] and problems.steps_for(solver, calls) > 1 else []
-        )
+        more = scan if calls == config["compared_at"] and problems.steps_for(solver, calls) > 1 else []
+        return [*config["grids"], *more]
 
     for done, name in enumerate(config["models"]):
         problem = studies.study(name, config)
@@ -70,8 +69,7 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 
 def _grids(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
-    judge, rows = judging.Judge(problem, config), []
-    n = len(judge.truth)
+    judge, n, rows = judging.Judge(problem, config), len(problem.x_T), []
     counts = np.random.default_rng(config["seed"]).multinomial(n, np.full(n, 1 / n), config["draws"])
     found = pd.DataFrame([{**cell.columns, "squares": judge.counted(x)} for cell, x in ends.items()])
     for (solver, calls, steps), cell in found.groupby(["solver", "calls", "steps"], sort=False):

@@ -21,10 +21,9 @@ NAME = "fig4_extrapolation"
 QUESTION = "Does ε change little along the exact solution, and does a higher degree extrapolate it and sample better?"
 CONFIG: Config = {
     **studies.BASE,
-    "models": [*studies.MODELS, *studies.IMAGES], "kept": studies.IMAGES,
-    "grids": ["t2", "t1"], "change_steps": 40, "change_above": 0.15,
-    "path_steps": [10, 20], "path_points": 3, "path_samples": 32, "path_batches": 16,
-    "degrees": [0, 1, 2, 3], "steps": [5, 7, 10, 14, 20, 50], "few": 20, "compared_at": 10,
+    "models": [*studies.MODELS, *studies.IMAGES], "kept": studies.IMAGES, "grids": ["t2", "t1"],
+    "degrees": [0, 1, 2, 3], "steps": [5, 7, 10, 14, 20, 50], "few": 20, "compared_at": 10, "change_steps": 40,
+    "change_above": 0.15, "path_steps": [10, 20], "path_points": 3, "path_samples": 32, "path_batches": 16,
     "choices": {
         "source": "Zhang & Chen 2023, fig. 4, on CIFAR10; here on other models",
         "change": "||ε(x_t, t) - ε(x_s, s)|| / ||ε(x_t, t)|| over all samples and dimensions, s the next time of a "
