@@ -170,9 +170,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     inches = len(models) * (0.16 * len(config["solvers"]) + 0.6) + 0.45
     fig = panels.sheet(verdict(frame, config).split("; ")[0], note, inches)
-    axes = fig.subplots(len(models), 3, squeeze=False, gridspec_kw={
-        **style.body(fig, 0.4, 0.95, 0.08, 0.45), "width_ratios": [1.6, 1, 1.05], "wspace": 0.2, "hspace": 0.32,
-    })  # fmt: skip
+    places = {**style.body(fig, 0.4, 0.95, 0.08, 0.45), "width_ratios": [1.6, 1, 1.05], "wspace": 0.2, "hspace": 0.32}
+    axes = fig.subplots(len(models), 3, squeeze=False, gridspec_kw=places)
     for row, model in zip(axes, models, strict=True):
         _table(row[0], best_grids(at(frame, model=model)), config)
         _exponents(row[1], at(frame, part="best", model=model, family="t"), config)
