@@ -73,6 +73,11 @@ def plan(
     return found
 
 
+def reaching(solver: str, calls: int) -> int:
+    """Steps of a registry solver that reach ``calls``, in blocks of its stages: a block may go beyond."""
+    return -(-calls // da.SOLVERS[solver].stages)
+
+
 def runs(study: Study, cells: list[Cell], progress: Progress | None = None) -> Iterator[tuple[Cell, Any]]:
     """(cell, (n, d) where its samples end), in the order of ``cells``; ``progress`` takes the share that is there.
 

@@ -36,13 +36,11 @@ CONFIG: Config = {
         "lams": "the paper's λ are not known; ddim_eta takes η = λ",
     },
 }  # fmt: skip
-QUICK: Config = {
-    "lams": [0.0, 0.5, 1.0], "calls": [5, 10, 20, 40], "own_moments": ["analytic_ddpm"],
-    "solvers": ["sde_dpmpp_1", "ddpm", "sde_dpmpp_2m", "seeds_3_x0", "euler_maruyama", "sde_dpm_2m", "analytic_ddpm"],
-}  # fmt: skip
+QUICK: Config = {"lams": [0.0, 0.5, 1.0], "calls": [5, 10, 20, 40], "own_moments": ["analytic_ddpm"],
+                 "solvers": ["sde_dpmpp_1", "ddpm", "sde_dpmpp_2m", "seeds_3_x0", "euler_maruyama", "sde_dpm_2m",
+                             "analytic_ddpm"]}  # fmt: skip
 THOROUGH: Config = {"lams": [0.0, 0.1, 0.25, 0.5, 0.75, 1.0], "calls": [*range(5, 15), 20, 40, 80, 200],
                     "families": ["ddim_eta", *(f"eps_{r}" for r in range(4)), "x0_0", "x0_1", "x0_2"]}  # fmt: skip
-Build = Callable[[Process, Array], da.Tableau]
 Law = tuple[Array, Array]  # means and variances along the axes
 OWN = "*"  # marks Analytic-DPM with the moments of the data rather than those of standard normal data
 COLOURS = {"best ODE": style.BLACK, "best SDE": style.VERMILLION}
@@ -52,9 +50,8 @@ def build(family: str, process: Process, ts: Array, lam: float) -> da.Tableau:
     """A member of a family: ``ddim_eta`` with η = λ, or ``eps_r`` and ``x0_r``, exponential Adams of degree r."""
     if family == "ddim_eta":
         return da.ddim_eta(process, ts, lam)
-    prediction, degree = family.rsplit("_", 1)
-    variable = {"eps": "t", "x0": "lam"}[prediction]
-    return da.adams(process, ts, int(degree), prediction=prediction, variable=variable, lam_sde=lam)
+    kind, degree = family.rsplit("_", 1)
+    return da.adams(process, ts, int(degree), prediction=kind, variable={"eps": "t", "x0": "lam"}[kind], lam_sde=lam)
 
 
 def moments() -> Law:
@@ -86,11 +83,8 @@ def floor(process: Process, data: Law, case: list[float], lam: float, ends: tupl
     (_, v), (delta, factor) = data, case
     u_T, u = (float(process.rho(t)) ** 2 for t in ends)
     a, start, end = (1.0 + lam**2) * (1.0 + delta), factor * v + u_T, factor * v + u
-    if a == 1.0:
-        found = (v + u_T) * end / start
-    else:
-        driven = lam**2 / (a - 1.0)
-        found = driven * end + (v + u_T - driven * start) * (end / start) ** a
+    driven = lam**2 / (a - 1.0) if lam else 0.0
+    found = driven * end + (v + u_T - driven * start) * (end / start) ** a
     gap = float(process.alpha(ends[1])) * (np.sqrt(found) - np.sqrt(v + u))
     return float(np.sqrt(np.mean(gap**2)))
 
@@ -100,14 +94,13 @@ def families(config: Config) -> list[dict[str, Any]]:
     process, data, ends, rows = vp_linear(config), moments(), (config["t_start"], config["t_end"]), []
     for family, lam, calls in itertools.product(config["families"], config["lams"], config["calls"]):
         table = build(family, process, da.grid(process, calls, config["grid"], *ends), lam)
-        common = {"part": "model", "family": family, "lam": lam, "nfe": table.nfe}
-        rows += [{**common, "case": case, "w2": distance(table, process, data, wrong),
-                  "floor": floor(process, data, wrong, lam, ends)}
+        rows += [{"part": "model", "family": family, "lam": lam, "nfe": table.nfe, "case": case,
+                  "w2": distance(table, process, data, wrong), "floor": floor(process, data, wrong, lam, ends)}
                  for case, wrong in config["cases"].items()]  # fmt: skip
     return rows
 
 
-def with_moments(name: str, variance: Array) -> Build:
+def with_moments(name: str, variance: Array) -> Callable[[Process, Array], da.Tableau]:
     """Analytic-DPM with the Γ_t of Gaussian data: the mean over the axes of 1/(1 + v/ρ²)."""
     eta = {"analytic_ddpm": 1.0, "analytic_ddim": 0.0}[name]
     return lambda process, ts: da.analytic_dpm(
@@ -116,14 +109,12 @@ def with_moments(name: str, variance: Array) -> Build:
 
 
 def compute(config: Config, progress: Progress) -> Frame:
-    """Rows of part "model", see `families`, "law" (solver, nfe: W₂ per pixel, relative error of the total variance),
-    "order" and "point"."""
+    """Rows of part "model", see `families`, "law" (W₂ per pixel, error of the total variance), "order" and "point"."""
     process, (mean, variance), ends = vp_linear(config), moments(), (config["t_start"], config["t_end"])
     names = sorted(config["solvers"] or da.SOLVERS, key=lambda name: name not in config["preferred"])
     groups = distinct_solvers(process, da.grid(process, 12, config["grid"]), names, stochastic=True)
-    found = {name: da.SOLVERS[name].build for name in groups}
-    found |= {name + OWN: with_moments(name, variance) for name in config["own_moments"]}
-    found |= {name: da.SOLVERS[name].build for name in config["ode"]}
+    own = {name + OWN: with_moments(name, variance) for name in config["own_moments"]}
+    found = {name: own.get(name) or da.SOLVERS[name].build for name in [*groups, *own, *config["ode"]]}
     alpha, (place, count), rows = float(process.alpha(ends[1])), config["point"], families(config)
     exact = alpha**2 * variance + float(process.sigma(ends[1])) ** 2
     for done, (name, build) in enumerate(found.items(), 1):

@@ -12,8 +12,7 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import cells, judging, panels, style
 from experiments.core.frames import at
-from experiments.models import studies
-from experiments.models.problems import steps_for
+from experiments.models import problems, studies
 
 NAME = "appendix_time_grids"
 QUESTION = "Is quadratic in t the best grid for tAB, and from how many calls on does stopping at 1e-4 beat 1e-3?"
@@ -32,10 +31,9 @@ CONFIG: Config = {
         "truth": "of end times the exact answer at t = 0, so that stopping early counts as an error",
     },
 }  # fmt: skip
-QUICK: Config = {
-    **studies.BASE_QUICK, "solvers": ["ddim", "tab3", "rhoab3", "rhork_2heun", "dpmpp_2m"], "calls": [5, 10],
-    "exponents": {"t": [1, 1.5, 2, 3, 5], "rho": [4, 7, 12]}, "end_times": [1e-3, 1e-4], "end_calls": [5, 10, 20],
-}  # fmt: skip
+QUICK: Config = {**studies.BASE_QUICK, "solvers": ["ddim", "tab3", "rhoab3", "rhork_2heun", "dpmpp_2m"],
+                 "calls": [5, 10], "exponents": {"t": [1, 1.5, 2, 3, 5], "rho": [4, 7, 12]},
+                 "end_times": [1e-3, 1e-4], "end_calls": [5, 10, 20]}  # fmt: skip
 THOROUGH: Config = {"models": list(studies.MODELS), "samples": 2048, "draws": 2000, "calls": [5, 7, 10, 14, 20, 28, 50],
                     "end_calls": [5, 7, 10, 14, 20, 28, 40, 56, 80, 112, 160]}  # fmt: skip
 COLUMNS = ["part", "model", "solver", "calls", "steps", "grid", "family", "exponent", "t_end", "rms", "total",
@@ -53,7 +51,8 @@ def compute(config: Config, progress: Progress) -> Frame:
     scan = [f"{family}{e:g}" for family, exponents in config["exponents"].items() for e in exponents]
 
     def kinds(solver: str, calls: int) -> list[str]:
-        return config["grids"] + (scan if calls == config["compared_at"] and steps_for(solver, calls) > 1 else [])
+        more = scan if calls == config["compared_at"] and problems.steps_for(solver, calls) > 1 else []
+        return [*config["grids"], *more]
 
     for done, name in enumerate(config["models"]):
         problem = studies.study(name, config)
@@ -70,14 +69,13 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 
 def _grids(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
-    truth, estimate = problem.reference(config["t_end"])
-    n, rows, judge = len(truth), [], judging.Judge(problem, config)
+    judge, n, rows = judging.Judge(problem, config), len(problem.x_T), []
     counts = np.random.default_rng(config["seed"]).multinomial(n, np.full(n, 1 / n), config["draws"])
     found = pd.DataFrame([{**cell.columns, "squares": judge.counted(x)} for cell, x in ends.items()])
     for (solver, calls, steps), cell in found.groupby(["solver", "calls", "steps"], sort=False):
         errors = pd.DataFrame(dict(zip(cell.grid, cell.squares, strict=True)))  # (samples, grids)
         mean, drawn = errors.mean(), (counts @ errors.fillna(0.0)) / (counts @ errors.notna())
-        common = {"model": problem.name, "solver": solver, "calls": calls, "steps": steps, "estimate": estimate}
+        common = {"model": problem.name, "solver": solver, "calls": calls, "steps": steps, "estimate": judge.estimate}
         for kind in config["grids"]:
             rows.append({"part": "grid", **common, "grid": kind, "rms": np.sqrt(mean[kind])})
             if steps > 1:
@@ -108,19 +106,16 @@ def least(k: Array, errors: Array) -> float:
 def _ends(problem: studies.Study, ends: dict[cells.Cell, Any], config: Config) -> list[dict[str, Any]]:
     (exact, estimate), judge = exact_states(problem, config), judging.Judge(problem, config)
 
-    def counted(x: Any, gap: Any) -> Array:
+    def parts(x: Any, t_end: float) -> dict[str, Array]:  # as vectors total = truncation + discretization
+        gaps = {"total": x - exact[0.0], "truncation": exact[t_end] - exact[0.0], "discretization": x - exact[t_end]}
         flips = judge.flips(x) & judging.apart(problem.name)
-        return np.where(flips, np.nan, np.asarray((gap**2).mean(dim=1).cpu()))
+        return {part: np.where(flips, np.nan, np.asarray((gap**2).mean(dim=1).cpu())) for part, gap in gaps.items()}
 
-    late = {(c.solver, c.calls): counted(x, x - exact[0.0]) for c, x in ends.items()
-            if c.times[-1] == config["compared"][0]}  # fmt: skip
-    rows = []
-    for cell, x in ends.items():  # as vectors total = truncation + discretization
-        state = exact[cell.times[-1]]
-        gaps = {"total": x - exact[0.0], "truncation": state - exact[0.0], "discretization": x - state}
-        parts = {part: counted(x, gap) for part, gap in gaps.items()}
-        ratio = judging.ratio_row(parts["total"], late[cell.solver, cell.calls], config["seed"], config["draws"])
-        errors = {part: float(np.sqrt(judging.mean_square(values))) for part, values in parts.items()}
+    found, rows = {cell: parts(x, cell.times[-1]) for cell, x in ends.items()}, []
+    late = {(c.solver, c.calls): each["total"] for c, each in found.items() if c.times[-1] == config["compared"][0]}
+    for cell, each in found.items():
+        ratio = judging.ratio_row(each["total"], late[cell.solver, cell.calls], config["seed"], config["draws"])
+        errors = {part: float(np.sqrt(judging.mean_square(squares))) for part, squares in each.items()}
         rows.append({"part": "end", "model": problem.name, **cell.columns, "t_end": cell.times[-1],
                      "estimate": estimate, **errors, **ratio})  # fmt: skip
     return rows
@@ -175,9 +170,8 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     inches = len(models) * (0.16 * len(config["solvers"]) + 0.6) + 0.45
     fig = panels.sheet(verdict(frame, config).split("; ")[0], note, inches)
-    axes = fig.subplots(len(models), 3, squeeze=False, gridspec_kw={
-        **style.body(fig, 0.4, 0.95, 0.08, 0.45), "width_ratios": [1.6, 1, 1.05], "wspace": 0.2, "hspace": 0.32,
-    })  # fmt: skip
+    places = {**style.body(fig, 0.4, 0.95, 0.08, 0.45), "width_ratios": [1.6, 1, 1.05], "wspace": 0.2, "hspace": 0.32}
+    axes = fig.subplots(len(models), 3, squeeze=False, gridspec_kw=places)
     for row, model in zip(axes, models, strict=True):
         _table(row[0], best_grids(at(frame, model=model)), config)
         _exponents(row[1], at(frame, part="best", model=model, family="t"), config)
@@ -188,8 +182,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         style.plain_log_ticks(row[2].yaxis, [0.3, 0.5, 1, 2, 4])
         ends = f"error at {early:g} / at {late:g}"
         for ax, title in zip(row, (studies.title(model), "best k for steps of t$^{1/k}$", ends), strict=True):
-            ax.set_title(title, fontsize=8.5, pad=4)
-            ax.tick_params(labelsize=panels.TICKS)
+            panels.named(ax, title)
     panels.calls_axis(list(axes[:, 2]), [5, 10, 20, 50])
     axes[0, 2].legend(*axes[0, 2].get_legend_handles_labels(), fontsize=panels.SMALL, loc="upper right")
     return fig

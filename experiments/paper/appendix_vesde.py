@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,7 @@ from deis_analysis.process.process import Array, Process
 from experiments import Config, Frame, Progress
 from experiments.core import judging, panels, style
 from experiments.core.frames import at, calls_for
-from experiments.models import studies
-from experiments.models.problems import vp_linear
+from experiments.models import problems, studies
 
 NAME = "appendix_vesde"
 QUESTION = "Do samplers on VE and EDM need more model calls than on VP for the same error?"
@@ -38,14 +36,15 @@ THOROUGH: Config = {"models": list(studies.MODELS), "samples": 512, "calls": [5,
 BORROWED = "vp_t2"  # the levels ρ of VP's t2 grid, on another process
 OTHERS = ["VE", "EDM"]
 LEVELS = ", on VP's levels"  # of a line: with the borrowed grid too
-LINES = {"VP": (style.BLACK, "o"), "VE": (style.VERMILLION, "s"), "EDM": (style.BLUE, "^")}
+LOOKS = {"VP": {"color": style.BLACK, "marker": "o"}, "VE": {"color": style.VERMILLION, "marker": "s"},
+         "EDM": {"color": style.BLUE, "marker": "^"}}  # fmt: skip
+LOOKS |= {name + LEVELS: {**LOOKS[name], "ls": "--", "markerfacecolor": "white"} for name in OTHERS}
 
 
 def processes(config: Config) -> dict[str, tuple[Process, float, float]]:
     """Name → (process, t_start, t_end): from each one's own largest level down to the ρ of VP's ``t_end``."""
-    vp = vp_linear(config)
+    vp, others = problems.vp_linear(config), {"VE": da.VE(*config["ve"]), "EDM": da.EDM(*config["edm"])}
     level = float(vp.rho(config["t_end"]))
-    others = {"VE": da.VE(*config["ve"]), "EDM": da.EDM(*config["edm"])}
     found = {name: (q, q.sampling_range[0], float(q.time_from_rho(level))) for name, q in others.items()}
     return {"VP": (vp, config["t_start"], config["t_end"]), **found}
 
@@ -55,7 +54,7 @@ def make_grid(config: Config, name: str, kind: str, steps: int) -> Array:
     process, start, end = processes(config)[name]
     if kind != BORROWED:
         return da.grid(process, steps, kind, start, end)
-    vp = vp_linear(config)
+    vp = problems.vp_linear(config)
     begin = float(vp.time_from_rho(float(process.rho(start))))
     ts = np.array(process.time_from_rho(vp.rho(da.grid(vp, steps, "t2", begin, config["t_end"]))))
     ts[0], ts[-1] = start, end
@@ -68,17 +67,16 @@ def compute(config: Config, progress: Progress) -> Frame:
     A ratio is the RMS error over VP's with the same solver and calls, each on the best of its grids without the
     borrowed one (``own``) or with it (``any``), with its 95 % interval over samples, which start from the same noise.
     """
-    rows: list[dict[str, Any]] = []
+    rows, seed = [], config["seed"]
     for done, model in enumerate(config["models"]):
         found = []
         for k, (name, (process, start, end)) in enumerate(processes(config).items(), 1):
             problem = studies.problem_on(model, {**config, "t_start": start, "t_end": end}, process)
-            tried = problem.tried(config["solvers"], config["grids"][name], config["calls"],
-                                  grid=partial(make_grid, config, name))  # fmt: skip
-            found += [
-                {"part": "error", "model": model, "process": name, **row, "estimate": problem.estimate,
-                 "rms": np.sqrt(judging.mean_square(squares)), "squares": squares} for row, squares in tried
-            ]  # fmt: skip
+            grid = partial(make_grid, config, name)
+            for row, squares in problem.tried(config["solvers"], config["grids"][name], config["calls"], grid=grid):
+                rms = np.sqrt(judging.mean_square(squares))
+                found.append({"part": "error", "model": model, "process": name, **row, "estimate": problem.estimate,
+                              "rms": rms, "squares": squares})  # fmt: skip
             progress((done + k / len(config["grids"])) / len(config["models"]))
         errors = pd.DataFrame(found)
         vp: dict[tuple[str, int], Array] = {}
@@ -88,16 +86,13 @@ def compute(config: Config, progress: Progress) -> Frame:
                 squares = of.squares[of.rms.idxmin()]
                 base = vp.setdefault((solver, calls), squares)  # VP comes first
                 if name != "VP":
-                    ratio = judging.ratio_row(squares, base, config["seed"], 500)
                     rows.append({"part": "ratio", "model": model, "process": name, "solver": solver, "calls": calls,
-                                 "choice": choice, **ratio})  # fmt: skip
+                                 "choice": choice, **judging.ratio_row(squares, base, seed, 500)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-# -- what was found -------------------------------------------------------------------------------
 def envelopes(frame: Frame) -> Frame:
-    """Least RMS error of all solvers and grids: ``model, line, calls, rms``, a line being a process on its own grids
-    or, with `LEVELS` after its name, with the borrowed grid too."""
+    """Least error of all solvers by ``model, line, calls``: of a process on its own grids; `LEVELS`: borrowed too."""
     rows = at(frame, part="error")
     own, borrowed = rows[rows.grid != BORROWED], rows[rows.process != "VP"]
     lines = pd.concat([own.assign(line=own.process), borrowed.assign(line=borrowed.process + LEVELS)])
@@ -116,13 +111,12 @@ def verdict(frame: Frame, config: Config) -> str:
     """Calls in which the other processes reach VP's least error, and for how many solvers they err more."""
     calls = needed(frame, config).map(lambda n: f"{n:.3g}" if np.isfinite(n) else f"more than {frame.calls.max()}")
     last, ratios = calls.iloc[-1], at(frame, part="ratio", choice="own", calls=config["compared_at"])
-    cases = ratios.groupby("process", sort=False).ratio.agg(lambda ratio: f"{(ratio > 1).sum()} of {len(ratio)}")
+    cases = [f"{name} in {(one > 1).sum()} of {len(one)}" for name, one in ratios.groupby("process", sort=False).ratio]
     borrowed = style.in_words([f"{name} {last[name + LEVELS]}" for name in OTHERS])
     others = "".join(f"; on the {model} VE takes {row.VE}" for model, row in calls.iloc[:-1].iterrows())
     return (
-        f"On the {last.name} VE takes {last.VE} calls for the least error that VP has at {config['compared_at']}, "
-        f"EDM {last.EDM}{LEVELS} {borrowed}{others}; solver by solver "
-        f"{style.in_words([f'{name} in {count}' for name, count in cases.items()])} cases has more error than VP."
+        f"On the {last.name} VE takes {last.VE} calls for the least error that VP has at {config['compared_at']}, EDM "
+        f"{last.EDM}{LEVELS} {borrowed}{others}; solver by solver {style.in_words(cases)} cases has more error than VP."
     )
 
 
@@ -131,33 +125,26 @@ def draw(frame: Frame, config: Config) -> Figure:
     names, calls, solvers = list(frame.model.unique()), config["compared_at"], config["solvers"]
     note = (
         f"VE({config['ve'][0]:g}, {config['ve'][1]:g}), EDM up to {config['edm'][1]:g}, {style.setting(config)}; all "
-        f"stop at the same ρ and start from the same noise. Upper: least error of all solvers. Lower: error over VP's "
+        "stop at the same ρ and start from the same noise. Upper: least error of all solvers. Lower: error over VP's "
         f"at {calls} calls, same solver, on its best own grid, with 95 % interval over {config['samples']} samples, "
-        "but for digits that flip (end at another one's place). "
-        "Hollow and dashed: also on the noise levels of VP's t2 grid."
+        "but for digits that flip (end at another one's place). Hollow and dashed: also on the noise levels of VP's "
+        "t2 grid."
     )
     upper, between = 1.9, 0.95
     height, least = upper + between + 0.2 * len(solvers) + 0.5, envelopes(frame)
     fig = panels.sheet(verdict(frame, config).split(",")[0], note, height)
     axes = panels.lines(fig, least, {name: panels.short(name) for name in names}, max(len(names), 2), x="calls",
-                        y="rms", line="line", look=_look, ylabel="RMS error", wspace=0.06, left=1.0,
+                        y="rms", line="line", look=LOOKS.__getitem__, ylabel="RMS error", wspace=0.06, left=1.0,
                         end=upper / height)  # fmt: skip
     for ax, name in zip(axes, names, strict=True):
         ax.axhline(at(least, model=name, line="VP", calls=calls).rms.item(), color="#999999", lw=0.8, zorder=0)
-    cells = [(model, other) for model in names for other in OTHERS]
-    below, _ = panels.small_multiples(fig, [f"{panels.short(model)}, {other}" for model, other in cells], len(cells),
-                                      wspace=0.08, left=1.0, begin=(upper + between) / height)  # fmt: skip
-    ratios = at(frame, part="ratio", calls=calls)
-    for ax, (model, other) in zip(below, cells, strict=True):
-        rows = at(ratios, model=model, process=other)
+    ratios = at(frame, part="ratio", calls=calls).groupby(["model", "process"], sort=False)
+    titles = [f"{panels.short(model)}, {other}" for (model, other), _ in ratios]
+    below, _ = panels.small_multiples(fig, titles, len(titles), wspace=0.08, left=1.0, begin=(upper + between) / height)
+    for ax, (_, rows) in zip(below, ratios, strict=True):
         own, every = (at(rows, choice=choice).set_index("solver").loc[solvers] for choice in ("own", "any"))
         panels.intervals(ax, own[["ratio", "low", "high"]].to_numpy(), [0.2, 1, 5], solvers)
         ax.plot(every.ratio, range(len(solvers)), "o", color="#333333", markerfacecolor="none", markersize=5)
         ax.set_xlabel("error over VP's", fontsize=8.5, labelpad=2)
     below[0].set_xlim(0.1, 12)  # one of few samples has a wider band
     return fig
-
-
-def _look(line: str) -> dict[str, Any]:
-    colour, marker = LINES[line.split(",")[0]]
-    return {"color": colour, "marker": marker} | ({"ls": "--", "markerfacecolor": "white"} if LEVELS in line else {})

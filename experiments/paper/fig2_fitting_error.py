@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import deis_analysis as da
@@ -76,9 +75,8 @@ def rank_correlation(a: Array, b: Array, groups: Array, seed: int, draws: int) -
 def _plane(config: Config) -> tuple[Array, Array]:
     """(points², 2) grid points, y slowest, and the number of the square block that each lies in."""
     n, blocks = config["points"], config["blocks"]
-    axis = np.linspace(-config["half_width"], config["half_width"], n)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    block = np.arange(n) * blocks // n
+    axis, block = np.linspace(-config["half_width"], config["half_width"], n), np.arange(n) * blocks // n
+    x, y = np.meshgrid(axis, axis)
     return np.stack([x.ravel(), y.ravel()], axis=-1), (block[:, None] * blocks + block).ravel()
 
 
@@ -116,27 +114,25 @@ def draw(frame: Frame, config: Config) -> Figure:
     fig = panels.sheet(verdict(frame, config).split(", rises")[0], note, 4.5)
     axes, below = panels.small_multiples(fig, titles, len(titles), more=len(titles), wspace=0.2, hspace=0.22, right=0.6)
     for above, under, t in zip(axes, below, config["times"], strict=True):
-        image = _map(above, at(frame, part="plane", t=t), config)
+        _map(above, at(frame, part="plane", t=t), config)
         _against_density(under, at(frame, part=list(PLACES), t=t), at(found, t=t))
     axes[0].set_ylabel("x₂ against x₁", fontsize=8.5)
     below[0].set_ylabel("fitting error", fontsize=8.5)
-    place = axes[-1].get_position()
-    bar = fig.colorbar(image, cax=fig.add_axes((place.x1 + 0.015, place.y0, 0.014, place.height)), extend="both")
+    bar = fig.colorbar(axes[-1].images[0], cax=axes[-1].inset_axes((1.06, 0, 0.057, 1)), extend="both")
     bar.ax.tick_params(labelsize=panels.TICKS)
     style.plain_log_ticks(bar.ax.yaxis, [0.125, 0.25, 0.5, 1, 2, 4])
     return fig
 
 
-def _map(ax: Any, rows: Frame, config: Config) -> Any:
+def _map(ax: Any, rows: Frame, config: Config) -> None:
     n, half = config["points"], config["half_width"]
     density, error = (v.to_numpy().reshape(n, n) for v in (np.exp(rows.log_density), rows.error / rows.error.median()))
     edge, axis = half * n / (n - 1), np.linspace(-half, half, n)  # grid points are centres of pixels
-    image = ax.imshow(error, cmap="inferno", norm=LogNorm(0.1, 4), origin="lower", extent=(-edge, edge, -edge, edge),
-                      interpolation="bilinear", aspect="auto")  # fmt: skip
+    ax.imshow(error, cmap="inferno", norm="log", vmin=0.1, vmax=4, extent=(-edge, edge, -edge, edge), origin="lower",
+              interpolation="bilinear", aspect="auto")  # fmt: skip
     ax.contour(axis, axis, density, levels=density.max() * np.array([0.01, 0.1, 0.5]), colors="white", linewidths=0.6)
     ax.set(xlim=(-half, half), ylim=(-half, half))
     ax.grid(visible=False)
-    return image
 
 
 def _against_density(ax: Any, rows: Frame, found: Frame) -> None:
@@ -147,9 +143,8 @@ def _against_density(ax: Any, rows: Frame, found: Frame) -> None:
         ax.plot(ratio, error, ".", color=colour, markersize=1.5, alpha=0.35, rasterized=True, markeredgewidth=0)
         x, y = ([np.median(tenth) for tenth in np.array_split(values, 10)] for values in (ratio, error))
         panels.curve(ax, x, y, color=colour, marker="o", markeredgecolor="white")
-        case = at(found, where=where).iloc[0]
-        text = f"{where}: ρ {case.rho:.2f} ({case.low:.2f}, {case.high:.2f})"
-        panels.words(ax, 0.985, height, text, colour, ha="right", va="top")
+        said = "{where}: ρ {rho:.2f} ({low:.2f}, {high:.2f})".format(**at(found, where=where).iloc[0])
+        panels.words(ax, 0.985, height, said, colour, ha="right", va="top")
     low, high = rows.error.quantile(0.001), rows.error.max()
     ax.set(xscale="log", yscale="log", ylim=(low, high * (high / low) ** 0.35))
     ax.set_xlabel("p_t over its maximum", fontsize=8.5)

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import deis_analysis as da
-from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style
+from experiments.core.black_box import black_box
 from experiments.core.by_model import Rows, by_model
 from experiments.core.frames import at, span
 from experiments.core.judging import FLIPPED, Judge, distinct, duel, measured, ranked
@@ -50,29 +50,6 @@ RK45, EM, ADAPTIVE = "RK45", "Euler–Maruyama", "adaptive SDE"
 COLUMNS = 3
 
 
-# -- the other samplers ---------------------------------------------------------------------------
-def slope(study: Study, x: Any, t: float, share: float) -> Any:
-    """f x + share g²/σ ε: dx/dt of the flow for ½, of the reverse SDE's drift for 1."""
-    p = study.process
-    return float(p.drift(t)) * x + share * float(p.diffusion_squared(t)) / float(p.sigma(t)) * study.model(x, t)
-
-
-def rk45(study: Study, config: Config, tolerance: float) -> tuple[Any, int]:
-    """(samples, calls) of Score SDE's black box: scipy's RK45, all samples as one state, rtol = atol [Song 2021]."""
-    import torch
-    from scipy.integrate import solve_ivp
-
-    def state(flat: Array) -> Any:
-        return torch.as_tensor(flat.reshape(study.x_T.shape), device=study.x_T.device)
-
-    def flow(t: float, flat: Array) -> Array:
-        return np.asarray(slope(study, state(flat), t, 0.5).cpu()).ravel()
-
-    times, start = (config["t_start"], config["t_end"]), study.x_T.cpu().numpy().ravel()
-    found = solve_ivp(flow, times, start, "RK45", rtol=tolerance, atol=tolerance)
-    return state(found.y[:, -1]), int(found.nfev)
-
-
 def adaptive_sde(study: Study, config: Config, rtol: float) -> tuple[Any, int]:
     """(samples, calls) of the adaptive solver of the reverse SDE: improved Euler, Euler's difference as error.
 
@@ -82,14 +59,18 @@ def adaptive_sde(study: Study, config: Config, rtol: float) -> tuple[Any, int]:
     """
     import torch
 
+    def slope(x: Any, t: float) -> Any:
+        ratio = float(process.diffusion_squared(t)) / float(process.sigma(t))
+        return float(process.drift(t)) * x + ratio * study.model(x, t)
+
     s, process, rng = config["adaptive_sde"], study.process, np.random.default_rng(config["seed"])
     x, t, h, calls, previous = study.x_T, config["t_start"], s["first"], 0, study.x_T
     while t > config["t_end"]:
         noise = torch.as_tensor(rng.standard_normal(tuple(x.shape)), device=x.device) * math.sqrt(h)
         end = max(t - h, config["t_end"])
         first, second = (math.sqrt(process.diffusion_squared(time)) * noise for time in (t, end))
-        euler = x - h * slope(study, x, t, 1.0) + first
-        second = x - h * slope(study, euler, end, 1.0) + second
+        euler = x - h * slope(x, t) + first
+        second = x - h * slope(euler, end) + second
         calls += 2
         if calls > s["most_calls"]:
             raise RuntimeError(f"the adaptive SDE solver stands at t = {t:.3g} after {calls} calls, rtol={rtol:g}")
@@ -104,7 +85,8 @@ def adaptive_sde(study: Study, config: Config, rtol: float) -> tuple[Any, int]:
 def _others(study: Study, config: Config) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
     """(method, samples, calls, its setting) of the samplers beside the ladder."""
     for tolerance in config["rk45"]:
-        yield RK45, *rk45(study, config, tolerance), {"tolerance": tolerance}
+        found = black_box(study, "t", config["t_start"], config["t_end"], tolerance)
+        yield RK45, study.x_T.new_tensor(found["x"]), found["nfe"], {"tolerance": tolerance}
     for steps in config["euler_maruyama"]:
         ts = da.grid(study.process, steps, config["grid"], config["t_start"], config["t_end"])
         yield EM, study.solve("euler_maruyama", ts, config["seed"]), steps, {"grid": config["grid"]}
@@ -112,7 +94,6 @@ def _others(study: Study, config: Config) -> Iterator[tuple[str, Any, int, dict[
         yield ADAPTIVE, *adaptive_sde(study, config, tolerance), {"tolerance": tolerance}
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "run" (a method and its cost), "gain" (a rung's error over that of the one before), "reference"."""
 
@@ -145,7 +126,6 @@ def _ladder(tried: Rows, judges: list[Judge]) -> Rows:
     ]
 
 
-# -- what was found -------------------------------------------------------------------------------
 def leader(frame: Frame, config: Config) -> tuple[str, Frame]:
     """(the step with the smallest factor on most models at the compared calls, its factors there)."""
     ratios = at(frame, part="gain", nfe=config["compared_at"]).pivot(index="model", columns="method", values="ratio")
@@ -176,7 +156,6 @@ def verdict(frame: Frame, config: Config) -> str:
     )
 
 
-# -- the figure -----------------------------------------------------------------------------------
 _LOOK: dict[str, dict[str, Any]] = {
     "Euler": {"color": style.GREY, "marker": "o"},
     "+ EI": {"color": style.GREY, "marker": "o", "linestyle": ":"},

@@ -34,8 +34,7 @@ CONFIG: Config = {
         "dpmpp_2m": "logrho", "dpmpp_3m": "logrho", "unipc2_bh2_x0": "logrho", "unipc3_bh2_x0": "logrho",
         "edm_heun": "rho7",
     },
-    "grids": ["t1", "t2", "t3", "rho7", "logrho"],
-    "moment_samples": 128,
+    "grids": ["t1", "t2", "t3", "rho7", "logrho"], "moment_samples": 128,
     "choices": {
         "source": "Zhang & Chen 2023, fig. 6: FID on image models, a list we are not sure of; here other models",
         "customary": "of the diff-sampler code (ddim, ipndm4, tab3, dpmpp, unipc, edm), else of the papers",
@@ -62,15 +61,17 @@ PUBLISHED: dict[tuple[str, int], dict[str, float]] = {  # (source, calls) → FI
 }  # fmt: skip
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (solver, grid, calls), "duel" (winner against runner-up), "reference" and "published"."""
     solvers = list(config["customary"])
 
+    def steps(solver: str, calls: int) -> int:  # whole blocks of three by the registry; the paper's rule has any number
+        return calls if solver == "dpm_fast" else steps_for(solver, calls)
+
     def rows_of(name: str, progress: Progress) -> Rows:
         judges = Judge(studies.study(name, config), config).with_seeds()
         judge, known = judges[0], {solver: config["customary"][solver] for solver in solvers if solver != ANALYTIC}
-        rows = cells.customary(judge.study, known, config["grids"], config, judge.cell, steps=_steps, progress=progress)
+        rows = cells.customary(judge.study, known, config["grids"], config, judge.cell, steps=steps, progress=progress)
         duels = _duels(judges, pd.DataFrame(rows))
         rows = sorted([*rows, *_analytic(judge)], key=lambda row: solvers.index(row["solver"]))
         return [judge.reference, *rows, *duels]
@@ -87,11 +88,6 @@ def published_rows(config: Config) -> Rows:
         for (source, calls), fids in PUBLISHED.items() if calls in config["ranked_at"]
         for solver, fid in fids.items() if solver in config["customary"]
     ]  # fmt: skip
-
-
-def _steps(solver: str, calls: int) -> int:
-    # the registry counts whole blocks of three; the paper's rule is made for any number
-    return calls if solver == "dpm_fast" else steps_for(solver, calls)
 
 
 def _duels(judges: list[Judge], rows: Frame) -> Rows:
@@ -117,9 +113,9 @@ def _analytic(judge: Judge) -> Rows:
     for calls in config["calls"]:
         ts = da.grid(study.process, calls, kind, config["t_start"], config["t_end"])
         method = da.analytic_dpm(study.process, ts, moments(study, ts, config), 0.0, name=ANALYTIC)
-        cell = cells.Cell(ANALYTIC, kind, calls, calls, method.nfe, tuple(ts))
         x = da.run(method, study.model, study.x_T, drawn)
-        rows.append({"part": "error", "customary": True, **cell.columns, **judge.row(x, False)})
+        rows.append({"part": "error", "customary": True, "solver": ANALYTIC, "grid": kind, "calls": calls,
+                     "steps": calls, "nfe": method.nfe, **judge.row(x, False)})  # fmt: skip
     return rows
 
 
@@ -128,12 +124,11 @@ def moments(study: Study, ts: Array, config: Config) -> Array:
     import torch
 
     rng = np.random.default_rng(config["seed"])
-    few = study.data[rng.choice(len(study.data), config["moment_samples"], replace=False)]
-    few = torch.as_tensor(few, device=study.x_T.device)
+    chosen = rng.choice(len(study.data), config["moment_samples"], replace=False)
+    few = torch.as_tensor(study.data[chosen], device=study.x_T.device)
     return da.moment_estimate(study.model, ts, few, process=study.process, seed=config["seed"] + 1)
 
 
-# -- what was found -------------------------------------------------------------------------------
 def ranking(frame: Frame, model: str, calls: int, choice: str) -> Frame:
     """Solvers by ``error``, see `judging.ranked`, at a number of calls: on the customary grid, or each on its best."""
     return best(_chosen(ranked(at(frame, part="error", model=model, calls=calls)), choice))
@@ -174,11 +169,9 @@ def verdict(frame: Frame, config: Config) -> str:
     )
 
 
-# -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Above a panel per model: errors on customary grids. Below the ranking at a middle number of calls, both ways."""
-    names = {name: panels.short(name) for name in at(frame, part="reference").model}
-    calls = middle(config)
+    names, calls = {name: panels.short(name) for name in at(frame, part="reference").model}, middle(config)
     found = pd.DataFrame({(name, choice): ranking(frame, name, calls, choice).error
                           for name in names for choice in CHOICES})  # fmt: skip
     order = [str(solver) for solver in found.rank().mean(axis=1).sort_values(kind="stable").index]
@@ -206,13 +199,12 @@ def draw(frame: Frame, config: Config) -> Figure:
 
 
 def _table(ax: Any, frame: Frame, ratios: Frame, calls: int, config: Config) -> None:
-    fid, least = published(frame, calls), ratios.eq(1)
+    least, fids = ratios.eq(1), published(frame, calls).reindex(ratios.index).map("{:.2f}".format, na_action="ignore")
     sure = distinct(at(frame, part="duel", calls=calls).set_index(["model", "choice"])).reindex(ratios.columns)
     texts = ratios.map(style.as_text) + (least & sure.eq(True)).map(lambda star: "*" * bool(star))
-    texts["FID"] = [f"{fid[solver]:.2f}" if solver in fid.index else "–" for solver in ratios.index]
-    depths = (np.log(ratios) / math.log(DEEPEST)).assign(FID=None)
+    depths = np.column_stack([np.log(ratios) / math.log(DEEPEST), [None] * len(fids)])
+    texts, bold = np.column_stack([texts, fids.fillna("–")]), np.column_stack([least, [False] * len(fids)])
     rows = [f"{solver} ({config['customary'][solver]})" for solver in ratios.index]
-    columns = [*(CHOICES[choice] for _, choice in ratios.columns), "FID"]
-    panels.shaded(ax, depths.to_numpy(), columns, rows, texts.to_numpy(), least.assign(FID=False).to_numpy())
+    panels.shaded(ax, depths, [*(CHOICES[choice] for _, choice in ratios.columns), "FID"], rows, texts, bold)
     for tick, solver in zip(ax.get_yticklabels(), ratios.index, strict=True):
         tick.set_color(style.family(solver)[0])

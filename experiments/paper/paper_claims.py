@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import textwrap
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
-import deis_analysis as da
 from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style
@@ -38,15 +37,13 @@ CLAIMS = {  # what the paper says; briefly; its place; where it is drawn
     "tab": ("tAB is better than ρAB of the same degree at N ≤ 20", "tAB beats ρAB", "table 2", "table2_variants"),
     "rk": ("ρRK of order 2 to 4 is worse than DDIM below 10 calls", "ρRK loses to DDIM", "table 2", "table2_variants"),
 }  # fmt: skip
-ON_T1, RUNGE_KUTTA = ("euler", "ei_score"), ("rhork_2heun", "rhork_3kutta", "rhork_4rk")
+RUNGE_KUTTA = ("rhork_2heun", "rhork_3kutta", "rhork_4rk")
 ADAMS = ("ddim", *(f"{family}{degree}" for family in ("tab", "rhoab") for degree in (1, 2, 3)))
-METRICS: dict[str, tuple[str, Any, Any]] = {  # prefix of the columns, what errors are the means of, and roots of these
-    "mean": ("", np.abs, np.asarray), "rms": ("rms_", np.square, np.sqrt),
-}  # fmt: skip
+# prefix of the columns, what errors are the means of, and roots of these
+METRICS: dict[str, tuple[str, Any, Any]] = {"mean": ("", np.abs, np.asarray), "rms": ("rms_", np.square, np.sqrt)}
 Errors = dict[tuple[str, str, int], Array]  # of a run (solver, grid, calls), per sample
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """A row per model, claim and cell: ratio of the errors, > 1 where the claim holds, with its 95 % band over samples.
 
@@ -54,16 +51,14 @@ def compute(config: Config, progress: Progress) -> Frame:
     """
 
     def rows_of(name: str, progress: Progress) -> Rows:
-        gaps = _gaps(name, config, progress)
-        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        gaps, rows = _gaps(name, config, progress), defaultdict[tuple[str, str], dict[str, Any]](dict)
         for prefix, size, root in METRICS.values():
             errors = {run: size(gap).mean(axis=1) for run, gap in gaps.items()}
-            for (claim, cell), (worse, better) in _cells(errors, config).items():
-                ratio = float(root(worse.mean() / better.mean()))
+            for cell, (worse, better) in _cells(errors, config).items():
                 low, high = bootstrap_ratio(worse, better, config["seed"], config["draws"], root)
-                row = rows.setdefault((claim, cell), {"claim": claim, "cell": cell})
-                row |= {f"{prefix}ratio": ratio, f"{prefix}low": low, f"{prefix}high": high}
-        return list(rows.values())
+                ratio = float(root(worse.mean() / better.mean()))
+                rows[cell] |= {f"{prefix}ratio": ratio, f"{prefix}low": low, f"{prefix}high": high}
+        return [{"claim": claim, "cell": cell, **row} for (claim, cell), row in rows.items()]
 
     return by_model(NAME, config, rows_of, progress)
 
@@ -72,13 +67,9 @@ def _gaps(name: str, config: Config, progress: Progress) -> Errors:
     """(n, d) difference to the exact answer of all runs that a claim is about."""
     study = studies.study(name, config)
     truth, _ = study.reference(config["t_end"])
-
-    def steps(solver: str, calls: int) -> int:
-        return -(-calls // da.SOLVERS[solver].stages)
-
-    groups = [(ON_T1, ["t1"], config["steps"]), (ADAMS, config["grids"], config["steps"]),
+    groups = [(("euler", "ei_score"), ["t1"], config["steps"]), (ADAMS, config["grids"], config["steps"]),
               (("ddim", *RUNGE_KUTTA), config["grids"], config["budgets"])]  # fmt: skip
-    planned = dict.fromkeys(cell for group in groups for cell in cells.plan(study, *group, steps=steps))
+    planned = dict.fromkeys(cell for group in groups for cell in cells.plan(study, *group, steps=cells.reaching))
     runs = cells.runs(study, list(planned), progress)
     return {(cell.solver, cell.grid, cell.calls): (x - truth).cpu().numpy() for cell, x in runs}
 
@@ -104,41 +95,34 @@ def _cells(errors: Errors, config: Config) -> dict[tuple[str, str], tuple[Array,
     return pairs
 
 
-# -- what was found -------------------------------------------------------------------------------
 def findings(frame: Frame, metric: str) -> Frame:
     """(claim, model) → number of cells, in how many of them it holds by one of `METRICS`, the mean ratio of errors."""
-    ratio = frame[f"{METRICS[metric][0]}ratio"]
-    columns = {"cells": ratio, "holds": ratio > 1, "ratio": np.log(ratio)}
-    found = pd.DataFrame(columns).groupby([frame.claim, frame.model], sort=False)
-    return found.agg({"cells": "size", "holds": "sum", "ratio": "mean"}).assign(ratio=lambda f: np.exp(f.ratio))
+    found = frame[f"{METRICS[metric][0]}ratio"].groupby([frame.claim, frame.model], sort=False)
+    return found.agg(cells="size", holds=lambda r: (r > 1).sum(), ratio=lambda r: np.exp(np.log(r).mean()))
 
 
-def _said(found: Frame) -> Frame:
-    """(claim, model) → ``7/9 1.6×``."""
-    return found.apply(lambda f: f"{f.holds:g}/{f.cells:g} {style.as_text(f.ratio)}×", axis=1)
+def _said(frame: Frame, between: str) -> Frame:
+    """(claim, model) → ``7/9 1.6×`` by mean, what is ``between``, and the same by RMS."""
+    found = (findings(frame, metric) for metric in METRICS)
+    mean, rms = (f.apply(lambda row: f"{row.holds:g}/{row.cells:g} {style.as_text(row.ratio)}×", axis=1) for f in found)
+    return mean + between + rms
 
 
 def table(frame: Frame, config: Config) -> list[str]:
     """The README's table of claims, line by line."""
-    mean, rms = (_said(findings(frame, metric)) for metric in METRICS)
-    lines = [f"| claim of the paper | {' | '.join(config['models'])} | figure |"]
-    lines.append(f"|---|{'---|' * (len(config['models']) + 1)}")
+    said, names = _said(frame, ", "), config["models"]
+    lines = [f"| claim of the paper | {' | '.join(names)} | figure |", f"|---|{'---|' * (len(names) + 1)}"]
     for claim, (text, _, place, figure) in CLAIMS.items():
-        counts = " | ".join(f"{mean[claim, name]}, {rms[claim, name]}" for name in config["models"])
+        counts = " | ".join(said[claim, name] for name in names)
         lines.append(f"| {text} ({place}) | {counts} | [{figure}](figures/{figure}.png) |")
     return lines
-
-
-def everywhere(frame: Frame, metrics: Any = METRICS) -> list[str]:
-    """The claims that hold in every cell on all models, by all metrics."""
-    held = [(f.holds == f.cells).groupby(level="claim").all() for f in (findings(frame, m) for m in metrics)]
-    return [claim for claim in CLAIMS if all(each[claim] for each in held)]
 
 
 def verdict(frame: Frame, config: Config) -> str:
     """How many claims hold everywhere by both, and how often the others do by each."""
     mean, rms = (findings(frame, metric).groupby(level="claim").sum() for metric in METRICS)
-    held = everywhere(frame)
+    everywhere = (mean.holds == mean.cells) & (rms.holds == rms.cells)
+    held = [claim for claim in CLAIMS if everywhere[claim]]
     kept = f": {style.in_words([CLAIMS[claim][1] for claim in held])}" if held else ""
     others = ", ".join(
         f"{brief} in {mean.holds[claim]} (by RMS {rms.holds[claim]}) of {mean.cells[claim]} cells"
@@ -148,7 +132,6 @@ def verdict(frame: Frame, config: Config) -> str:
     return f"{said}{'; ' if others else ''}{others}."
 
 
-# -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Rows: claims. Columns: models. In each cell, by mean above and by RMS below, in how many cells it holds."""
     note = (
@@ -158,7 +141,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     names, (mean, rms) = config["models"], [findings(frame, metric) for metric in METRICS]
     failing = (1 - (mean.holds + rms.holds) / (2 * mean.cells)).unstack().loc[list(CLAIMS), names]
-    said = (_said(mean) + "\n" + _said(rms)).unstack().loc[list(CLAIMS), names]
+    said = _said(frame, "\n").unstack().loc[list(CLAIMS), names]
     whole = (f"{text} ({place.replace(' ', '_')})".replace(" ≤ ", "_≤_") for text, _, place, _ in CLAIMS.values())
     labels = ["\n".join(textwrap.wrap(text, 28)).replace("_", " ") for text in whole]  # no line ends before a number
     fig = panels.sheet(re.split("[:;.]", verdict(frame, config))[0], note, 0.35 + 0.5 * len(CLAIMS))

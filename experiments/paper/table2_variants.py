@@ -35,20 +35,14 @@ TOLERANCES = FLIPPED
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture", "digits", "network"], "kept": [],
                  "calls": [5, 10], "grids": ["t2", "rho7"]}  # fmt: skip
 THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "kept": [], "samples": 2048}
-STAGES = {"ddim": 1, "rhork_2heun": 2, "rhork_3kutta": 3, "rhork_4rk": 4, "rhoab1": 1, "rhoab2": 1, "rhoab3": 1,
-          "tab1": 1, "tab2": 1, "tab3": 1}  # fmt: skip
-PRINTED = ("DDIM", "ρ2Heun", "ρ3Kutta", "ρ4RK", "ρAB1", "ρAB2", "ρAB3", "tAB1", "tAB2", "tAB3")
-RUNGE_KUTTA = [solver for solver, stages in STAGES.items() if stages > 1]
-TAB, RHOAB = (["tab1", "tab2", "tab3"], ["rhoab1", "rhoab2", "rhoab3"])
+VARIANTS = {  # and how the table prints them
+    "ddim": "DDIM", "rhork_2heun": "ρ2Heun", "rhork_3kutta": "ρ3Kutta", "rhork_4rk": "ρ4RK",
+    "rhoab1": "ρAB1", "rhoab2": "ρAB2", "rhoab3": "ρAB3", "tab1": "tAB1", "tab2": "tAB2", "tab3": "tAB3",
+}  # fmt: skip
+RUNGE_KUTTA, RHOAB, TAB = ([name for name in VARIANTS if name.startswith(kind)] for kind in ("rhork", "rhoab", "tab"))
 # FID of tAB3: Zhang & Chen 2023, table 2, as later papers quote it (DPM-Solver-v3, SciRE-Solver)
 PUBLISHED = {5: 15.37, 10: 4.17, 15: 3.37, 20: 2.86, 50: 2.57}
-COLUMNS, DEEPEST = 3, 20.0  # panels in a row, ratio of the lightest shade
-
-
-# -- all numbers ----------------------------------------------------------------------------------
-def steps_of(solver: str, calls: int) -> int:
-    """As many whole steps as reach ``calls`` model calls, in blocks of its stages."""
-    return -(-calls // STAGES[solver])
+COLUMNS, DEEPEST = 3, 20.0  # panels in a row; ratio of the lightest shade
 
 
 def compute(config: Config, progress: Progress) -> Frame:
@@ -72,7 +66,8 @@ def compute(config: Config, progress: Progress) -> Frame:
 def judged(judge: Judge, progress: Progress) -> Frame:
     """Rows of all solvers and grids, by number of calls; best of a solver is its grid with the least error."""
     rows = pd.DataFrame(cells.sweep(
-        judge.study, STAGES, judge.config["grids"], judge.config["calls"], judge.cell, steps=steps_of, progress=progress
+        judge.study, VARIANTS, judge.config["grids"], judge.config["calls"], judge.cell, steps=cells.reaching,
+        progress=progress,
     ))  # fmt: skip
     best = rows.index.isin(rows.groupby(["calls", "solver"]).error.idxmin())
     rows = rows.assign(part="ours", surplus=rows.nfe - rows.calls, best=best)
@@ -91,12 +86,11 @@ def duels(judges: list[Judge], best: Frame) -> Rows:
     return found
 
 
-# -- what was found -------------------------------------------------------------------------------
 def errors(frame: Frame) -> Frame:
     """(model, calls) × solver: the errors by which solvers are ranked, each on its best grid."""
     best = ranked(frames.at(frame, part="ours", best=True))
     found = best.pivot(index=["model", "calls"], columns="solver", values="error")
-    return found.reindex(best.model.unique(), level="model")[list(STAGES)]
+    return found.reindex(best.model.unique(), level="model")[list(VARIANTS)]
 
 
 def by_rms(frame: Frame) -> Frame:
@@ -115,32 +109,22 @@ def surely(frame: Frame, claim: str) -> int:
     return int(distinct(frames.at(frame, part="duel", claim=claim)).sum())
 
 
-def behind(found: Frame) -> int:
-    """In how many cells at the fewest calls ρRK has a larger error than DDIM."""
-    few = found.xs(found.index.get_level_values("calls").min(), level="calls")
-    return int(few[RUNGE_KUTTA].gt(few.ddim, axis=0).to_numpy().sum())
-
-
-def _headline(found: Frame) -> str:
-    return f"tAB beats ρAB of equal degree in {ahead(found)} of {found[TAB].size} cells"
-
-
 def verdict(frame: Frame, config: Config) -> str:
     """The table's two messages; what is left of the second at the most calls; who is most accurate how often."""
     found, calls = errors(frame), config["calls"]
-    last = found.xs(max(calls), level="calls")
-    kutta = int(last[RUNGE_KUTTA].lt(last[TAB].min(axis=1), axis=0).to_numpy().sum())
+    few, many = (found.xs(count, level="calls") for count in (min(calls), max(calls)))
+    behind = few[RUNGE_KUTTA].gt(few.ddim, axis=0).to_numpy()
+    first = many[RUNGE_KUTTA].lt(many[TAB].min(axis=1), axis=0).to_numpy()
     winners = found.idxmin(axis=1).value_counts()
     return (
-        f"{_headline(found)}, each on its best grid, beyond band and seeds in {surely(frame, 'tab')} ("
-        f"{ahead(by_rms(frame))} by RMS over all samples); ρRK loses to DDIM at {min(calls)} calls in {behind(found)} "
-        f"of {last[RUNGE_KUTTA].size}, and is ahead of every tAB at {max(calls)} in {kutta}; most accurate is "
-        f"{winners.index[0]}, in {winners.iloc[0]} of {len(found)} rows; the first is distinct in "
-        f"{surely(frame, 'first')}."
+        f"tAB beats ρAB of equal degree in {ahead(found)} of {found[TAB].size} cells, each on its best grid, beyond "
+        f"band and seeds in {surely(frame, 'tab')} ({ahead(by_rms(frame))} by RMS over all samples); ρRK loses to DDIM "
+        f"at {min(calls)} calls in {behind.sum()} of {behind.size}, and is ahead of every tAB at {max(calls)} in "
+        f"{first.sum()}; most accurate is {winners.index[0]}, in {winners.iloc[0]} of {len(found)} rows; the first is "
+        f"distinct in {surely(frame, 'first')}."
     )
 
 
-# -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Above the mean over models, with numbers; below a panel per model. Rows: calls. Columns: variants."""
     found, fids = errors(frame), frames.at(frame, part="published").sort_values("calls")
@@ -156,16 +140,16 @@ def draw(frame: Frame, config: Config) -> Figure:
     )
     top, block = 0.5 + 0.24 * len(calls), 0.3 + 0.17 * len(calls)
     height = top + 0.8 + block * -(-len(names) // COLUMNS)
-    fig = panels.sheet(_headline(found), note, height)
+    fig = panels.sheet(verdict(frame, config).split(" (")[0], note, height)
     edges: dict[str, Any] = {"bottom": 0.05, "left": 0.6, "right": 0.1, "extra_top": 0.0}
     (ax,), _ = panels.small_multiples(fig, [""], 1, begin=0.3 / height, end=(top - 0.1) / height, **edges)
-    texts = [[style.as_text(value) for value in row] for row in mean]
-    panels.shaded(ax, np.log(mean) / np.log(DEEPEST), PRINTED, calls, texts, mean == mean.min(axis=1, keepdims=True))
+    texts, least = [[style.as_text(value) for value in row] for row in mean], mean == mean.min(axis=1, keepdims=True)
+    panels.shaded(ax, np.log(mean) / np.log(DEEPEST), list(VARIANTS.values()), calls, texts, least)
     titles = [panels.short(name) for name in names]
     axes, _ = panels.small_multiples(fig, titles, COLUMNS, begin=(top + 0.8) / height, hspace=0.3, wspace=0.06, **edges)
     for i, (ax, name) in enumerate(zip(axes, names, strict=True)):
         own = ratios.loc[name].to_numpy()
-        panels.shaded(ax, np.log(own) / np.log(DEEPEST), PRINTED, calls, np.where(own == 1, "•", ""))
+        panels.shaded(ax, np.log(own) / np.log(DEEPEST), list(VARIANTS.values()), calls, np.where(own == 1, "•", ""))
         ax.tick_params(axis="x", labelrotation=90, pad=1, labeltop=i < COLUMNS)
         ax.tick_params(axis="y", labelleft=not i % COLUMNS)
     return fig

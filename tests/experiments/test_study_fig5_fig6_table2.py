@@ -15,7 +15,7 @@ import torch
 
 import deis_analysis as da
 from deis_analysis.analysis.distances import energy_distance
-from experiments.core import judging, panels, style, units
+from experiments.core import cells, judging, panels, style, units
 from experiments.core.agreement import differences
 from experiments.models import studies
 from experiments.models.problems import product_mixture
@@ -284,9 +284,9 @@ def test_rk45_converges_and_counts_its_calls(mixture):
     errors = []
     for tolerance in (1e-2, 1e-4, 1e-6):
         times.clear()
-        x, nfe = fig5_ablation.rk45(study, fig5_ablation.CONFIG, tolerance)
-        assert nfe == len(times)
-        errors.append(rms(x, mixture))
+        found = fig5_ablation.black_box(study, "t", 1.0, 1e-3, tolerance)
+        assert found["nfe"] == len(times)
+        errors.append(rms(torch.tensor(found["x"]), mixture))
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
     assert errors[2] < 1e-4
 
@@ -484,9 +484,10 @@ def test_surplus_calls_are_the_papers():
     printed = {5: (1, 1, 3), 10: (0, 2, 2), 15: (1, 0, 1), 20: (0, 1, 0), 50: (0, 1, 2)}
     for calls, row in printed.items():
         solvers = ("rhork_2heun", "rhork_3kutta", "rhork_4rk")
-        assert tuple(da.SOLVERS[s].calls(table2_variants.steps_of(s, calls)) - calls for s in solvers) == row
-    for solver, stages in table2_variants.STAGES.items():
-        steps = table2_variants.steps_of(solver, 12)
+        assert tuple(da.SOLVERS[s].calls(cells.reaching(s, calls)) - calls for s in solvers) == row
+    stages_of = {"rhork_2heun": 2, "rhork_3kutta": 3, "rhork_4rk": 4}
+    for solver in table2_variants.VARIANTS:
+        steps, stages = cells.reaching(solver, 12), stages_of.get(solver, 1)
         assert 12 <= da.SOLVERS[solver].calls(steps) == stages * steps < 12 + stages
 
 
@@ -584,7 +585,7 @@ def test_table2_verdict_turns(table2):
     assert "ρRK loses to DDIM at 5 calls in 3 of 3, and is ahead of every tAB at 10 in 0;" in said
     winners = at.idxmin(axis=1).value_counts()
     assert f"most accurate is {winners.index[0]}, in {winners.iloc[0]} of 2 rows;" in said
-    pd.testing.assert_frame_equal(table2_variants.errors(frame).loc["mixture"], at[list(table2_variants.STAGES)])
+    pd.testing.assert_frame_equal(table2_variants.errors(frame).loc["mixture"], at[list(table2_variants.VARIANTS)])
     tamed = frame.copy()
     tamed.loc[(tamed.part == "ours") & (tamed.solver == "rhork_2heun"), "rms"] = 1e-9
     said = table2_variants.verdict(tamed, config)
