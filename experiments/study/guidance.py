@@ -34,8 +34,7 @@ CONFIG: Config = {
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture"], "std": 0.2, "rtol": 1e-5,
                  "scales": [1.0, 4.0, 15.0], "calls": [5, 10], "grids": ["t2", "logrho"]}  # fmt: skip
 THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2048,
-                    "scales": [1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0],
-                    "calls": [5, 7, 10, 14, 20, 30]}  # fmt: skip
+                    "scales": [1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0], "calls": [5, 7, 10, 14, 20, 30]}  # fmt: skip
 _NAMED = ("ddim", "tab3", "rhoab2", "dpm_2m", "unipc2_bh2_eps", "unipc2_bh2_x0")  # lines with a name
 
 
@@ -130,8 +129,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     upper, between = 1.5 * len(names) + 0.4, 1.0
     height = upper + between + 1.8
     fig = panels.sheet(headline_of(frame), note, height)
-    errors = at(frame, part="error")
-    errors = errors.assign(cell=errors.model.map(panels.short) + errors.calls.map(", {} calls".format))
+    errors = at(frame, part="error").assign(cell=frame.model.map(panels.short) + frame.calls.map(", {} calls".format))
     cells = {cell: cell for cell in errors.cell.unique()}  # model by model, by rising calls
     shared: dict[str, Any] = {"x": "scale", "band": ("low", "high"), "xlabel": "guidance scale w", "wspace": 0.06}
     axes = panels.lines(fig, errors, cells, len(counts), y="rms", panel="cell", names=_NAMED,

@@ -150,7 +150,8 @@ def draw(frame: Frame, config: Config) -> Figure:
             last = rows.assign(step=rows.step.mask(rows.step == rows.steps - 1, rows.steps.max() - 1))  # of fewer, too
             shares = last.pivot(index="solver", columns="step", values="share").loc[names]
             texts = shares.map("{:z.2f}".format).where(shares.notna(), "").to_numpy()
-            panels.diverging(ax, shares.to_numpy(), texts, range(1, 1 + shares.shape[1]), names, 1.3)
+            heads = [f"{step + 1:.0f}" for step in shares.columns]
+            panels.diverging(ax, shares.to_numpy(), texts, heads, names, 1.3)
             ax.set_xlabel("step", fontsize=8.5, labelpad=2)
         rows = at(frame, part="end", model=model, end="t_end").sort_values("gap")
         for name, part in rows.groupby("solver", sort=False):

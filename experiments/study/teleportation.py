@@ -34,8 +34,8 @@ METRICS = {"rms": ("all samples, RMS", style.VERMILLION), "median": ("typical sa
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows "run" (start, solver, grid, nfe), "bias" (exact flow from a teleported start), "interval", "reference"."""
-    problem = moved = digits_problem(config)
-    gaussian, process = gaussian_of(problem.data, config["floor"]), problem.process
+    problem: Any = digits_problem(config)
+    moved, process, gaussian = problem, problem.process, gaussian_of(problem.data, config["floor"])
     rows: list[dict[str, Any]] = [{"part": "reference", "estimate": problem.estimate}]
     for done, start in enumerate([config["t_start"], *config["t_skips"]], 1):
         if start < config["t_start"]:
