@@ -34,7 +34,8 @@ CONFIG: Config = {
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture"], "std": 0.2, "rtol": 1e-5,
                  "scales": [1.0, 4.0, 15.0], "calls": [5, 10], "grids": ["t2", "logrho"]}  # fmt: skip
 THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2048,
-                    "scales": [1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0], "calls": [5, 7, 10, 14, 20, 30]}  # fmt: skip
+                    "scales": [1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0],
+                    "calls": [5, 7, 10, 14, 20, 30]}  # fmt: skip
 _NAMED = ("ddim", "tab3", "rhoab2", "dpm_2m", "unipc2_bh2_eps", "unipc2_bh2_x0")  # lines with a name
 
 
