@@ -24,8 +24,7 @@ from experiments.models.studies import Study
 NAME = "network_work_precision"
 QUESTION = "Which sampler is most accurate on the shipped networks at 5, 10 and 20 model calls?"
 CONFIG: Config = {
-    **studies.BASE,
-    "models": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
+    **studies.BASE, "models": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
     "kept": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
     "seeds": [0, 1, 2], "calls": [5, 10, 20], "ranked_at": [5, 10, 20], "draws": 2000,
     "customary": {

@@ -19,8 +19,7 @@ NAME = "guidance"
 QUESTION = "Does the ranking of samplers flip with the guidance scale, and does data prediction win at large scales?"
 IMAGE_NETWORKS = False  # it needs to know more of a model than its ε
 CONFIG: Config = {
-    **studies.BASE,
-    "models": ["mixture", "digits"], "rtol": 1e-6, "std": 0.2,
+    **studies.BASE, "models": ["mixture", "digits"], "rtol": 1e-6, "std": 0.2,
     "classes": 6, "dimension": 4, "class_std": 0.2, "class_seed": 0,
     "scales": [1.0, 2.0, 4.0, 7.5, 15.0], "calls": [5, 10, 20], "ranked_at": 10, "grids": ["t1", "t2", "logrho"],
     "eps": ["tab1", "tab2", "tab3", "rhoab2", "dpm_2m", "unipc2_bh2_eps"],
