@@ -18,7 +18,7 @@ from experiments.core import panels, style
 from experiments.core.by_model import by_model
 from experiments.core.cells import squares_to
 from experiments.core.frames import at
-from experiments.core.judging import error_row
+from experiments.core.judging import error_row, with_band
 from experiments.core.style import as_text
 from experiments.models import studies
 from experiments.models.problems import steps_for, vp_linear
@@ -193,8 +193,8 @@ def network_rows(name: str, config: Config, progress: Progress) -> list[dict[str
         for calls, x in ends.items():
             rows.append({"part": "sample", "variant": variant, "calls": calls})
             for key, other in (("error", found.states[-1]), ("gap", own[calls])):
-                banded = error_row(squares_to(other)(x)["squares"], config["seed"], 2000).values()
-                rows[-1] |= zip((key, f"{key}_low", f"{key}_high"), banded, strict=True)
+                found = error_row(squares_to(other)(x)["squares"], config["seed"], 2000)
+                rows[-1] |= with_band(key, (found["rms"], found["low"], found["high"]))
         progress(done / (1 + len(config["variants"])))
     return rows
 
