@@ -64,10 +64,9 @@ def compute(config: Config, progress: Progress) -> Frame:
             given = {**studies.BASE, "seed": config["seed"], "device": config["device"], **config["score"]}
             return [{"part": "derivative", **row} for row in score_defects.rows_of(studies.study(name, given), given)]
         net = studies.image_network(name, config["device"], config["allow_pickle"])
-        images, ideal, fitted = images_of(net, config), None, []
-        if images:
-            ideal = da.ideal_denoiser(images["train"], net.process)
-            fitted = fitting_rows(eps_of(net), ideal, net.process, images, config)
+        images = images_of(net, config)
+        ideal = da.ideal_denoiser(images["train"], net.process) if images else None
+        fitted = fitting_rows(eps_of(net), ideal, net.process, images, config)
         progress(0.2)
         changed, ends = path_rows(net, ideal, config)
         progress(0.4)
@@ -98,7 +97,7 @@ def eps_of(net: Any) -> Model:
     return lambda x, t: model(x.reshape(-1, *net.shape), t).reshape(x.shape)
 
 
-def fitting_rows(eps: Model, ideal: Model, process: Process, images: dict[str, Any], config: Config) -> Rows:
+def fitting_rows(eps: Model, ideal: Any, process: Process, images: dict[str, Any], config: Config) -> Rows:
     """Mean squares of ε_θ − ε* ("fit"), ε_θ − ε ("loss"), ε* − ε and ε*, per level and images; the losses' ratio."""
     import torch
 
