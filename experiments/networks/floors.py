@@ -89,13 +89,8 @@ def _integral(config: Config, t: Any) -> tuple[Any, Any]:
 
 def _exact(nodes: list[Any], end: Any, rate: Any) -> list[Any]:
     """∫ ℓ_j(u) rate(u) du from the first of the nodes to ``end``, with all digits."""
-
-    def weight(node: Any) -> Any:
-        others = [v for v in nodes if v != node]
-        return mp.quad(lambda u: rate(u) * mp.fprod((u - v) / (node - v) for v in others), [nodes[0], end],
-                       method="gauss-legendre")  # fmt: skip
-
-    return [weight(node) for node in nodes]
+    return [mp.quad(lambda u, node=node: rate(u) * mp.fprod((u - v) / (node - v) for v in nodes if v != node),
+                    [nodes[0], end], method="gauss-legendre") for node in nodes]  # fmt: skip
 
 
 def _in_t(config: Config, h: float) -> dict[str, Any]:

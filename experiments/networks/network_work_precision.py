@@ -35,7 +35,6 @@ CONFIG: Config = {
     "also": ["t2", "t1"],
     "choices": {
         "truth": "end of the certified flow of the same network in float64; what is sampled computes in float32",
-        "process": "the network's own, over its sampling range",
         "bands": "95 %, paired bootstrap over samples; of a rank the best grid is chosen anew in each draw",
         "seeds": "of the starts; the first is what sentences and tables state, the others say how far that moves",
         "digits8:seed1": "a further training of digits8, by its own command with --seed 1; on the first starts only",
