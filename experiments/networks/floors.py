@@ -188,8 +188,8 @@ def network_rows(name: str, config: Config, progress: Progress) -> list[dict[str
         for calls, x in ends.items():
             rows.append({"part": "sample", "variant": variant, "calls": calls})
             for key, other in (("error", found.states[-1]), ("gap", own[calls])):
-                found = error_row(squares_to(other)(x)["squares"], config["seed"], 2000)
-                rows[-1] |= with_band(key, (found["rms"], found["low"], found["high"]))
+                banded = error_row(squares_to(other)(x)["squares"], config["seed"], 2000)
+                rows[-1] |= with_band(key, (banded["rms"], banded["low"], banded["high"]))
         progress(done / (1 + len(config["variants"])))
     return rows
 

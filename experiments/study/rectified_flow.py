@@ -43,9 +43,8 @@ def build(name: str, ts: Array) -> da.Tableau:
 
 
 def compute(config: Config, progress: Progress) -> Frame:
-    """Rows of part "error" (RMS, and its ratio to Euler's at as many calls with a 95 % interval over samples), "step"
-    (exact flows, fewest calls: each step's share of the squared error) and "end" (RMS against where the grid starts or
-    ends)."""
+    """Rows of part "error" (RMS, its ratio to Euler's at as many calls with a 95 % interval), "step" (exact flows, fewest
+    calls: each step's share of the squared error) and "end" (RMS against where the grid starts or ends)."""
     return by_model(NAME, config, lambda name, _: list(_rows(name, config)), progress)
 
 
@@ -85,8 +84,7 @@ def standing(frame: Frame) -> Frame:
 
 
 def headline_of(frame: Frame) -> str:
-    """Which step makes the error of those that are mostly worse than Euler, by its median share over exact flows, grids
-    and them; where that is not known, how many they are."""
+    """Which step makes the error of those mostly worse than Euler, by its median share; else how many they are."""
     bad = list(standing(frame).query("mostly").index)
     rows = at(frame, part="step", solver=bad)
     if rows.empty:
@@ -134,9 +132,8 @@ def draw(frame: Frame, config: Config) -> Figure:
             y, face = np.arange(len(names)) + 0.22 * (len(counts) - 1) * (place - 0.5), cmap(0.15 + 0.75 * place)
             ax.hlines(y, part.low, part.high, color=face, lw=1.8)
             ax.plot(part.ratio, y, "o", color=face, markersize=4, label=f"{calls} calls", zorder=3)
-        ax.set_yticks(range(len(names)), names)
+        ax.set(ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)), yticklabels=names)
         ax.tick_params(axis="y", length=0)
-    axes[0].set_ylim(len(names) - 0.4, -0.6)
     panels.calls_axis(axes, [0.01, 1, 100], "error / Euler's")
     panels.key(fig, axes[0])
     if len(steps):
@@ -150,10 +147,9 @@ def draw(frame: Frame, config: Config) -> Figure:
             last = rows.assign(step=rows.step.mask(rows.step == rows.steps - 1, rows.steps.max() - 1))  # of fewer, too
             shares = last.pivot(index="solver", columns="step", values="share").loc[names]
             texts = shares.map("{:z.2f}".format).where(shares.notna(), "").to_numpy()
-            heads = [f"{step + 1:.0f}" for step in shares.columns]
-            panels.diverging(ax, shares.to_numpy(), texts, heads, names, 1.3)
+            panels.diverging(ax, shares.to_numpy(), texts, [f"{step + 1:.0f}" for step in shares], names, 1.3)
             ax.set_xlabel("step", fontsize=8.5, labelpad=2)
-        rows = at(frame, part="end", model=model, end="t_end").sort_values("gap")
+        rows = at(frame, part="end", model=model, end="t_end")
         for name, part in rows.groupby("solver", sort=False):
             plain = str(name).rstrip(LOWER)
             panels.curve(ends, part.gap, part.rms, label=str(name), marker="o", ls="-" if name == plain else "--",
