@@ -43,7 +43,7 @@ def build(name: str, ts: Array) -> da.Tableau:
 
 
 def compute(config: Config, progress: Progress) -> Frame:
-    """Rows of part "error" (RMS, its ratio to Euler's at as many calls with a 95 % interval), "step" (exact flows, fewest
+    """Rows of part "error" (RMS, its ratio to Euler's at as many calls with a 95 % band), "step" (exact flows, fewest
     calls: each step's share of the squared error) and "end" (RMS against where the grid starts or ends)."""
     return by_model(NAME, config, lambda name, _: list(_rows(name, config)), progress)
 
