@@ -27,10 +27,9 @@ NAME = "floors"
 QUESTION = "What do ways of computing weights, and a network's arithmetic and rounded times, cost in accuracy?"
 CONFIG: Config = {
     **studies.BASE, "models": ["digits8", "digits8_flow"], "kept": ["digits8", "digits8_flow"],
-    "variants": ["float32", "bfloat16", "nearest", "linear"],
-    "solver": "tab3", "grid": "t2", "calls": [10, 20, 40, 100], "compared_at": 20,
-    "start": 0.3, "t_degree": 3, "t_steps": [1e-8, 0.2, 16], "lam_steps": [1e-8, 1.5, 17],
-    "riemann_points": 10_000, "digits": 50,
+    "variants": ["float32", "bfloat16", "nearest", "linear"], "solver": "tab3", "grid": "t2",
+    "calls": [10, 20, 40, 100], "compared_at": 20, "start": 0.3, "t_degree": 3, "t_steps": [1e-8, 0.2, 16],
+    "lam_steps": [1e-8, 1.5, 17], "riemann_points": 10_000, "digits": 50,
     "choices": {
         "exact": "the network in float64, its time embedding too, asked at real network times",
         "float32, bfloat16": "weights and arithmetic of the network; times and embedding in float32; state in float64",

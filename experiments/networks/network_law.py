@@ -23,11 +23,10 @@ from experiments.models.problems import start_scale, steps_for
 NAME = "network_law"
 QUESTION = "Which sampler's images are nearest to the data in law at 5, 10 and 20 model calls, beyond the bands?"
 CONFIG: Config = {
-    "models": ["digits8", "mnist28"], "kept": ["mnist28"], "solvers": ["ddim", "tab3", "unipc2_bh2_x0"],
-    "calls": [5, 10, 20], "grid": "t2", "samples": {"digits8": 256, "digits8_flow": 256, "mnist28": 128},
-    "samples_else": 128, "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 40}, "features": {},
-    "inception": None, "neighbours": 5, "floor_draws": 20, "seed": 0, "batch": 64, "allow_pickle": False,
-    "device": "cpu",
+    "models": ["digits8", "mnist28"], "kept": ["mnist28"], "solvers": ["ddim", "tab3", "unipc2_bh2_x0"], "seed": 0,
+    "calls": [5, 10, 20], "samples": {"digits8": 256, "digits8_flow": 256, "mnist28": 128}, "samples_else": 128,
+    "grid": "t2", "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 40}, "features": {}, "batch": 64,
+    "inception": None, "neighbours": 5, "floor_draws": 20, "allow_pickle": False, "device": "cpu",
     "choices": {
         "features": "of its own folder, or as named here (network: folder); inception: its weights, data, data_root",
         "real": "all kept training features for d^2; as many as samples, drawn at random, for precision and recall",
