@@ -18,7 +18,7 @@ from experiments.core import panels, style
 from experiments.core.by_model import by_model
 from experiments.core.cells import squares_to
 from experiments.core.frames import at
-from experiments.core.judging import error_row
+from experiments.core.judging import error_row, with_band
 from experiments.core.style import as_text
 from experiments.models import studies
 from experiments.models.problems import steps_for, vp_linear
@@ -26,12 +26,10 @@ from experiments.models.problems import steps_for, vp_linear
 NAME = "floors"
 QUESTION = "What do ways of computing weights, and a network's arithmetic and rounded times, cost in accuracy?"
 CONFIG: Config = {
-    **studies.BASE,
-    "models": ["digits8", "digits8_flow"], "kept": ["digits8", "digits8_flow"],
-    "variants": ["float32", "bfloat16", "nearest", "linear"],
-    "solver": "tab3", "grid": "t2", "calls": [10, 20, 40, 100], "compared_at": 20,
-    "start": 0.3, "t_degree": 3, "t_steps": [1e-8, 0.2, 16], "lam_steps": [1e-8, 1.5, 17],
-    "riemann_points": 10_000, "digits": 50,
+    **studies.BASE, "models": ["digits8", "digits8_flow"], "kept": ["digits8", "digits8_flow"],
+    "variants": ["float32", "bfloat16", "nearest", "linear"], "solver": "tab3", "grid": "t2",
+    "calls": [10, 20, 40, 100], "compared_at": 20, "start": 0.3, "t_degree": 3, "t_steps": [1e-8, 0.2, 16],
+    "lam_steps": [1e-8, 1.5, 17], "riemann_points": 10_000, "digits": 50,
     "choices": {
         "exact": "the network in float64, its time embedding too, asked at real network times",
         "float32, bfloat16": "weights and arithmetic of the network; times and embedding in float32; state in float64",
@@ -90,13 +88,8 @@ def _integral(config: Config, t: Any) -> tuple[Any, Any]:
 
 def _exact(nodes: list[Any], end: Any, rate: Any) -> list[Any]:
     """∫ ℓ_j(u) rate(u) du from the first of the nodes to ``end``, with all digits."""
-
-    def weight(node: Any) -> Any:
-        others = [v for v in nodes if v != node]
-        return mp.quad(lambda u: rate(u) * mp.fprod((u - v) / (node - v) for v in others), [nodes[0], end],
-                       method="gauss-legendre")  # fmt: skip
-
-    return [weight(node) for node in nodes]
+    return [mp.quad(lambda u, node=node: rate(u) * mp.fprod((u - v) / (node - v) for v in nodes if v != node),
+                    [nodes[0], end], method="gauss-legendre") for node in nodes]  # fmt: skip
 
 
 def _in_t(config: Config, h: float) -> dict[str, Any]:
@@ -194,8 +187,8 @@ def network_rows(name: str, config: Config, progress: Progress) -> list[dict[str
         for calls, x in ends.items():
             rows.append({"part": "sample", "variant": variant, "calls": calls})
             for key, other in (("error", found.states[-1]), ("gap", own[calls])):
-                banded = error_row(squares_to(other)(x)["squares"], config["seed"], 2000).values()
-                rows[-1] |= zip((key, f"{key}_low", f"{key}_high"), banded, strict=True)
+                banded = error_row(squares_to(other)(x)["squares"], config["seed"], 2000)
+                rows[-1] |= with_band(key, (banded["rms"], banded["low"], banded["high"]))
         progress(done / (1 + len(config["variants"])))
     return rows
 

@@ -35,15 +35,10 @@ NAME = "gpu_validation"
 QUESTION = "Certificate, path errors, images per second, and the overhead of `run`: what does this device give?"
 NEEDS_CUDA = True  # times and rates are of a device; on a CPU it is run by its name
 CONFIG: Config = {
-    **studies.BASE,
-    "models": ["digits8"], "network_samples": 4, "network_rtol": 1e-5, "network_tolerance": 1e-3,
-    "many": 64, "batch": 64, "calls": [5, 10, 20], "truth_steps": 25,
-    "solvers": cells.CUSTOMARY,
+    **studies.BASE, "models": ["digits8"], "network_samples": 4, "network_rtol": 1e-5, "network_tolerance": 1e-3,
+    "many": 64, "batch": 64, "calls": [5, 10, 20], "truth_steps": 25, "solvers": cells.CUSTOMARY,
     "timed": ["float32"], "timed_batches": [16, 64], "timed_calls": 10, "repeats": 5,
-    "choices": {
-        "many": "their truth is ρ4RK with 4 × truth_steps calls in float32, itself compared with the certified samples",
-        "speed": "tab3, t2 grid, after one run to warm up; medians of repeats, beside as many bare calls right after",
-    },
+    "choices": {"speed": "tab3, t2 grid, after one run to warm up; medians of repeats, each beside as many bare calls"},
 }  # fmt: skip
 QUICK: Config = {**studies.BASE_QUICK, "samples": 8, "many": 32, "batch": 16, "calls": [5, 10], "timed_batches": [16],
                  "repeats": 1}  # fmt: skip

@@ -21,7 +21,7 @@ from experiments.core.frames import at, span
 from experiments.core.judging import with_band
 from experiments.models import score_defects, studies
 from experiments.models.image_data import read_images
-from experiments.models.problems import bootstrap_ratio, noise, start_scale, step_points
+from experiments.models.problems import bootstrap_ratio, by_time, extrapolated, noise, start_scale, step_points
 from experiments.models.score_defects import Model
 from experiments.models.toy_network import QUICK_TRAINING
 
@@ -64,10 +64,9 @@ def compute(config: Config, progress: Progress) -> Frame:
             given = {**studies.BASE, "seed": config["seed"], "device": config["device"], **config["score"]}
             return [{"part": "derivative", **row} for row in score_defects.rows_of(studies.study(name, given), given)]
         net = studies.image_network(name, config["device"], config["allow_pickle"])
-        images, ideal, fitted = images_of(net, config), None, []
-        if images:
-            ideal = da.ideal_denoiser(images["train"], net.process)
-            fitted = fitting_rows(eps_of(net), ideal, net.process, images, config)
+        images = images_of(net, config)
+        ideal = da.ideal_denoiser(images["train"], net.process) if images else None
+        fitted = fitting_rows(eps_of(net), ideal, net.process, images, config)
         progress(0.2)
         changed, ends = path_rows(net, ideal, config)
         progress(0.4)
@@ -98,7 +97,7 @@ def eps_of(net: Any) -> Model:
     return lambda x, t: model(x.reshape(-1, *net.shape), t).reshape(x.shape)
 
 
-def fitting_rows(eps: Model, ideal: Model, process: Process, images: dict[str, Any], config: Config) -> Rows:
+def fitting_rows(eps: Model, ideal: Any, process: Process, images: dict[str, Any], config: Config) -> Rows:
     """Mean squares of ε_θ − ε* ("fit"), ε_θ − ε ("loss"), ε* − ε and ε*, per level and images; the losses' ratio."""
     import torch
 
@@ -138,7 +137,7 @@ def path_rows(net: Any, ideal: Model | None, config: Config) -> tuple[Rows, Any]
             eps = {t: np.asarray(model(path(t), t).cpu()) for t in path.times}
         ends.append(path.states[-1] / float(process.alpha(path.times[-1])))
         rows.append({"part": "reference", "field": field, "estimate": path.error_estimate})
-        rows += [{"part": "path", "field": field, **row} for row in changes(eps, process, ts, config)]
+        rows += [{**row, "field": field} for row in changes(eps, process, ts, config)]
     return rows, ends[0]
 
 
@@ -146,14 +145,10 @@ def changes(eps: dict[float, Array], process: Process, ts: Array, config: Config
     """Root mean squares of extrapolated minus true ε by time, "s": of a frozen score."""
     score, rows = {t: -e / float(process.sigma(t)) for t, e in eps.items()}, []
     for quantity, known, degree in (("s", score, 0), *(("eps", eps, degree) for degree in config["degrees"])):
-        times, deltas = da.extrapolation_error(
-            lambda x, t, known=known: known[t], process, lambda t: None, ts, degree,
-            prediction="score" if quantity == "s" else "eps", unit="eps", points=config["points"],
-        )  # fmt: skip
-        for step, visited in enumerate(zip(times, deltas, strict=True)):
-            row = {"quantity": quantity, "degree": degree, "step": step}
-            rows += [{**row, "t": t, "rho": float(process.rho(t)), "delta": d} for t, d in zip(*visited, strict=True)]
-    return rows
+        found = extrapolated(known, process, ts, config["points"], degree=degree, unit="eps",
+                             prediction="score" if quantity == "s" else "eps")  # fmt: skip
+        rows += by_time(*found, quantity=quantity, degree=degree)
+    return [{**row, "rho": float(process.rho(row["t"]))} for row in rows]
 
 
 # -- what was found -------------------------------------------------------------------------------
@@ -189,20 +184,20 @@ def verdict(frame: Frame, config: Config) -> str:
 
 # -- the figure -----------------------------------------------------------------------------------
 ROWS = {"fitting": "loss", "path": "change of ε", "derivative": "not a score by"}
-_DOTS, _DOTTED, _UNNAMED = {"marker": "o"}, {"linestyle": ":"}, {"linestyle": ":", "label": "_"}
-LOOKS: dict[str, dict[str, Any]] = {
-    "loss train": {"label": "network, train", "color": style.BLUE, **_DOTS},
-    "ideal_loss train": {"label": "ε*, train", "color": style.BLUE, **_DOTTED},
-    "loss held_out": {"label": "network, held-out", "color": style.VERMILLION, **_DOTS},
-    "ideal_loss held_out": {"label": "ε*, held-out", "color": style.VERMILLION, **_DOTTED},
+LOOKS: dict[str, dict[str, Any]] = {  # what is drawn: its name in the key, if it has one, and its look
+    "loss train": {"label": "network, train", "color": style.BLUE, "marker": "o"},
+    "ideal_loss train": {"label": "ε*, train", "color": style.BLUE, "linestyle": ":"},
+    "loss held_out": {"label": "network, held-out", "color": style.VERMILLION, "marker": "o"},
+    "ideal_loss held_out": {"label": "ε*, held-out", "color": style.VERMILLION, "linestyle": ":"},
     "s 0 network": {"label": "frozen score", "color": style.GREY},
     "eps 0 network": {"label": "frozen ε", "color": style.BLACK},
-    "eps 3 network": {"label": "ε of degree 3", "color": style.BLUE}, "s 0 ideal": {"color": style.GREY, **_UNNAMED},
-    "eps 0 ideal": {"color": style.BLACK, **_UNNAMED}, "eps 3 ideal": {"color": style.BLUE, **_UNNAMED},
-    "asymmetry": {"label": "Jacobian asymmetry", "color": style.GREEN, **_DOTS},
-    "residual": {"label": "Fokker–Planck residual", "color": style.PURPLE, **_DOTS},
-    "fitting": {"label": "error of the score", "color": style.VERMILLION, **_DOTS},
-    "loop": {"label": "loop integral", "color": style.SKY, **_DOTS},
+    "eps 3 network": {"label": "ε of degree 3", "color": style.BLUE},
+    **{f"{what} ideal": {"label": "_", "color": colour, "linestyle": ":"}
+       for what, colour in (("s 0", style.GREY), ("eps 0", style.BLACK), ("eps 3", style.BLUE))},
+    "asymmetry": {"label": "Jacobian asymmetry", "color": style.GREEN, "marker": "o"},
+    "residual": {"label": "Fokker–Planck residual", "color": style.PURPLE, "marker": "o"},
+    "fitting": {"label": "error of the score", "color": style.VERMILLION, "marker": "o"},
+    "loop": {"label": "loop integral", "color": style.SKY, "marker": "o"},
 }  # fmt: skip
 
 

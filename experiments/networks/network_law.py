@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,20 +23,17 @@ from experiments.models.problems import start_scale, steps_for
 NAME = "network_law"
 QUESTION = "Which sampler's images are nearest to the data in law at 5, 10 and 20 model calls, beyond the bands?"
 CONFIG: Config = {
-    "models": ["digits8", "mnist28"], "kept": ["mnist28"], "solvers": ["ddim", "tab3", "unipc2_bh2_x0"],
-    "calls": [5, 10, 20], "grid": "t2", "samples": {"digits8": 256, "digits8_flow": 256, "mnist28": 128},
-    "samples_else": 128, "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 40}, "features": {},
-    "inception": None, "neighbours": 5, "floor_draws": 20, "seed": 0, "batch": 64, "allow_pickle": False,
-    "device": "cpu",
+    "models": ["digits8", "mnist28"], "kept": ["mnist28"], "solvers": ["ddim", "tab3", "unipc2_bh2_x0"], "seed": 0,
+    "calls": [5, 10, 20], "samples": {"digits8": 256, "digits8_flow": 256, "mnist28": 128}, "samples_else": 128,
+    "grid": "t2", "reference": {"solver": "rhork_4rk", "grid": "logrho", "calls": 40}, "features": {}, "batch": 64,
+    "inception": None, "neighbours": 5, "floor_draws": 20, "allow_pickle": False, "device": "cpu",
     "choices": {
-        "features": "of the network's own folder, or as named here (network: folder); with inception, a mapping with "
-        "weights, data and data_root, those of Inception (FID) instead",
+        "features": "of its own folder, or as named here (network: folder); inception: its weights, data, data_root",
         "real": "all kept training features for d^2; as many as samples, drawn at random, for precision and recall",
     },
 }  # fmt: skip
-QUICK: Config = {"models": ["digits8"], "kept": [], "solvers": ["ddim", "tab3"], "calls": [5, 10],
-                 "samples": {"digits8": 128}, "reference": {**CONFIG["reference"], "calls": 20},
-                 "floor_draws": 5}  # fmt: skip
+QUICK: Config = {"models": ["digits8"], "kept": [], "solvers": ["ddim", "tab3"], "calls": [5, 10], "floor_draws": 5,
+                 "samples": {"digits8": 128}, "reference": {**CONFIG["reference"], "calls": 20}}  # fmt: skip
 THOROUGH: Config = {"models": [*CONFIG["samples"]], "kept": [], "reference": {**CONFIG["reference"], "calls": 100},
                     "solvers": [*CONFIG["solvers"], "rhoab2", "dpmpp_2m", "edm_heun"],
                     "samples": {"digits8": 800, "digits8_flow": 800, "mnist28": 5000}}  # fmt: skip
@@ -69,8 +65,8 @@ def _model(name: str, config: Config, report: Progress) -> Rows:
     drawn = features.train[np.random.default_rng(seed).choice(len(features.train), n, replace=False)]
     z = torch.randn(n, *net.shape, generator=torch.Generator().manual_seed(seed))  # the same on all devices
     starts = (start_scale(process, process.sampling_range[0]) * z).split(config["batch"])
-    by, cells = config["reference"], itertools.product(config["calls"], config["solvers"])
-    asked = [(by["calls"], by["solver"], by["grid"]), *((*cell, config["grid"]) for cell in cells)]
+    by, cells = config["reference"], itertools.product(config["calls"], config["solvers"], [config["grid"]])
+    asked = [(by["calls"], by["solver"], by["grid"]), *cells]
     rows: Rows = []
     for done, (calls, solver, kind) in enumerate(asked, 1):
         if steps := steps_for(solver, calls):
@@ -79,10 +75,9 @@ def _model(name: str, config: Config, report: Progress) -> Rows:
                 ends = [da.run(table, net.model, part.to(config["device"])).cpu() for part in starts]
             fake = features(torch.cat(ends))
             d2, (precision, recall) = frechet(features.train, fake), precision_recall(drawn, fake, k)
-            row = {"solver": solver if rows else FLOW, "calls": calls, "nfe": table.nfe, "frechet": d2.value,
-                   "low": d2.low, "high": d2.high, "corrected": d2.corrected, "precision": precision, "recall": recall,
-                   "found": d2}  # fmt: skip
-            rows.append(row | common)
+            rows.append({"solver": solver if rows else FLOW, "calls": calls, "nfe": table.nfe, "frechet": d2.value,
+                         "low": d2.low, "high": d2.high, "corrected": d2.corrected, "precision": precision,
+                         "recall": recall, "found": d2, **common})  # fmt: skip
         report(done / len(asked))
     own, *others = rows
     for row in others:
@@ -112,25 +107,30 @@ def tied(nearest: Frame) -> list[str]:
     return [str(name) for name in nearest.index[1:] if nearest.behind_low[name] <= 0]
 
 
+def near_from(frame: Frame, model: str, config: Config) -> str:
+    """From how many calls on the nearest sampler is not further from the data than the flow, in words."""
+    counts = sorted(config["calls"])
+    further = max((calls for calls in counts if at_calls(frame, model, calls).excess_low.iloc[0] > 0), default=0)
+    later = [calls for calls in counts if calls > further]
+    return f"from {later[0]} calls on" if later else f"only beyond {further} calls, if at all"
+
+
 def headline(frame: Frame, config: Config) -> str:
-    """From how many calls on the nearest sampler is not further from the data than the flow, as far as bands tell."""
-    parts, counts = [], sorted(config["calls"])
-    for model in frame.model.unique():
-        further = [calls for calls in counts if at_calls(frame, model, calls).excess_low.iloc[0] > 0]
-        later = [calls for calls in counts if calls > max(further, default=0)]
-        told = f"from {later[0]} calls on" if later else f"not within {counts[-1]} calls"
-        parts.append(f"on {Path(model).name} {told}")
-    return f"As far as bands tell the best sampler is as near to the data as the flow: {', '.join(parts)}"
+    """From how many calls on samples of the last network are as near to the data as those of its flow."""
+    name = frame.model.iloc[-1]
+    near = f"as near to the data as the network's own flow {near_from(frame, name, config)}"
+    return f"On {Path(name).name} the best sampler is {near}, as far as bands tell"
 
 
 def verdict(frame: Frame, config: Config) -> str:
-    """The headline; and per model who is nearest at the fewest calls, and who cannot be told from it."""
-    fewest, parts = min(config["calls"]), []
+    """The headline, the same of the other networks; on each who is nearest at the fewest calls, and who is tied."""
+    said, fewest, parts = headline(frame, config), min(config["calls"]), []
     for model in frame.model.unique():
-        nearest = at_calls(frame, model, fewest)
+        nearest, name = at_calls(frame, model, fewest), Path(model).name
+        said += f"; on {name} {near_from(frame, model, config)}" if model != frame.model.iloc[-1] else ""
         distance, same = style.as_text(nearest.frechet.iloc[0]), ", ".join(tied(nearest)) or "none"
-        parts.append(f"{nearest.index[0]} {distance} on {Path(model).name} (tied: {same})")
-    return f"{headline(frame, config)}; least squared Fréchet distance at {fewest} calls: {', '.join(parts)}."
+        parts.append(f"{nearest.index[0]} {distance} on {name} (tied: {same})")
+    return f"{said}; least squared Fréchet distance at {fewest} calls: {', '.join(parts)}."
 
 
 def draw(frame: Frame, config: Config) -> Figure:
@@ -144,30 +144,22 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"sd. Dashed: the network's own flow, {by['calls']} calls of {by['solver']}."
     )
     fig = panels.sheet(headline(frame, config), note, 0.75 + 1.6 * len(own))
-    drawn = [
-        rows.assign(panel=rows.model + what, value=rows[what], least=rows[low], most=rows[high])
-        for what, (_, low, high) in SHOWN.items()
-    ]
-    titles = {name + what: title for name in own.index for what, (title, *_) in SHOWN.items()}
+    drawn = [rows.assign(panel=rows.model + what, value=rows[what], least=rows[low], most=rows[high])
+             for what, (_, low, high) in SHOWN.items()]  # fmt: skip
     axes = panels.lines(
-        fig, pd.concat(drawn), titles, len(SHOWN), panel="panel", x="nfe", y="value", band=("least", "most"),
-        ticks=config["calls"], legend=False, share_y=False, extra_top=0.5, wspace=0.36, hspace=0.3, left=0.75,
+        fig, pd.concat(drawn), {name + what: title for name in own.index for what, (title, *_) in SHOWN.items()},
+        len(SHOWN), panel="panel", x="nfe", y="value", band=("least", "most"), ticks=config["calls"], legend=False,
+        share_y=False, extra_top=0.5, wspace=0.36, hspace=0.3, left=0.75,
     )  # fmt: skip
     for ax, (name, what) in zip(axes, itertools.product(own.index, SHOWN), strict=True):
-        _beside(ax, own.loc[name], what)
+        flow = own.loc[name]
+        ax.axhline(0.0 if what == "excess" else flow[what], color="#222222", lw=1.1, ls="--", label="own flow")
+        if what != "excess":
+            middle, reach = flow[f"floor_{what}"], 2 * flow[f"floor_{what}_sd"]
+            ax.axhspan(middle - reach, min(middle + reach, 1.0), color="#e6e6e6", zorder=0, label="real images")
         if what == "frechet":
+            ax.set(yscale="log", ylim=(0.4 * min(flow.frechet, flow.floor_frechet), None))
             ax.set_ylabel(Path(name).name, fontsize=8.5)
+            style.plain_log_ticks(ax.yaxis, [m * 10.0**e for e in range(-5, 2) for m in (1, 2, 5)])
     panels.key(fig, axes[0])
     return fig
-
-
-def _beside(ax: Any, own: Any, what: str) -> None:
-    """The network's own flow and real images; distances are on a logarithmic axis."""
-    ax.axhline(0.0 if what == "excess" else own[what], color="#222222", lw=1.1, ls="--", label="own flow")
-    ax.set_yscale("log" if what == "frechet" else "linear")
-    if what == "frechet":
-        ax.set_ylim(0.4 * min(own.frechet, own.floor_frechet), None)
-        style.plain_log_ticks(ax.yaxis, [m * 10.0**e for e in range(-5, 2) for m in (1, 2, 5)])
-    if what != "excess":
-        middle, reach = own[f"floor_{what}"], 2 * own[f"floor_{what}_sd"]
-        ax.axhspan(middle - reach, min(middle + reach, 1.0), color="#e6e6e6", zorder=0, label="real images")

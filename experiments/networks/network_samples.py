@@ -18,8 +18,7 @@ from experiments.models import studies
 NAME = "network_samples"
 QUESTION = "What do samples of the shipped networks look like at 5, 10 and 20 calls, beside the certified ones?"
 CONFIG: Config = {
-    **studies.BASE,
-    "models": ["digits8", "digits8_flow", "mnist28"],
+    **studies.BASE, "models": ["digits8", "digits8_flow", "mnist28"],
     "solvers": cells.CUSTOMARY, "calls": [5, 10, 20], "shown": 6,
     "choices": {
         "shown": "the first ones, the same noise in every row; none was chosen",

@@ -16,7 +16,7 @@ from experiments import Config, Frame, Progress
 from experiments.core import cells, panels, style
 from experiments.core.by_model import Rows, by_model
 from experiments.core.frames import at
-from experiments.core.judging import FLIPPED, best, error_row, mean_square, middle, nearest, ratio
+from experiments.core.judging import FLIPPED, best, error_row, mean_square, middle, nearest, ratio, with_band
 from experiments.core.paths import FIGURES
 from experiments.models import studies
 from experiments.models.studies import Study
@@ -24,8 +24,7 @@ from experiments.models.studies import Study
 NAME = "network_work_precision"
 QUESTION = "Which sampler is most accurate on the shipped networks at 5, 10 and 20 model calls?"
 CONFIG: Config = {
-    **studies.BASE,
-    "models": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
+    **studies.BASE, "models": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
     "kept": ["digits8", "digits8_flow", "mnist28", "digits8:seed1", "digits8:seed2"],
     "seeds": [0, 1, 2], "calls": [5, 10, 20], "ranked_at": [5, 10, 20], "draws": 2000,
     "customary": {
@@ -36,7 +35,6 @@ CONFIG: Config = {
     "also": ["t2", "t1"],
     "choices": {
         "truth": "end of the certified flow of the same network in float64; what is sampled computes in float32",
-        "process": "the network's own, over its sampling range",
         "bands": "95 %, paired bootstrap over samples; of a rank the best grid is chosen anew in each draw",
         "seeds": "of the starts; the first is what sentences and tables state, the others say how far that moves",
         "digits8:seed1": "a further training of digits8, by its own command with --seed 1; on the first starts only",
@@ -115,12 +113,10 @@ def ranked(rows: Frame, config: Config) -> Rows:
     places = 1 + (np.array(again)[:, None] > np.array(again)).sum(axis=1)
     found = []
     for i, (solver, kind) in enumerate(top.grid.items()):
-        first, last = np.quantile(places[i], [0.025, 0.975])
         row = {"part": "rank", "calls": top.calls.iloc[0], "solver": solver, "grid": kind}
-        row |= {"rank": i + 1, "rank_low": first, "rank_high": last}
+        row |= with_band("rank", (i + 1, *np.quantile(places[i], [0.025, 0.975])))
         row |= zip(("rms", "low", "high"), ratio(table[i], np.ones(table.shape[1]), seed, draws), strict=True)
-        row |= zip(("ratio", "ratio_low", "ratio_high"), ratio(table[i], table[0], seed, draws), strict=True)
-        found.append(row)
+        found.append(row | with_band("ratio", ratio(table[i], table[0], seed, draws)))
     return found
 
 
@@ -221,16 +217,14 @@ def draw(frame: Frame, config: Config) -> Figure:
         _ranks(ax, order, ranks(frame, "model", model=group, calls=calls, seed=frame.seed.min()))
     times = at(frame, part="reference").groupby("model").ms_per_call.min()
     lower = panels.lines(
-        fig, at(frame, part="error", customary=True, seed=frame.seed.min()),
-        dict.fromkeys(names, ""), 3, x="nfe", y="rms", names=_NAMED,
-        band=("low", "high"), ticks=config["calls"], ylabel="RMS error per pixel", extra_top=above + 0.7, wspace=0.08,
-        legend=False,
+        fig, at(frame, part="error", customary=True, seed=frame.seed.min()), dict.fromkeys(names, ""), 3, x="nfe",
+        y="rms", names=_NAMED, band=("low", "high"), ticks=config["calls"], ylabel="RMS error per pixel", legend=False,
+        extra_top=above + 0.7, wspace=0.08,
     )  # fmt: skip
     for ax, name in zip(lower, names, strict=True):  # a second axis: the time that the calls take
-        upper = ax.secondary_xaxis(
-            "top", functions=(lambda n, ms=times[name]: n * ms, lambda t, ms=times[name]: t / ms)
-        )
-        style.plain_log_ticks(upper.xaxis, [float(f"{n * times[name]:.2g}") for n in config["calls"]])
+        ms = times[name]
+        upper = ax.secondary_xaxis("top", functions=(lambda n, ms=ms: n * ms, lambda t, ms=ms: t / ms))
+        style.plain_log_ticks(upper.xaxis, [float(f"{n * ms:.2g}") for n in config["calls"]])
         upper.tick_params(labelsize=panels.TICKS, pad=1)
         ax.set_title(f"{name}: ms of one image", fontsize=8.5, pad=6)
     panels.key(fig, lower[0], above=0.62)

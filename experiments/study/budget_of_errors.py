@@ -57,28 +57,22 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 
 def error_budget(problem: Study, solver: str, nfe: int, config: Config) -> da.ErrorBudget:
-    """The budget with the model in float32; prior and truncation where the truth has a closed form."""
+    """The budget with the model in float32; prior and truncation where the truth has a closed form.
+
+    A network gets float32 weights too: it computes in their dtype and answers in that of x, so that float32 states
+    alone would be rounded, not summed.
+    """
     import torch
 
-    levels, end, closed = config["levels"], config["t_end"], problem.exact is not None
+    levels, end, closed, net = config["levels"], config["t_end"], problem.exact is not None, problem.model
+    low = copy.deepcopy(net).float() if problem.trained else net  # type: ignore[attr-defined]
     return da.error_budget(
-        either_precision(problem.model) if problem.trained else None,
-        problem.exact if closed else problem.model,
+        (lambda x, t: (low if x.dtype == torch.float32 else net)(x, t)) if problem.trained else None,
+        problem.exact if closed else net,
         solver, nfe, end, process=problem.process, x_T=problem.x_T, kind=config["grid"], t_start=config["t_start"],
         t_data=problem.process.t_min if closed else None, prior_std=1.0 if closed else None,
         told=lambda t: max(end, round(t * levels) / levels), model_dtype=torch.float32, rtol=config["rtol"],
     )  # fmt: skip
-
-
-def either_precision(net: Any) -> Any:
-    """The network on float64 states, and a copy of it with float32 weights on float32 states.
-
-    It computes in the dtype of its weights and answers in that of x: cast states alone would be rounded, not summed.
-    """
-    import torch
-
-    low = copy.deepcopy(net).float()
-    return lambda x, t: (low if x.dtype == torch.float32 else net)(x, t)
 
 
 def largest(frame: Frame) -> Frame:
@@ -147,11 +141,10 @@ def draw(frame: Frame, config: Config) -> Figure:
     least, most = terms.value.min(), terms.value.max()
     axes[0].set(xscale="log", xlim=(max(0.4 * least, 1e-8 * most), 1.6 * most), ylim=(len(causes) - 0.4, -0.6))
     axes[-(len(solvers) + 1) // 2].set_xlabel("root mean square of the cause's part", fontsize=8.5, labelpad=2)
-    drawn = at(frame, part="law", what=list(LAWS))
+    drawn = at(frame, part="law", what=list(LAWS)).assign(low=lambda rows: rows.low.clip(lower=0.2 * rows.value))
     panels.lines(
-        fig, drawn.assign(low=drawn.low.clip(lower=0.2 * drawn.value)),
-        {name: f"laws, {config['law_of']}, {panels.short(name)}" for name in models}, max(len(models), 2), x="nfe",
-        y="value", line="what", look=lambda pair: {"color": LAWS[pair][1], "marker": "o"},
+        fig, drawn, {name: f"laws, {config['law_of']}, {panels.short(name)}" for name in models}, max(len(models), 2),
+        x="nfe", y="value", line="what", look=lambda pair: {"color": LAWS[pair][1], "marker": "o"},
         label=lambda pair: LAWS[pair][0], band=("low", "high"), ylabel="W₂", begin=(rows + between) / height,
     )  # fmt: skip
     return fig

@@ -25,10 +25,8 @@ _FLOW = "use_flow_sigmas=true&prediction_type=flow_prediction&flow_shift=3.0"
 _HALF, _ENDS = "ORD-BELOW-DECLARED ORD-HALF-SECOND-DIFFERENCE", "NFE-WASTED-LAST"
 _SLOPES = "local slope {local_order:.2f}, order {order_without_startup:.2f} of {declared_order:.0f}"
 CONFIG: Config = {
-    "nfe": 20,
-    "packages": {"diffusers": "diffusers", "azula": "azula", "k_diffusion": "k-diffusion"},
-    "specs": None,
-    "instead": ["registry:ddim", "registry:tab3", "registry:dpmpp_2m", "registry:dpmpp_3m"],
+    "nfe": 20, "packages": {"diffusers": "diffusers", "azula": "azula", "k_diffusion": "k-diffusion"},
+    "specs": None, "instead": ["registry:ddim", "registry:tab3", "registry:dpmpp_2m", "registry:dpmpp_3m"],
     "told": [  # defects that were known before: what, whose, the codes that tell it, the numbers that say so
         ["half second difference of DPMSolverMultistep, solver_order=3", f"{_DPM}?solver_order=3", _HALF, _SLOPES],
         ["half second difference of dpmpp_3m_sde, eta=0.0", "k_diffusion:sample_dpmpp_3m_sde?eta=0.0", _HALF, _SLOPES],
@@ -37,23 +35,18 @@ CONFIG: Config = {
         ["last call of DEIS with Karras levels", f"diffusers:DEISMultistepScheduler?{_KARRAS}",
          f"NFE-WASTED {_ENDS}", "without weight: call {wasted_calls} of {nfe:.0f}"],
     ],
-    "shifted": ["diffusers:FlowMatchEulerDiscreteScheduler?shift=3.0", 3.0, 1000],
-    "excepted": "UniPC",
+    "shifted": ["diffusers:FlowMatchEulerDiscreteScheduler?shift=3.0", 3.0, 1000], "excepted": "UniPC",
     "flow": {  # what the notes say of 5 steps on a mixture in two dimensions
         "diffusers:FlowMatchEulerDiscreteScheduler?shift=3.0": 0.26,
-        f"{_DPM}?{_FLOW}": 0.23,
-        f"{_DPM}?solver_order=3&{_FLOW}": 0.67,
+        f"{_DPM}?{_FLOW}": 0.23, f"{_DPM}?solver_order=3&{_FLOW}": 0.67,
         f"diffusers:UniPCMultistepScheduler?solver_order=3&{_FLOW}": 0.87,
         f"diffusers:DEISMultistepScheduler?{_FLOW}": 0.09,
     },
 }  # fmt: skip
-QUICK: Config = {
-    "specs": [
-        f"{_DPM}?solver_order=3", f"{_DPM}?beta_schedule=squaredcos_cap_v2&{_KARRAS}", "azula:REABSampler?order=2",
-        "k_diffusion:sample_dpmpp_2m", "k_diffusion:sample_euler_ancestral", "k_diffusion:sample_dpm_adaptive",
-    ],
-    "flow": {},
-}  # fmt: skip
+QUICK: Config = {"flow": {}, "specs": [
+    f"{_DPM}?solver_order=3", f"{_DPM}?beta_schedule=squaredcos_cap_v2&{_KARRAS}", "azula:REABSampler?order=2",
+    "k_diffusion:sample_dpmpp_2m", "k_diffusion:sample_euler_ancestral", "k_diffusion:sample_dpm_adaptive",
+]}  # fmt: skip
 _RANKED = (5, 10, 20)
 _JOINED = ("wasted_calls", "nearest", "findings", "errors", "beside")  # of a report, not as they are
 
@@ -217,8 +210,7 @@ _NUMBERS = {"declared_order": ("order declared", "{:.0f}".format), "observed_ord
 
 def draw(frame: Frame, config: Config) -> Figure:
     """How many samplers have each code of severity error, and which of them the 12 worst rows have, with numbers."""
-    errors = errors_of(frame)
-    counts = errors.sum()
+    errors, counts = errors_of(frame), errors_of(frame).sum()
     rows = frame.sort_values(["errors", "warnings", "error_20"], ascending=False, kind="stable").head(12)
     note = (
         f"{_who(frame, config)}, read off their own runs at {config['nfe']} model calls. First row: how many samplers "
@@ -226,7 +218,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         "against the exact flow; both of the law where there is noise (~); –: not measured."
     )
     fig = panels.sheet(verdict(frame, config).split("; ")[0].split(", most")[0], note, 1.65 + 0.19 * (len(rows) + 1))
-    ax = fig.add_subplot(fig.add_gridspec(**style.body(fig, bottom=0.08, left=2.7, right=0.55, extra_top=1.5))[0])
+    ax = fig.subplots(gridspec_kw=style.body(fig, bottom=0.08, left=2.7, right=0.55, extra_top=1.5))
     names, empty = [f"of {len(frame)} samplers"], [None] * len(_NUMBERS)
     depths, texts = [[*(0.9 * (1 - counts / counts.max())), *empty]], [[*map(str, counts), *[""] * len(_NUMBERS)]]
     for i, row in rows.iterrows():

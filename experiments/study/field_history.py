@@ -42,15 +42,11 @@ _CONFIGURATIONS = {  # class: the options of each
     "DPMSolverMultistep": ["", "solver_order=3", _KARRAS, f"beta_schedule=squaredcos_cap_v2&{_KARRAS}",
                            f"use_exponential_sigmas=true&beta_schedule=scaled_linear&{_SD}", "use_lu_lambdas=true",
                            _SDE, f"{_SDE}&solver_order=3"],
-    "DPMSolverSinglestep": ["", "solver_order=3", _KARRAS],
-    "DEISMultistep": ["", "solver_order=3", _KARRAS],
-    "UniPCMultistep": ["", "solver_order=3", _KARRAS, "solver_type=bh1"],
-    "SASolver": [""],
+    "DPMSolverSinglestep": ["", "solver_order=3", _KARRAS], "DEISMultistep": ["", "solver_order=3", _KARRAS],
+    "UniPCMultistep": ["", "solver_order=3", _KARRAS, "solver_type=bh1"], "SASolver": [""],
     "EulerDiscrete": ["", f"{_SPACED}=leading", _KARRAS, f"{_ZERO}&{_SPACED}=trailing", "strength=0.5"],
-    "EulerAncestralDiscrete": [""],
-    "HeunDiscrete": ["", _KARRAS, "strength=0.5"],
-    "KDPM2Discrete": ["", "strength=0.5"],
-    "KDPM2AncestralDiscrete": [""], "DPMSolverSDE": [""], "EDMEuler": [""],
+    "EulerAncestralDiscrete": [""], "HeunDiscrete": ["", _KARRAS, "strength=0.5"],
+    "KDPM2Discrete": ["", "strength=0.5"], "KDPM2AncestralDiscrete": [""], "DPMSolverSDE": [""], "EDMEuler": [""],
     "EDMDPMSolverMultistep": ["solver_order=3"],
     "FlowMatchEulerDiscrete": ["shift=3.0"], "FlowMatchHeunDiscrete": ["shift=3.0"],
 }  # fmt: skip
@@ -200,7 +196,7 @@ def draw(frame: Frame, config: Config) -> Figure:
         "error; empty: this version has no such class or option, or it does not run beside the pinned torch and NumPy."
     )
     fig = panels.sheet(_headline(frame, found), note, 0.95 + 0.165 * max(len(found), 1))
-    ax = fig.add_subplot(fig.add_gridspec(**style.body(fig, bottom=0.08, left=2.38, right=1.75, extra_top=0.8))[0])
+    ax = fig.subplots(gridspec_kw=style.body(fig, bottom=0.08, left=2.38, right=1.75, extra_top=0.8))
     for y, (spec, code) in enumerate(zip(found.spec, found.code, strict=True)):
         colour = _KINDS.get(code[:3], ("", style.BLACK))[1]
         for row in at(cells, spec=spec, code=code).itertuples():
@@ -215,16 +211,11 @@ def draw(frame: Frame, config: Config) -> Figure:
     return fig
 
 
-def _leave_with_parent() -> None:
-    """End this process when the one that started it is gone: its end of stdin closes."""
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "install":
         install(Path(sys.argv[2]))
-    else:
-        _leave_with_parent()
+    else:  # until the one that started this process is gone: then its end of stdin closes
+        threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
         for row in audit_here(*json.loads(sys.argv[2])):
             print(json.dumps(row), flush=True)
         os._exit(0)

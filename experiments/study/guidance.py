@@ -19,13 +19,11 @@ NAME = "guidance"
 QUESTION = "Does the ranking of samplers flip with the guidance scale, and does data prediction win at large scales?"
 IMAGE_NETWORKS = False  # it needs to know more of a model than its ε
 CONFIG: Config = {
-    **studies.BASE,
-    "models": ["mixture", "digits"], "rtol": 1e-6, "std": 0.2,
+    **studies.BASE, "models": ["mixture", "digits"], "rtol": 1e-6, "std": 0.2,
     "classes": 6, "dimension": 4, "class_std": 0.2, "class_seed": 0,
     "scales": [1.0, 2.0, 4.0, 7.5, 15.0], "calls": [5, 10, 20], "ranked_at": 10, "grids": ["t1", "t2", "logrho"],
     "eps": ["tab1", "tab2", "tab3", "rhoab2", "dpm_2m", "unipc2_bh2_eps"],
-    "x0": ["dpmpp_2m", "dpmpp_3m", "unipc2_bh2_x0"],
-    "others": ["ddim", "rhork_2heun"],
+    "x0": ["dpmpp_2m", "dpmpp_3m", "unipc2_bh2_x0"], "others": ["ddim", "rhork_2heun"],
     "pairs": [["dpm_2m", "dpmpp_2m"], ["unipc2_bh2_eps", "unipc2_bh2_x0"]],
     "choices": {
         "labels": "sample i asks for class i mod K; no clipping or thresholding",
@@ -107,8 +105,8 @@ def headline_of(frame: Frame) -> str:
 
 def verdict(frame: Frame, config: Config) -> str:
     """Whether data prediction wins at large scales, in its best sampler and method by method, and who is best."""
-    pairs = data_prediction(frame).drop("class").better
-    best, calls = at(frame, part="best", calls=config["ranked_at"]).sort_values("scale"), config["ranked_at"]
+    calls, pairs = config["ranked_at"], data_prediction(frame).drop("class").better
+    best = at(frame, part="best", calls=calls).sort_values("scale")
     named = best.assign(said=best.solver.where(best.high < 1, best.solver + " (unclear)")).groupby("model", sort=False)
     went = ", ".join(f"on the {model} from {s.iloc[0]} to {s.iloc[-1]}" for model, s in named.said)
     same = ", ".join(f"{name} in {count}" for name, count in pairs.items())
@@ -131,8 +129,7 @@ def draw(frame: Frame, config: Config) -> Figure:
     upper, between = 1.5 * len(names) + 0.4, 1.0
     height = upper + between + 1.8
     fig = panels.sheet(headline_of(frame), note, height)
-    errors = at(frame, part="error")
-    errors = errors.assign(cell=errors.model.map(panels.short) + errors.calls.map(", {} calls".format))
+    errors = at(frame, part="error").assign(cell=frame.model.map(panels.short) + frame.calls.map(", {} calls".format))
     cells = {cell: cell for cell in errors.cell.unique()}  # model by model, by rising calls
     shared: dict[str, Any] = {"x": "scale", "band": ("low", "high"), "xlabel": "guidance scale w", "wspace": 0.06}
     axes = panels.lines(fig, errors, cells, len(counts), y="rms", panel="cell", names=_NAMED,

@@ -22,17 +22,12 @@ NAME = "rectified_flow"
 QUESTION = "Which samplers are worse than Euler on a rectified flow at 5 to 20 calls, and which step makes their error?"
 LOWER = "*"  # marks a sampler whose last steps are of lower order, down to the first, as packages run it
 CONFIG: Config = {
-    **studies.BASE,
-    "models": ["mixture", "digits"], "t_start": 0.999, "t_end": 1e-3, "grids": ["shift1", "shift3"],
-    "calls": [5, 10, 20],
+    **studies.BASE, "models": ["mixture", "digits"], "t_start": 0.999, "t_end": 1e-3, "grids": ["shift1", "shift3"],
+    "calls": [5, 10, 20], "gaps": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5],
     "solvers": ["ddim", "flow_heun", "tab1", "tab2", "tab3", "rhoab2", "dpmpp_2m", "dpmpp_2m*", "unipc2_bh2_x0",
                 "unipc2_bh2_x0*", "unipc3_bh2_x0", "unipc3_bh2_x0*", "unipc3_bh2_eps", "unipc3_bh2_eps*"],
     "swept": ["tab2", "dpmpp_2m", "dpmpp_2m*", "unipc3_bh2_x0", "unipc3_bh2_eps*"],
-    "gaps": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5],
-    "choices": {
-        "t_start": "1 - 1/1000, the largest time below 1 of a model told 1,000 times; at 1 the log-SNR is infinite",
-        "t_end": "1e-3; packages end at 0, where the log-SNR is infinite, with a step of first order",
-    },
+    "choices": {"ends": "1/1000 from 1 and 0, where the log-SNR is infinite; packages end at 0, by a first-order step"},
 }  # fmt: skip
 QUICK: Config = {**studies.BASE_QUICK, "models": ["mixture"], "calls": [5, 10], "gaps": [1e-2, 1e-3]}
 THOROUGH: Config = {"models": ["mixture", "gaussian", "digits", "network"], "samples": 2048,
@@ -43,15 +38,13 @@ FLOW = da.RectifiedFlow()
 
 def build(name: str, ts: Array) -> da.Tableau:
     """A registry solver on the rectified flow; with `LOWER` after its name its last steps are of lower order."""
-    options = {"lower_order_final": True} if name.endswith(LOWER) else {}
     make: Any = da.SOLVERS[name.rstrip(LOWER)].build
-    return make(FLOW, ts, **options)
+    return make(FLOW, ts, lower_order_final=True) if name.endswith(LOWER) else make(FLOW, ts)
 
 
 def compute(config: Config, progress: Progress) -> Frame:
-    """Rows of part "error" (RMS, and its ratio to Euler's at as many calls with a 95 % interval over samples), "step"
-    (exact flows, fewest calls: each step's share of the squared error) and "end" (RMS against where the grid starts or
-    ends)."""
+    """Rows of part "error" (RMS, its ratio to Euler's at as many calls with a 95 % band), "step" (exact flows, fewest
+    calls: each step's share of the squared error) and "end" (RMS against where the grid starts or ends)."""
     return by_model(NAME, config, lambda name, _: list(_rows(name, config)), progress)
 
 
@@ -61,14 +54,8 @@ def _rows(model: str, config: Config) -> Iterator[dict[str, Any]]:
     euler: dict[tuple[str, int], Array] = {}
     for row, squares in problem.tried(solvers, grids, config["calls"], build=build):
         base = euler.setdefault((row["grid"], row["calls"]), squares)
-        ratio = judging.ratio_row(squares, base, config["seed"], 500)
-        yield {
-            "part": "error",
-            **row,
-            "rms": float(np.sqrt(judging.mean_square(squares))),
-            **ratio,
-            "estimate": problem.estimate,
-        }
+        yield {"part": "error", **row, "rms": float(np.sqrt(judging.mean_square(squares))),
+               **judging.ratio_row(squares, base, config["seed"], 500), "estimate": problem.estimate}  # fmt: skip
     if problem.exact is None:
         return
     for name, kind in itertools.product(solvers, grids):
@@ -97,16 +84,15 @@ def standing(frame: Frame) -> Frame:
 
 
 def headline_of(frame: Frame) -> str:
-    """Which step makes the error of those that are mostly worse than Euler, by its median share over exact flows, grids
-    and them; where that is not known, how many they are."""
+    """Which step makes the error of those mostly worse than Euler, by its median share; else how many they are."""
     bad = list(standing(frame).query("mostly").index)
     rows = at(frame, part="step", solver=bad)
     if rows.empty:
         return f"{len(bad) or 'No'} samplers are mostly worse than Euler on rectified flows"
     shares = {"first": rows.share[rows.step == 0].median(), "last": rows.share[rows.step == rows.steps - 1].median()}
     end, share = max(shares.items(), key=lambda found: abs(found[1]))
-    percent = f"{round(100 * share)}\xa0%"
-    return f"The {end} log-SNR step makes {percent} of the error of samplers worse than Euler on rectified flows"
+    made = f"The {end} log-SNR step makes {round(100 * share)}\xa0% of the error"
+    return f"{made} of samplers worse than Euler on rectified flows"
 
 
 def verdict(frame: Frame, config: Config) -> str:
@@ -138,8 +124,17 @@ def draw(frame: Frame, config: Config) -> Figure:
     fig = panels.sheet(headline_of(frame), note, upper + lower)
     axes, _ = panels.small_multiples(fig, [f"{model}, {kinds[kind]}" for (model, kind), _ in cells], len(cells),
                                      extra_top=0.45, end=upper / (upper + lower), left=1.15, wspace=0.06)  # fmt: skip
+    counts, cmap = config["calls"], style.plt.get_cmap("viridis_r")
     for ax, (_, rows) in zip(axes, cells, strict=True):
-        _ratios(ax, rows, names)
+        ax.axvline(1.0, color="#333333", lw=0.9, zorder=1)
+        for calls, place in zip(counts, np.linspace(0, 1, len(counts)), strict=True):
+            part = at(rows, calls=calls).set_index("solver").loc[names]
+            y, face = np.arange(len(names)) + 0.22 * (len(counts) - 1) * (place - 0.5), cmap(0.15 + 0.75 * place)
+            ax.hlines(y, part.low, part.high, color=face, lw=1.8)
+            ax.plot(part.ratio, y, "o", color=face, markersize=4, label=f"{calls} calls", zorder=3)
+        ax.set(ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)), yticklabels=names)
+        ax.tick_params(axis="y", length=0)
+    panels.calls_axis(axes, [0.01, 1, 100], "error / Euler's")
     panels.key(fig, axes[0])
     if len(steps):
         model = steps.model.iloc[0]
@@ -148,47 +143,19 @@ def draw(frame: Frame, config: Config) -> Figure:
             begin=(upper + 0.85) / (upper + lower), left=1.15, wspace=0.06,
         )  # fmt: skip
         for ax, kind in zip(axes, kinds, strict=True):
-            _shares(ax, at(steps, model=model, grid=kind), names)
+            rows = at(steps, model=model, grid=kind)
+            last = rows.assign(step=rows.step.mask(rows.step == rows.steps - 1, rows.steps.max() - 1))  # of fewer, too
+            shares = last.pivot(index="solver", columns="step", values="share").loc[names]
+            texts = shares.map("{:z.2f}".format).where(shares.notna(), "").to_numpy()
+            panels.diverging(ax, shares.to_numpy(), texts, [f"{step + 1:.0f}" for step in shares], names, 1.3)
+            ax.set_xlabel("step", fontsize=8.5, labelpad=2)
         rows = at(frame, part="end", model=model, end="t_end")
-        for name, part in rows.sort_values("gap").groupby("solver", sort=False):
+        for name, part in rows.groupby("solver", sort=False):
             plain = str(name).rstrip(LOWER)
             panels.curve(ends, part.gap, part.rms, label=str(name), marker="o", ls="-" if name == plain else "--",
                          color=style.GREY if name == EULER else style.family(plain)[0])  # fmt: skip
         ends.set(xscale="log", yscale="log", ylim=(None, 300 * rows.rms.max()))  # with room for the names
         ends.invert_xaxis()
-        ends.set_title(f"RMS error, {list(kinds.values())[-1]}", fontsize=8.5, pad=3)
-        ends.set_xlabel("t at the end", fontsize=8.5, labelpad=2)
+        panels.named(ends, f"RMS error, {list(kinds.values())[-1]}", "t at the end")
         ends.legend(fontsize=panels.SMALL, loc="upper left", handlelength=1.6)
     return fig
-
-
-def _ratios(ax: Any, rows: Frame, names: list[str]) -> None:
-    groups = list(rows.groupby("calls"))
-    faces = style.plt.get_cmap("viridis_r")(np.linspace(0.15, 0.9, len(groups)))
-    ax.axvline(1.0, color="#333333", lw=0.9, zorder=1)
-    for k, ((calls, part), face) in enumerate(zip(groups, faces, strict=True)):
-        part = part.set_index("solver").loc[names]
-        y = np.arange(len(part)) + 0.22 * (k - (len(groups) - 1) / 2)
-        ax.hlines(y, part.low, part.high, color=face, lw=1.8)
-        ax.plot(part.ratio, y, "o", color=face, markersize=4, label=f"{calls} calls", zorder=3)
-    ax.set(xscale="log", ylim=(len(names) - 0.4, -0.6))
-    style.plain_log_ticks(ax.xaxis, [0.01, 1, 100])
-    ax.set_yticks(range(len(names)), names)
-    ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("error / Euler's", fontsize=8.5, labelpad=2)
-
-
-def _shares(ax: Any, rows: Frame, names: list[str]) -> None:
-    steps = int(rows.steps.max())
-    last = rows.assign(step=rows.step.where(rows.step < rows.steps - 1, steps - 1))  # of fewer steps, too, it is last
-    values = last.pivot(index="solver", columns="step", values="share").reindex(index=names, columns=range(steps))
-    ax.imshow(values, cmap="RdBu_r", vmin=-1.3, vmax=1.3, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            ax.text(j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=panels.SMALL,
-                    color="white" if abs(value) > 0.8 else "#222222")  # fmt: skip
-    ax.set_xticks(range(steps), range(1, steps + 1))
-    ax.set_xlabel("step", fontsize=8.5, labelpad=2)
-    ax.set_yticks(range(len(names)), names)
-    ax.tick_params(length=0)
-    ax.grid(visible=False)

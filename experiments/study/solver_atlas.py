@@ -27,8 +27,7 @@ NAME = "solver_atlas"
 QUESTION = "At few calls, does a sampler's order of convergence, or having a name, tell how accurate it is?"
 CONFIG: Config = {
     "grids": {"vp": ["t2", "t1", "logrho"], "edm": ["rho7", "rho3", "logrho"], "flow": ["shift3", "t1", "logrho"]},
-    "solvers": None, "preferred": ["ddim", "ddpm"],
-    "calls": [5, 10, 20, 40, 80], "shown": [5, 10, 20], "ranked_at": 10,
+    "solvers": None, "preferred": ["ddim", "ddpm"], "calls": [5, 10, 20, 40, 80], "shown": [5, 10, 20], "ranked_at": 10,
     "well_known": ["ddim", "ipndm3", "dpmpp_2m", "unipc3_bh2_x0", "rhork_2heun", "tab3"],
     "samples": 256, "seed": 0, "tolerance": 0.15, "device": "cpu",
     "cube": {
@@ -111,8 +110,7 @@ def _errors(solver: str, problem: str, data: tuple[Array, Array], config: Config
     """Error per budget of calls on the main grid and, for the budgets shown, on the others."""
     (process, mix), (main, *others) = PROBLEMS[problem], config["grids"][problem]
     for kind, calls in (*product([main], config["calls"]), *product(others, config["shown"])):
-        steps = steps_for(solver, calls)
-        if not steps:
+        if not (steps := steps_for(solver, calls)):
             continue
         place = {"problem": problem, "grid": kind, "calls": calls, "steps": steps}
         try:
@@ -253,8 +251,11 @@ def draw(frame: Frame, config: Config) -> Figure:
     fig = panels.sheet(headline(frame, config), note, 4.8)
     grid = fig.add_gridspec(2, 2, **style.body(fig, left=0.65, bottom=0.42, right=0.1), wspace=0.72, hspace=0.42)
     left, below, right = (fig.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
+    errors = ranking(frame, config)  # the best samplers, and below a line well-known ones
+    shown = [*errors.index[:BEST], *(name for name in errors.index[BEST:] if name in config["well_known"])]
     for problem, (title, colour, marker) in LOOKS.items():
         panels.curve(left, found.index, found[problem], label=title, color=colour, marker=marker)
+        right.plot(errors.loc[shown, problem], range(len(shown)), marker, color=colour, markersize=4, linestyle="none")
     left.axhline(0.0, color="#333333", lw=0.9, zorder=0)
     left.set_ylim(-1, 1)
     left.legend(fontsize=panels.SMALL, loc="lower right")
@@ -262,10 +263,6 @@ def draw(frame: Frame, config: Config) -> Figure:
     names = [f"{DATA[row.data]}, {row.calls:g}" for row in margins.itertuples()]
     ratios, seeds = margins[["ratio", "low", "high"]].to_numpy(), margins[["seed_low", "seed_high"]].to_numpy()
     panels.intervals(below, ratios, [0.5, 0.7, 1, 1.4, 2], names, panels.WORSE, panels.BETTER, list(seeds))
-    errors = ranking(frame, config)  # the best samplers, and below a line well-known ones
-    shown = [*errors.index[:BEST], *(name for name in errors.index[BEST:] if name in config["well_known"])]
-    for problem, (_, colour, marker) in LOOKS.items():
-        right.plot(errors.loc[shown, problem], range(len(shown)), marker, color=colour, markersize=4, linestyle="none")
     right.set_yticks(range(len(shown)), [f"{name}  {errors.index.get_loc(name) + 1}" for name in shown])
     right.axhline(BEST - 0.5, color="#999999", lw=0.8)
     right.set(xscale="log", ylim=(len(shown) - 0.5, -0.5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -15,75 +14,60 @@ from deis_analysis.process.process import Array
 from experiments import Config, Frame, Progress
 from experiments.core import panels, style
 from experiments.core.frames import at, calls_for
+from experiments.core.judging import interval
 from experiments.models.problems import DigitsProblem, Problem, digits_problem
 
 NAME = "teleportation"
 QUESTION = "How many model calls does a start at the Gaussian closed form save on the digits, and at which bias?"
 CONFIG: Config = {
-    "beta_min": 0.1, "beta_max": 20.0, "t_start": 1.0, "t_end": 1e-3,
-    "grids": ["t2", "rho7"], "solvers": ["tab3", "dpmpp_2m"], "t_skips": [0.7, 0.6, 0.5, 0.4, 0.3],
-    "calls": [5, 7, 10, 15, 20], "compared_at": [10, 15], "std": 0.0, "floor": 1e-6, "samples": 256, "seed": 0,
-    "rtol": 1e-6, "bias_rtol": 1e-5, "draws": 400, "device": "cpu",
-    "choices": {"model": "the ideal denoiser of the digits, std = 0: the data themselves, not smoothed"},
+    "beta_min": 0.1, "beta_max": 20.0, "t_start": 1.0, "t_end": 1e-3, "grids": ["t2", "rho7"], "draws": 400,
+    "solvers": ["tab3", "dpmpp_2m"], "t_skips": [0.7, 0.6, 0.5, 0.4, 0.3], "calls": [5, 7, 10, 15, 20], "device": "cpu",
+    "compared_at": [10, 15], "std": 0.0, "floor": 1e-6, "samples": 256, "seed": 0, "rtol": 1e-6, "bias_rtol": 1e-5,
 }  # fmt: skip
 QUICK: Config = {"samples": 16, "rtol": 1e-4, "bias_rtol": 1e-3, "calls": [5, 10, 15], "t_skips": [0.6, 0.4],
                  "draws": 50}  # fmt: skip
 THOROUGH: Config = {"samples": 1024, "rtol": 1e-8, "bias_rtol": 1e-6, "draws": 2000,
                     "t_skips": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], "calls": [5, 6, 7, 8, 10, 12, 15, 20]}  # fmt: skip
-METRICS = {"rms": "all samples, RMS", "median": "typical sample, median"}
+METRICS = {"rms": ("all samples, RMS", style.VERMILLION), "median": ("typical sample, median", style.BLUE)}
 
 
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows "run" (start, solver, grid, nfe), "bias" (exact flow from a teleported start), "interval", "reference"."""
-    problem = digits_problem(config)
-    gaussian = gaussian_of(problem.data, config["floor"])
+    problem: Any = digits_problem(config)
+    moved, process, gaussian = problem, problem.process, gaussian_of(problem.data, config["floor"])
     rows: list[dict[str, Any]] = [{"part": "reference", "estimate": problem.estimate}]
-    squares: list[Array] = []
-    starts = [config["t_start"], *config["t_skips"]]
-    progress(0.2)
-    for done, start in enumerate(starts, 1):
-        moved = problem
+    for done, start in enumerate([config["t_start"], *config["t_skips"]], 1):
         if start < config["t_start"]:
-            x, span = (
-                teleport(gaussian, problem.process, problem.x_T, config["t_start"], start),
-                (start, config["t_end"]),
-            )
-            exact = Problem.solved(problem.process, problem.model, x, span, config["bias_rtol"])
-            rows.append({"part": "bias", "start": start, **_errors(problem, exact.truth), "estimate": exact.estimate})
-            moved = dataclasses.replace(problem, x_T=x, span=span)
+            x = teleport(gaussian, process, problem.x_T, config["t_start"], start)
+            moved = Problem.solved(process, problem.model, x, (start, config["t_end"]), config["bias_rtol"])
+            rows.append({"part": "bias", "start": start, **_errors(problem, moved.truth), "estimate": moved.estimate})
         for row, x in moved.tried(config["solvers"], config["grids"], config["calls"], judge=lambda x: x):
-            found = {key: row[key] for key in ("solver", "grid", "nfe")}
-            rows.append({"part": "run", "start": start, **found, **_errors(problem, x)})
-            squares.append(problem.judged(x))
-        progress(0.2 + 0.75 * done / len(starts))
-    frame = pd.DataFrame(rows)
-    return pd.concat([frame, _intervals(frame, np.array(squares), config)], ignore_index=True)
+            rows.append({"part": "run", "start": start, **row, **_errors(problem, x)})
+        progress(done / (2 + len(config["t_skips"])))
+    frame = pd.DataFrame(rows).drop(columns=["calls", "steps"])  # only nfe counts
+    return pd.concat([frame.drop(columns="squares"), _intervals(frame, config)], ignore_index=True)
 
 
-def _errors(problem: DigitsProblem, x: Any) -> dict[str, float]:
+def _errors(problem: DigitsProblem, x: Any) -> dict[str, Any]:
     """Errors per pixel of all samples and of the median one, and the share that ends at another digit."""
-    square, elsewhere = problem.judged(x), problem.nearest(x) != problem.nearest(problem.truth)
-    found = {metric: float(_measure(metric, square)) for metric in METRICS}
-    return found | {"elsewhere": float(elsewhere.double().mean())}
+    squares, elsewhere = problem.judged(x), problem.nearest(x) != problem.nearest(problem.truth)
+    return {**_averages(squares), "elsewhere": float(elsewhere.double().mean()), "squares": squares}
 
 
-def _measure(metric: str, square: Array) -> Any:
-    return np.sqrt(square.mean(axis=-1) if metric == "rms" else np.median(square, axis=-1))
+def _averages(squares: Array) -> dict[str, Any]:
+    return {"rms": np.sqrt(squares.mean(axis=-1)), "median": np.sqrt(np.median(squares, axis=-1))}
 
 
-def _intervals(frame: Frame, squares: Array, config: Config) -> Frame:
+def _intervals(frame: Frame, config: Config) -> Frame:
     """95 % intervals of the calls saved, samples resampled, from the start that `findings` names."""
-    runs, count = at(frame, part="run"), squares.shape[1]
-    rng, rows = np.random.default_rng(config["seed"]), []
-    draws = [rng.integers(0, count, count) for _ in range(config["draws"])]
-    for (metric, start), cases in findings(frame, config).groupby(["metric", "start"], sort=False):
-        saved = []
-        for index in draws:
-            curves = best_curves(runs.assign(**{metric: _measure(metric, squares[:, index])}), metric)
-            plain, other = curves[config["t_start"]], curves[start]
-            saved.append([calls_saved(plain, other, plain.asof(calls)) for calls in cases.calls])
-        for calls, (low, high) in zip(cases.calls, np.quantile(saved, [0.025, 0.975], axis=0).T, strict=True):
-            rows.append({"part": "interval", "metric": metric, "calls": calls, "low": low, "high": high})
+    runs, rows, shape = at(frame, part="run"), [], (config["draws"], config["samples"])
+    squares, again = np.array(list(runs.squares)), np.random.default_rng(config["seed"]).integers(shape[1], size=shape)
+    drawn = [runs.assign(**_averages(squares[:, index])) for index in again]
+    for row in findings(frame, config).itertuples():
+        curves = [best_curves(one, row.metric) for one in drawn]
+        ends = [(found[config["t_start"]], found[row.start]) for found in curves]
+        saved = [calls_saved(plain, other, plain.asof(row.calls)) for plain, other in ends]
+        rows.append({"part": "interval", "metric": row.metric, "calls": row.calls, **interval(saved)})
     return pd.DataFrame(rows)
 
 
@@ -103,9 +87,8 @@ def calls_saved(plain: Any, other: Any, level: float) -> float:
 
 
 def findings(frame: Frame, config: Config) -> Frame:
-    """Per ``metric`` and number of plain ``calls``: their error ``level``, the ``start`` that needs the fewest calls
-    for it, how many it has ``saved``, ``at_least`` so many where its first error is less; and the highest start whose
-    own bias exceeds the level, ``biased_from``, 0 if none."""
+    """Per ``metric`` and plain ``calls``: their error ``level``, the ``start`` of fewest calls for it, those ``saved``,
+    ``at_least`` where its first error is less; ``biased_from``: the highest start of bias above the level, else 0."""
     bias, rows = at(frame, part="bias").set_index("start"), []
     for metric, calls in itertools.product(METRICS, config["compared_at"]):
         curves = best_curves(frame, metric)
@@ -148,23 +131,20 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"the RMS, not the median. Right: error of the start alone; dashed: {calls} calls from t = {plain:g}."
     )
     fig = panels.sheet(headline_of(frame, config), note, 3.2)
-    axes, (right,) = panels.small_multiples(fig, list(METRICS.values()), 3, more=1, extra_top=0.5, wspace=0.08)
+    axes, (right,) = panels.small_multiples(fig, list(METRICS), 3, more=1, extra_top=0.5, wspace=0.08)
     faces = style.plt.get_cmap("viridis")(np.linspace(0.9, 0.15, len(config["t_skips"])))
-    for metric, ax, colour in zip(METRICS, axes, (style.VERMILLION, style.BLUE), strict=True):
+    for ax, (metric, (title, colour)) in zip(axes, METRICS.items(), strict=True):
         curves = best_curves(frame, metric)
         for start, face in zip([plain, *config["t_skips"]], ["#000000", *faces], strict=True):
             panels.curve(ax, curves[start].index, curves[start], label=f"t = {start:g}", color=face, marker="o",
                          linewidth=2.2 if start == plain else 1.4)  # fmt: skip
-        ax.set_xlabel("model calls (NFE)", fontsize=8.5, labelpad=2)
+        panels.named(ax, title, "model calls (NFE)", "error per pixel" if ax is axes[0] else "")
         panels.curve(right, bias.start, bias[metric], color=colour, marker="s")
         right.axhline(curves[plain].asof(calls), color=colour, ls="--", lw=1.2)
-        right.annotate(metric, (bias.start.iloc[0], bias[metric].iloc[0]), xytext=(3, 4), color=colour,
-                         textcoords="offset points", fontsize=panels.TICKS)  # fmt: skip
-    right.set_title("bias of the start", fontsize=8.5, pad=3)
+        right.text(bias.start.iloc[0], 1.4 * bias[metric].iloc[0], f" {metric}", color=colour, fontsize=panels.TICKS)
     right.sharey(axes[0])
+    panels.named(right, "bias of the start", "start t (less noise to the left)")
     right.tick_params(labelleft=False)
-    right.set_xlabel("start t (less noise to the left)", fontsize=8.5, labelpad=2)
     axes[0].set(yscale="log", ylim=(None, 1.0))
-    axes[0].set_ylabel("error per pixel", fontsize=8.5)
     panels.key(fig, axes[0])
     return fig

@@ -32,22 +32,17 @@ CONFIG: Config = {
     "samples": 192, "choosing": 32, "held_out": 128, "rounds": 14, "degree": -1,
     "parts_at": {"digits": 5, "digits8": 5, "digits8_flow": 5}, "seed": 0, "grids": list(CUSTOMARY),
     "transfer": {
-        "beta_min": 0.1, "beta_max": 20.0,
-        "tasks": {
-            "all digits": {}, "smoothed": {"std": 0.25}, "half of them": {"part": 2},
-            "guided, w = 1.5": {"digit": 3, "scale": 1.5}, "guided, w = 3": {"digit": 3, "scale": 3.0},
-        },
+        "tasks": {"all digits": {}, "smoothed": {"std": 0.25}, "half of them": {"part": 2},
+                  "guided, w = 1.5": {"digit": 3, "scale": 1.5}, "guided, w = 3": {"digit": 3, "scale": 3.0}},
         "nfe": 5, "other_nfe": [4, 6, 8, 10], "samples": 160, "held_out": 160, "choosing": 32, "rounds": 10,
-        "degree": -1, "seed": 0, "grids": list(CUSTOMARY),
+        "beta_min": 0.1, "beta_max": 20.0, "degree": -1, "seed": 0, "grids": list(CUSTOMARY),
     },
 }  # fmt: skip
 _FEW = {"samples": 16, "choosing": 8, "held_out": 16, "rounds": 2, "grids": ["t2", "logrho"]}
 QUICK: Config = {
     **_FEW, "cells": {"mixture": [4]}, "samples": 32, "choosing": 16, "parts_at": {"mixture": 4},
-    "transfer": {
-        **CONFIG["transfer"], **_FEW, "tasks": {"all digits": {"part": 16}, "smoothed": {"part": 16, "std": 0.25}},
-        "nfe": 4, "other_nfe": [8],
-    },
+    "transfer": {**CONFIG["transfer"], **_FEW, "nfe": 4, "other_nfe": [8],
+                 "tasks": {"all digits": {"part": 16}, "smoothed": {"part": 16, "std": 0.25}}},
 }  # fmt: skip
 PARTS = {"times": {"tune_coefficients": False}, "coefficients": {"tune_times": False, "tune_told": False}}
 KINDS = {"published": "published, usual grid", "aware": "published, aware grid", "times": "tuned: times",
@@ -71,11 +66,9 @@ def compute(config: Config, progress: Progress) -> Frame:
 
 def _cell(model: str, nfe: int, config: Config) -> Rows:
     """All that is compared on one model at one number of calls, on the same held-out noise."""
-    aware = [kind for kind in GRIDS if kind != "oss"]
-    untuned = {"published": _best(model, nfe, config, grids=config["grids"], solvers=PUBLISHED),
-               "aware": _best(model, nfe, config, grids=aware, solvers=PUBLISHED),
-               "registry": _best(model, nfe, config)}  # fmt: skip
-    told = {what: (cell.label, cell.table) for what, cell in untuned.items()}
+    told = {"published": _best(model, nfe, config, grids=config["grids"], solvers=PUBLISHED),
+            "aware": _best(model, nfe, config, grids=[kind for kind in GRIDS if kind != "oss"], solvers=PUBLISHED),
+            "registry": _best(model, nfe, config)}  # fmt: skip
     parts = PARTS if nfe == config["parts_at"].get(model) else {}
     for what, moves in {**parts, "both": {}}.items():
         tuned = _tuned(model, nfe, config, held_out=config["held_out"], cache=FIGURES / ".cache" / "tuned", **moves)
@@ -90,10 +83,10 @@ def _cell(model: str, nfe: int, config: Config) -> Rows:
     return rows
 
 
-def _best(model: Any, nfe: int, config: Config, **among: Any) -> Any:
-    """The first cell of the ranking."""
+def _best(model: Any, nfe: int, config: Config, **among: Any) -> tuple[str, Tableau]:
+    """Label and table of the first cell of the ranking."""
     found = choose(model, nfe, samples=config["choosing"], seed=config["seed"], certify=False, **among)
-    return found.ranking[nfe][0].cell
+    return found.ranking[nfe][0].cell.label, found.ranking[nfe][0].cell.table
 
 
 def _tuned(model: Any, nfe: int, config: Config, **more: Any) -> Any:
@@ -142,7 +135,7 @@ def _transfer(config: Config) -> Rows:
         asked = [("transfer", config["nfe"], {source: found.tableau for source, found in tuned.items()})]
         asked += [("calls", n, {used: tuned[used].at(n)}) for n in ([] if place else config["other_nfe"])]
         for part, nfe, tables in asked:
-            best = _best(target, nfe, config, solvers=PUBLISHED, grids=config["grids"]).table
+            _, best = _best(target, nfe, config, solvers=PUBLISHED, grids=config["grids"])
             found = _compared(target, {"": best, **tables}, "", x, truth)
             for source in tables:
                 ratio, _, judged = found[source]
@@ -184,7 +177,8 @@ def verdict(frame: Frame, config: Config) -> str:
 
 def draw(frame: Frame, config: Config) -> Figure:
     """Ratios by model and calls; below, tuned on against used on, and the tuned times at other numbers of calls."""
-    cells, asked = at(frame, part="cell", what=list(KINDS)), config["transfer"]
+    cells, calls, rows = at(frame, part="cell", what=list(KINDS)), at(frame, part="calls"), at(frame, part="transfer")
+    cells, asked = cells.assign(name=cells.nfe.map("{:.0f} calls, ".format) + cells.what.map(KINDS)), config["transfer"]
     note = (
         f"Upper: RMS error on {config['held_out']} held-out noises over that of the best of the registry × all grids; "
         f"bars: 95 %, paired over samples. Lower: ideal denoisers of the digits, {asked['held_out']} held-out noises, "
@@ -192,7 +186,6 @@ def draw(frame: Frame, config: Config) -> Figure:
         f"{asked['nfe']} calls, bold: beyond the band."
     )
     fig, models = panels.sheet(headline(frame), note, 5.4), list(cells.model.unique())
-    cells = cells.assign(name=cells.nfe.map("{:.0f} calls, ".format) + cells.what.map(KINDS))
     names = list(cells.sort_values("nfe", kind="stable").name.unique())
     axes, _ = panels.small_multiples(fig, models, 3, share_y=False, left=1.75, end=0.5)
     for ax, model in zip(axes, models, strict=True):
@@ -202,13 +195,12 @@ def draw(frame: Frame, config: Config) -> Figure:
                             **style.body(fig, 0.3, 1.1, 0.1, extra_top=3.2))  # fmt: skip
     left, right = fig.add_subplot(grid[0]), fig.add_subplot(grid[1])
     left.set_title("tuned on (down), used on (across)", fontsize=8.5, pad=3)
-    right.set_title("tuned times at other calls", fontsize=8.5, pad=3)
-    rows, calls = at(frame, part="transfer"), at(frame, part="calls")
     used = list(rows.tuned_on.unique())
     tables = rows.pivot(index="tuned_on", columns="used_on")
     ratio, low, high = (tables[name].loc[used, used].to_numpy() for name in RATIO)
     across = [name.replace(", ", "\n").replace(" of", "\nof") for name in used]
     told = np.vectorize("{:.2f}".format)(ratio)
     panels.diverging(left, np.log2(ratio), told, across, used, 1.5, (high < 1) | (low > 1))
-    panels.intervals(right, calls[RATIO].to_numpy(), [0.7, 1, 1.5, 2.5], list(calls.nfe.map("{:.0f} calls".format)))
+    panels.intervals(right, calls[RATIO].to_numpy(), [0.7, 1, 1.5, 2.5], list(calls.nfe.map("{:.0f} calls".format)),
+                     title="tuned times at other calls")  # fmt: skip
     return fig

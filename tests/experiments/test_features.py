@@ -486,12 +486,30 @@ def test_sentences_turn_with_the_numbers(found):
 def test_headline_needs_all_later_calls(found):
     """From c calls on: at c and at every larger number the best one's band above the flow reaches 0."""
     frame, config = found
-    for lows, text in (((-1, -1), "from 5 calls on"), ((1, -1), "from 10 calls on"), ((-1, 1), "not within 10 calls"),
-                       ((1, 1), "not within 10 calls")):  # fmt: skip
+    beyond = "only beyond 10 calls, if at all"
+    for lows, text in (
+        ((-1, -1), "from 5 calls on"),
+        ((1, -1), "from 10 calls on"),
+        ((-1, 1), beyond),
+        ((1, 1), beyond),
+    ):
         other = frame.copy()
         for calls, low in zip((5, 10), lows, strict=True):
             other.loc[other.calls == calls, "excess_low"] = low
-        assert f"on digits8 {text}" in law.headline(other, config)
+        said = law.headline(other, config)
+        assert said.startswith("On digits8 the best sampler is as near to the data as the network's own flow ")
+        assert said.endswith(f" {text}, as far as bands tell")
+
+
+def test_headline_is_of_the_last_network_and_the_others_follow_it(found):
+    frame, config = found
+    far = frame.assign(model="a/mnist28", excess_low=1.0)
+    two = pd.concat([frame.assign(excess_low=-1.0), far])
+    said = law.headline(two, config)
+    assert said == law.headline(far, config)
+    assert said.startswith("On mnist28 ")
+    assert law.verdict(two, config).startswith(f"{said}; on digits8 from 5 calls on; least ")
+    assert law.draw(two, config).texts[0].get_text().replace("\n", " ") == said
 
 
 def test_verdict_of_the_default_models_is_short(found):
