@@ -151,7 +151,6 @@ def changes(eps: dict[float, Array], process: Process, ts: Array, config: Config
     return [{**row, "rho": float(process.rho(row["t"]))} for row in rows]
 
 
-# -- what was found -------------------------------------------------------------------------------
 def defects(frame: Frame) -> list[str]:
     """How far the networks are from a score at most, by each measure."""
     told = {"asymmetry": "Jacobians are asymmetric by", "residual": "Fokker–Planck residuals are",
@@ -182,7 +181,6 @@ def verdict(frame: Frame, config: Config) -> str:
     return "; ".join(dict.fromkeys([*said, *defects(frame)])) + "."
 
 
-# -- the figure -----------------------------------------------------------------------------------
 ROWS = {"fitting": "loss", "path": "change of ε", "derivative": "not a score by"}
 LOOKS: dict[str, dict[str, Any]] = {  # what is drawn: its name in the key, if it has one, and its look
     "loss train": {"label": "network, train", "color": style.BLUE, "marker": "o"},

@@ -95,7 +95,6 @@ def _features(name: str, config: Config) -> Features:
     return Features.inception(images, Path(given["weights"]))
 
 
-# -- what they say --------------------------------------------------------------------------------
 def at_calls(frame: Frame, model: str, calls: int) -> Frame:
     """The solvers at a number of calls on a model, nearest to the data first."""
     rows = at(frame[frame.solver != FLOW], model=model, calls=calls)

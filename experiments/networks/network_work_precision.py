@@ -50,7 +50,6 @@ _TIMED, _REPEATS = 64, 7  # images in a call that is timed, and how often: the l
 _NAMED = ("ddim", "edm_heun", "dpmpp_2m", "unipc3_bh2_x0", "ipndm4", "tab3")  # lines with a name, one a family
 
 
-# -- all numbers ----------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, seed, solver, grid, calls), "rank" (on the best grid, ranked) and "reference"."""
 
@@ -127,7 +126,6 @@ def means(draws: Array) -> Array:
         return np.where(counts.any(axis=-1), np.nansum(draws, axis=-1) / counts.sum(axis=-1), np.inf)
 
 
-# -- what was found -------------------------------------------------------------------------------
 def ranking(frame: Frame, model: str, calls: int) -> Frame:
     """Rows of part "rank" of the first seed, the most accurate solver first."""
     rows = at(frame, part="rank", model=model, calls=calls, seed=frame.seed.min())
@@ -194,7 +192,6 @@ def verdict(frame: Frame, config: Config) -> str:
     return said + "."
 
 
-# -- the figure -----------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Ranks of one network at each number of calls; of the others, and of trainings, at one; error against calls."""
     names, calls, by = list(trainings(config)), middle(config), trainings(config).items()

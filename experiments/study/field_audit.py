@@ -51,7 +51,6 @@ _RANKED = (5, 10, 20)
 _JOINED = ("wasted_calls", "nearest", "findings", "errors", "beside")  # of a report, not as they are
 
 
-# -- measuring ---------------------------------------------------------------------------------------
 def specs_of(config: Config) -> list[str]:
     """The samplers to be audited, of the packages that are installed; rows of the registry if none is."""
     found = list[str]()
@@ -109,7 +108,6 @@ def compute(config: Config, progress: Progress) -> Frame:
     return pd.DataFrame(each(partial(audited, config=config), specs_of(config), progress))
 
 
-# -- what was found ----------------------------------------------------------------------------------
 _UNMEASURED, _STATES = ("not measured", ""), {False: "not reproduced", True: "reproduced"}
 
 
@@ -203,7 +201,6 @@ def _who(frame: Frame, config: Config) -> str:
     return f"{text} ({style.in_words(missing)} not installed)" if missing else text
 
 
-# -- the figure --------------------------------------------------------------------------------------
 _NUMBERS = {"declared_order": ("order declared", "{:.0f}".format), "observed_order": ("own start", "{:z.1f}".format),
             "error_20": ("error, 20 calls", style.as_text)}  # fmt: skip
 

@@ -65,7 +65,6 @@ QUICK: Config = {
 }
 
 
-# -- measuring ---------------------------------------------------------------------------------------
 def install(folder: Path) -> None:
     """Each version into its folder, with the hub it needs and nothing else; a line for each that does not install."""
     options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile", "--target")
@@ -132,7 +131,6 @@ def compute(config: Config, progress: Progress) -> Frame:
     return pd.DataFrame([row for rows in parts for row in rows], columns=columns)
 
 
-# -- what was found ----------------------------------------------------------------------------------
 def timelines(frame: Frame) -> Frame:
     """A row per configuration, code of an error that it ever had, and version that was read: whether it is ``there``.
 
@@ -182,7 +180,6 @@ def verdict(frame: Frame, config: Config) -> str:
     )
 
 
-# -- the figure --------------------------------------------------------------------------------------
 _KINDS = {"ORD": ("order", style.BLUE), "NFE": ("calls without weight", style.ORANGE),
           "SCH": ("schedule", style.VERMILLION), "RUN": ("its run", style.PURPLE)}  # fmt: skip
 

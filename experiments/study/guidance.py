@@ -49,7 +49,6 @@ def setup(name: str, config: Config) -> Problem:
     return Problem.solved(process, guided.guided_eps(everything, each, scales, samples), x_T, span, config["rtol"])
 
 
-# -- numbers --------------------------------------------------------------------------------------
 def compute(config: Config, progress: Progress) -> Frame:
     """Rows of part "error" (model, scale, calls, solver: RMS on its best grid, 95 % interval over samples), "best" (the
     best solver's error over the second's) and "pair" (``solver`` in x₀ over ``other`` in ε, and their classes)."""
@@ -86,7 +85,6 @@ def _rows(best: dict[str, tuple[str, Array]], config: Config) -> list[dict[str, 
     return rows
 
 
-# -- what was found -------------------------------------------------------------------------------
 def data_prediction(frame: Frame) -> Frame:
     """At the largest scale, of the best x₀ sampler over the best ε one ("class") and of each x₀ sampler over the same
     method in ε: ``cells`` (model, calls), and how many of them are clearly ``better`` and ``worse``."""
@@ -116,7 +114,6 @@ def verdict(frame: Frame, config: Config) -> str:
     )
 
 
-# -- figure ---------------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Rows: models; columns: error against scale at each number of calls; below, best x₀ over best ε."""
     names, counts = list(frame.model.unique()), sorted(int(count) for count in frame.calls.unique())

@@ -72,7 +72,6 @@ def _rows(model: str, config: Config) -> Iterator[dict[str, Any]]:
             yield {"part": "end", "end": end, "gap": gap, **row, "rms": float(np.sqrt(judging.mean_square(squares)))}
 
 
-# -- what was found -------------------------------------------------------------------------------
 def standing(frame: Frame) -> Frame:
     """Per solver: of how many ``cells`` (model, grid, calls), in how many clearly ``worse`` than Euler or the ``same``,
     whether ``mostly`` worse, and its median ``ratio``."""
@@ -107,7 +106,6 @@ def verdict(frame: Frame, config: Config) -> str:
     return "; ".join([headline_of(frame).replace("\xa0", " "), *parts]) + "."
 
 
-# -- figure ---------------------------------------------------------------------------------------
 def draw(frame: Frame, config: Config) -> Figure:
     """Upper row: ratio to Euler per model and shift; lower: shares of the steps, and where the grid ends."""
     errors, steps = at(frame, part="error"), at(frame, part="step")

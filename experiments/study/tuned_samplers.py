@@ -107,7 +107,6 @@ def _compared(target: Any, tables: dict[str, Tableau], untuned: str, x: Any, tru
     return dict(zip(tables, zip(ratios, ends, judged.values(), strict=True), strict=True))
 
 
-# -- on another model -----------------------------------------------------------------------------
 def denoiser(config: Config, part: int = 1, std: float = 0.0, digit: int | None = None, scale: float = 1.0) -> Model:
     """The ideal denoiser of every ``part``-th digit, smoothed by ``std``; guided to one ``digit`` with ``scale``."""
     import torch
@@ -144,7 +143,6 @@ def _transfer(config: Config) -> Rows:
     return sorted(rows, key=lambda row: row["part"] == "calls")
 
 
-# -- what it says ---------------------------------------------------------------------------------
 def which(frame: Frame) -> list[str]:
     """The README's table "Which sampler?", line by line: what `choose` put first, and what `tune` made of it."""
     lines = ["| model, calls | first of `choose` | RMS error | tuned, of it |", "|---|---|---|---|"]
