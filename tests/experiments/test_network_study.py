@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -24,6 +25,7 @@ from experiments.__main__ import main
 from experiments.core import judging, runner
 from experiments.models import studies
 from experiments.networks import gpu_validation, network_samples, network_work_precision
+from experiments.paper import fig6_comparison
 
 SMALL = {**studies.BASE, **studies.BASE_QUICK, "samples": 2}  # one certified flow of a network serves all tests on it
 SHIPPED = studies.CHECKPOINTS / "digits8"
@@ -145,6 +147,16 @@ def test_the_docs_say_which_solver_to_use_on_mnist28():
     frame = pd.read_csv(runner.FIGURES / "network_work_precision.csv")
     table = network_work_precision.table(frame, "mnist28", tuple(network_work_precision.CONFIG["ranked_at"]))
     assert table in (runner.FIGURES.parent / "docs" / "results" / "mnist28.md").read_text()
+
+
+def test_the_figures_that_rank_networks_name_the_same_winners():
+    """On networks of the study's process: of fig6 each sampler on its best grid."""
+    known, ranked = (set(module.CONFIG["customary"]) for module in (fig6_comparison, network_work_precision))
+    assert ranked - known == {"flow_euler", "flow_heun"}
+    frames = [pd.read_csv(runner.FIGURES / f"{m.NAME}.csv") for m in (fig6_comparison, network_work_precision)]
+    for name, calls in itertools.product(["digits8", "mnist28"], network_work_precision.CONFIG["ranked_at"]):
+        first = fig6_comparison.ranking(frames[0], name, calls, "best").index[0]
+        assert first == network_work_precision.ranking(frames[1], name, calls).index[0]
 
 
 # -- rankings -------------------------------------------------------------------------------------
