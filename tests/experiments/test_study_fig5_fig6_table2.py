@@ -562,6 +562,31 @@ def test_duels_of_table2_are_by_band_and_seeds(table2):
         assert table2_variants.verdict(none, config).endswith("the first is distinct in 0.")
 
 
+def test_the_first_of_table2_is_that_of_the_samples_that_count(monkeypatch):
+    """tAB1 has the least error, though by RMS over all samples it is the last."""
+    monkeypatch.setattr(table2_variants, "duel", lambda judges, a, b: {"ratio": a["error"] / b["error"]})
+    solvers = [*table2_variants.RHOAB, *table2_variants.TAB[::-1]]
+    best = pd.DataFrame(
+        [{"solver": solver, "calls": 5, "error": 6.0 - i, "rms": i} for i, solver in enumerate(solvers)]
+    )
+    found = table2_variants.duels([], best)
+    assert [(row["claim"], row["solver"], row["second"]) for row in found] == [
+        ("tab", "tab1", "rhoab1"), ("tab", "tab2", "rhoab2"), ("tab", "tab3", "rhoab3"), ("first", "tab1", "tab2"),
+    ]  # fmt: skip
+
+
+def test_the_distinct_are_marked_in_table2(table2):
+    """And the headline is the first part of the verdict, with one count."""
+    frame, config = table2
+    surely = frame.assign(high=frame.high.where(frame.claim != "first", np.where(frame.calls == 5, 0.9, 1.1)), most=0.9)
+    fig = table2_variants.draw(surely, config)
+    marks = [text.get_text() for text in fig.axes[-1].texts if text.get_text()]
+    assert marks == ["*", "•"]
+    title = fig.texts[0].get_text().replace("\n", " ")
+    assert title == table2_variants.verdict(surely, config).partition(", beyond")[0]
+    assert title.endswith("of 6 cells, each on its best grid")
+
+
 def test_table2_verdict_turns(table2):
     frame, config = table2
     said = table2_variants.verdict(frame, config)
